@@ -1,0 +1,86 @@
+"""Layers of the U-Net of latent diffusion (Rombach et al. 2022; Dhariwal and Nichol 2021).
+
+Shapes: ``B`` batch, ``C`` channels, ``H W`` space, ``N`` tokens, ``E`` width of the time embedding. Images are (B, C, H, W)
+in memory order channels_last, which the convolutions of CPUs and tensor cores prefer.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def starts_at_zero(module: nn.Module) -> nn.Module:
+    """Mark a layer whose weights are initialised to zero, so that its residual branch starts as the identity."""
+    module.starts_at_zero = True
+    return module
+
+
+def timestep_embedding(t: Tensor, channels: int) -> Tensor:
+    """Sinusoids of the timestep (Vaswani et al. 2017): (B,) to (B, channels)."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def self_attention(qkv: Tensor, head_channels: int) -> Tensor:
+    """Multi-head self-attention of packed queries, keys and values: (B, N, 3C) to (B, N, C)."""
+    q, k, v = rearrange(qkv, "b n (qkv heads d) -> qkv b heads n d", qkv=3, d=head_channels)
+    return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with the time embedding added between them; a 1x1 skip where the width changes."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, groups: int, dropout: float):
+        super().__init__()
+        self.norm_in = nn.GroupNorm(groups, in_channels)
+        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time = nn.Linear(embedding, out_channels)
+        self.norm_out = nn.GroupNorm(groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = starts_at_zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C_in, H, W) and (B, E) to (B, C_out, H, W)."""
+        hidden = self.conv_in(F.silu(self.norm_in(x)))
+        hidden = hidden + self.time(F.silu(embedding))[:, :, None, None]
+        return self.skip(x) + self.conv_out(self.dropout(F.silu(self.norm_out(hidden))))
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions, as a residual."""
+
+    def __init__(self, channels: int, head_channels: int, groups: int):
+        super().__init__()
+        self.head_channels = head_channels
+        self.norm = nn.GroupNorm(groups, channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = starts_at_zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        attended = self.out(self_attention(self.qkv(tokens), self.head_channels))
+        return x + rearrange(attended, "b (h w) c -> b c h w", h=x.shape[2])
+
+
+class Downsample(nn.Conv2d):
+    """A strided 3x3 convolution to half the size: (B, C_in, H, W) to (B, C_out, H/2, W/2)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Conv2d):
+    """Nearest neighbours to twice the size, then a 3x3 convolution: (B, C, H, W) to (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))

@@ -1,0 +1,313 @@
+"""What is trained, sampled and scored: validated, frozen settings, to and from YAML, with stable ids. No torch.
+
+A wrong value is refused when the config is built, in one sentence that names the field and what is allowed.
+"""
+
+import difflib
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from meme.errors import UserError
+from meme.files import write_text
+
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ImageConfig(Settings):
+    """The tensor that is denoised: images, or the latents of a first stage."""
+
+    channels: Positive = 3
+    size: Positive
+    space: Literal["pixels", "latents"] = "pixels"
+
+
+class NetworkConfig(Settings):
+    """What all experts of one ensemble share: the U-Net around the searched blocks."""
+
+    family: Literal["ldm", "iu-net"]
+    """The U-Net of latent diffusion, or the paper's iU-Net: the same decoder behind an encoder of iFormer blocks."""
+    channels: Positive
+    """Width of level 1; level k has channels * multipliers[k - 1]."""
+    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    depth: Positive = 2
+    """Blocks a level in the encoder; the decoder has one more."""
+    attention_downsamples: tuple[Positive, ...] = ()
+    """Down-factors whose residual blocks are followed by attention (in the iU-Net: of the decoder only)."""
+    head_channels: Positive = 32
+    """Width of an attention head, and the step in which a split can move."""
+    norm_groups: Positive = 32
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    pool_strides: tuple[Positive, ...] = ()
+    """iU-Net: by how much each level's low-frequency mixer pools before attention (Eq. 6); empty means 1 everywhere."""
+    layer_scale_levels: tuple[Positive, ...] = ()
+    """iU-Net: the levels (1 = finest) whose iFormer blocks have LayerScale."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels C at every level, finest first."""
+        return tuple(self.channels * multiplier for multiplier in self.multipliers)
+
+    @property
+    def levels(self) -> int:
+        return len(self.multipliers)
+
+    def pool_stride(self, level: int) -> int:
+        """Stride of the low-frequency mixer at ``level`` (1 = finest)."""
+        return self.pool_strides[level - 1] if self.pool_strides else 1
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        for width in self.widths:
+            _require(width % self.head_channels == 0, f"network.head_channels: must divide every level's width {self.widths}")
+            _require(width % self.norm_groups == 0, f"network.norm_groups: must divide every level's width {self.widths}")
+        known = [2**level for level in range(self.levels)]
+        _require(set(self.attention_downsamples) <= set(known), f"network.attention_downsamples: allowed are {known}")
+        _require(
+            len(self.pool_strides) in (0, self.levels),
+            f"network.pool_strides: needs one stride for each of {self.levels} levels",
+        )
+        _require(
+            all(level <= self.levels for level in self.layer_scale_levels),
+            f"network.layer_scale_levels: levels go from 1 to {self.levels}",
+        )
+        return self
+
+
+class ExpertConfig(Settings):
+    """One expert: its interval of timesteps, its expertization probability and, in the iU-Net, its split of channels."""
+
+    interval: tuple[Annotated[int, Field(ge=0)], Positive]
+    """Timesteps [first, end) this expert denoises; t = 0 is nearest to the data."""
+    p: Probability = 1.0
+    """Expertization probability p_n: share of training samples whose t comes from the interval; the rest draw from all of T."""
+    low_channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """iU-Net: C_l at every level, finest first: 0 is all convolution, the level's width all attention."""
+
+
+class DiffusionConfig(Settings):
+    """The noise schedule (Ho et al. 2020, Eq. 4)."""
+
+    timesteps: Positive = 1000
+    schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+    """How beta grows: linear in sqrt(beta), as latent diffusion has it, or linear in beta."""
+    beta_start: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.0015
+    beta_end: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.0195
+
+
+class TrainingConfig(Settings):
+    """How each expert is trained."""
+
+    steps: Positive
+    """Optimiser steps an expert."""
+    batch_size: Positive
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    """AdamW's step size after warm-up; constant from there on, so that a training can be continued."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    gradient_clip: Annotated[float, Field(ge=0.0)] = 0.0
+    """Largest norm of the gradient; 0 means no limit."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
+    """Of the averaged weights that are sampled from; ramped up as min(decay, (1 + step) / (10 + step))."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of initial weights, order of the data, timesteps and noise."""
+
+
+class SamplingConfig(Settings):
+    """How images are drawn."""
+
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    steps: Positive = 50
+    eta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """DDIM's share of fresh noise: 0 is deterministic."""
+    clip: bool = False
+    """Clip each predicted image to [-1, 1]; right for pixels, wrong for latents."""
+    batch_size: Positive = 256
+
+
+class EvaluationConfig(Settings):
+    """How a trained ensemble is scored."""
+
+    samples: Annotated[int, Field(ge=2)] = 10_000
+    features: Literal["auto", "inception", "classifier", "random"] = "auto"
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the sampling noise, common to all candidates."""
+
+
+class Config(Settings):
+    """Everything that training, sampling and scoring one ensemble of experts need."""
+
+    name: str
+    data: str = "digits"
+    """``digits``, or the path of a folder or zip of images."""
+    image: ImageConfig
+    network: NetworkConfig
+    experts: Annotated[tuple[ExpertConfig, ...], Field(min_length=1)]
+    """Expert 1, nearest to the data, first."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    training: TrainingConfig
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        _check_sizes(self.image, self.network)
+        _check_intervals(self.experts, self.diffusion.timesteps)
+        for number, expert in enumerate(self.experts, start=1):
+            _check_split(expert.low_channels, self.network, f"experts[{number}].low_channels")
+        limit = self.diffusion.timesteps // 2 if self.sampling.sampler == "ddim" else self.diffusion.timesteps
+        _require(self.sampling.steps <= limit, f"sampling.steps: at most {limit} with {self.sampling.sampler}")
+        return self
+
+    def expert(self, number: int) -> ExpertConfig:
+        """Expert ``number`` of 1 to N; 1 is nearest to the data."""
+        _require(1 <= number <= len(self.experts), f"expert: must be 1 to {len(self.experts)}, not {number}")
+        return self.experts[number - 1]
+
+    def with_(self, **sections: Any) -> "Config":
+        """A validated copy: ``config.with_(name="x", training={"steps": 5})`` merges into the sections named."""
+        merged = self.model_dump()
+        for key, value in sections.items():
+            merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+        return Config.model_validate(merged)
+
+    @property
+    def architecture_id(self) -> str:
+        """Equal for two configs that differ in nothing that can change what is trained (data, name and scoring aside)."""
+        content = self.model_dump(mode="json", include={"image", "network", "experts", "diffusion", "training"})
+        for expert in content["experts"]:
+            first, end = expert["interval"]
+            if end - first == self.diffusion.timesteps:
+                expert["p"] = 1.0  # the interval is all of T: both draws are the same
+        return stable_id(content)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
+
+    def save(self, path: Path) -> None:
+        write_text(path, self.to_yaml())
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """Read a YAML config; anything wrong with it is a ``UserError`` of one sentence."""
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"{path}: not a readable YAML file ({_first_line(error)})") from None
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: a config is a mapping of {', '.join(cls.model_fields)}")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise UserError(f"{path}: {explain(error, cls)}") from None
+
+
+def stable_id(content: Any) -> str:
+    """Twelve hex digits that depend on the JSON content alone."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def even_intervals(experts: int, timesteps: int) -> tuple[tuple[int, int], ...]:
+    """[0, T) cut into ``experts`` disjoint intervals of equal length (to one step), nearest to the data first."""
+    edges = [round(timesteps * number / experts) for number in range(experts + 1)]
+    return tuple(itertools.pairwise(edges))
+
+
+def split_choices(width: int, head_channels: int) -> tuple[int, ...]:
+    """The allowed C_l at a level: from all convolution (0) to all attention (the width) in steps of the head width."""
+    return tuple(range(0, width + 1, head_channels))
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """A validation error's first complaint as one sentence: the field, what is wrong, what is allowed."""
+    first = error.errors()[0]
+    field = _dotted(first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = list(_fields_at(model, first["loc"][:-1]))
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}"
+        return f"{field}: unknown key; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" or not field:
+        return message
+    message = message[0].lower() + message[1:]
+    return f"{field}: {message}" if first["type"] == "missing" else f"{field}: {message}, not {first['input']!r:.80}"
+
+
+def _dotted(location: tuple[str | int, ...]) -> str:
+    """``("experts", 0, "p")`` as ``experts[1].p``: experts and levels count from 1, as in the paper."""
+    text = ""
+    for part in location:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> dict[str, Any]:
+    """The field names of the settings nested at ``location``."""
+    for part in location:
+        if isinstance(part, int):
+            continue
+        nested = model.model_fields[part].annotation
+        candidates = [nested, *getattr(nested, "__args__", ())]
+        model = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return model.model_fields
+
+
+def _check_sizes(image: ImageConfig, network: NetworkConfig) -> None:
+    for level in range(1, network.levels + 1):
+        divisor = 2 ** (level - 1) * network.pool_stride(level)
+        _require(
+            image.size % divisor == 0,
+            f"image.size: must be a multiple of {divisor} (level {level}'s down-factor times its pool stride), not {image.size}",
+        )
+
+
+def _check_intervals(experts: tuple[ExpertConfig, ...], timesteps: int) -> None:
+    edge = 0
+    for number, expert in enumerate(experts, start=1):
+        first, end = expert.interval
+        _require(
+            first == edge and end > first,
+            f"experts[{number}].interval: must begin at {edge} and end after it, without gaps, not {expert.interval}",
+        )
+        edge = end
+    _require(
+        edge == timesteps,
+        f"experts[{len(experts)}].interval: the last interval must end at {timesteps} timesteps, not {edge}",
+    )
+
+
+def _check_split(low_channels: tuple[int, ...], network: NetworkConfig, field: str) -> None:
+    if network.family == "ldm":
+        _require(not low_channels, f"{field}: only the iU-Net splits channels; leave it empty with network.family ldm")
+        return
+    _require(
+        len(low_channels) == network.levels,
+        f"{field}: needs one number for each of {network.levels} levels, not {len(low_channels)}",
+    )
+    for level, (low, width) in enumerate(zip(low_channels, network.widths, strict=True), start=1):
+        _require(
+            low <= width and low % network.head_channels == 0,
+            f"{field}[{level}]: must be a multiple of the head width {network.head_channels} from 0 to {width}, not {low}",
+        )
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

@@ -1,0 +1,244 @@
+"""Images to batches, each batch a function of (seed, step).
+
+A data set is one uint8 array in memory, or mapped from a cache on disk that all worker processes share. Reading the
+sources themselves is left to `meme.image_sources`. Shapes: ``N`` images, ``B`` batch, ``C`` channels, ``H W`` space.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from meme.errors import UserError
+from meme.files import cache_folder, write_text, written_whole
+from meme.image_decoding import square
+from meme.image_sources import ALLOWED, Layout, Skipped, decode_all, open_layout, printable
+from meme.seeding import generator
+
+__all__ = ["Images", "Skipped", "batch_indices", "open_images"]
+
+_FORMAT = 1  # of the cache and of how pixels are made: raise it when either changes
+_NAMED = 5  # skipped files named in a message
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A data set in memory.
+
+    Do not send it to another process, which would copy it: let that call `open_images`, and the pages are shared.
+    """
+
+    name: str  # "digits", or the name of the folder or zip
+    pixels: np.ndarray  # uint8 (N, C, H, W), may be a read-only memory map
+    labels: np.ndarray | None  # int64 (N,), or None where the source has no class folders
+    classes: tuple[str, ...]  # class names, label 0 first; empty without labels
+    content_id: str  # 16 hex digits of a SHA-256: the same images, labels and classes have the same id wherever they lie
+    skipped: tuple[Skipped, ...]  # files that could not be read
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def tensor(self, indices: ArrayLike) -> torch.Tensor:
+        """The images at ``indices`` (B,) as float32 (B, C, H, W) in [-1, 1]."""
+        chosen = np.asarray(self.pixels[np.asarray(indices, dtype=np.int64)])
+        return torch.from_numpy(chosen).float().div_(127.5).sub_(1)
+
+
+def _silent(message: str) -> None:
+    del message
+
+
+def open_images(
+    source: str | Path,
+    *,
+    size: int,
+    channels: int,
+    strict: bool = False,
+    on_message: Callable[[str], None] = _silent,
+) -> Images:
+    """Read a data set as ``size`` x ``size`` images with 1 (grey) or 3 (RGB) channels.
+
+    ``source`` is the string "digits" (scikit-learn's 1,797 handwritten digits, nothing to download), a folder or zip of
+    images, or the folder of CIFAR-10's binary version. Where every image lies in a sub-folder, the first level of
+    sub-folders names the classes, after folders common to all are stripped. A folder called digits is "./digits".
+
+    Decoded images are kept under the cache folder, so that opening again is quick; a changed file is noticed.
+    Unreadable files are skipped with one line to ``on_message``, or refused if ``strict``.
+
+    Raises UserError naming the field, if the source cannot be read or holds no readable image.
+    """
+    if size < 1:
+        raise UserError(f"size: {size} pixels a side is impossible, must be at least 1")
+    if channels not in (1, 3):
+        raise UserError(f"channels: {channels} is not allowed, must be 1 (grey) or 3 (RGB)")
+    if source == "digits":
+        return _digits(size, channels)
+    path = _existing(source)
+    with open_layout(path) as layout:
+        entry = cache_folder() / "data" / _key(path, layout, size, channels)
+        images = _cached(path, entry, layout, size, channels)
+        _report(images.skipped, len(layout.members) + len(layout.skipped), strict, on_message)
+    return images
+
+
+def batch_indices(count: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """Which of ``count`` images make up the batch of ``step``: int64 (batch,), a function of the arguments alone.
+
+    Every epoch is a permutation of all images, and batches are cut from the endless row of epochs; so one may span
+    two epochs, or many if ``batch`` exceeds ``count``.
+    """
+    first, last = step * batch, (step + 1) * batch
+    epochs = range(first // count, (last - 1) // count + 1)
+    row = np.concatenate([_epoch_order(count, seed, epoch) for epoch in epochs])
+    start = first - epochs[0] * count
+    return row[start : start + batch]
+
+
+@lru_cache(maxsize=4)  # called each step, and a batch spans two epochs at most unless it is larger than the data
+def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    order = torch.randperm(count, generator=generator(seed, "order", epoch)).numpy()
+    order.flags.writeable = False  # shared by all callers
+    return order
+
+
+def _digits(size: int, channels: int) -> Images:
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 0..16 in the source
+    pixels = np.stack([square(Image.fromarray(image), size, channels) for image in grey])
+    labels = digits.target.astype(np.int64)
+    classes = tuple(str(name) for name in digits.target_names)
+    identity = _content_id(pixels.shape, hashlib.sha256(pixels.tobytes()).digest(), labels, classes)
+    return Images("digits", pixels, labels, classes, identity, ())
+
+
+def _existing(source: str | Path) -> Path:
+    shown = printable(str(source))
+    if not str(source).strip():
+        raise UserError(f"data: is empty; {ALLOWED}")
+    try:
+        return Path(source).expanduser().resolve(strict=True)
+    except FileNotFoundError as error:
+        raise UserError(f"data: {shown} does not exist; {ALLOWED}") from error
+    except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL in the name, a loop of links
+        raise UserError(f"data: {shown} cannot be opened ({printable(str(error))}); {ALLOWED}") from error
+
+
+def _report(skipped: Sequence[Skipped], total: int, strict: bool, on_message: Callable[[str], None]) -> None:
+    if not skipped:
+        return
+    named = ", ".join(f"{each.name} ({each.reason})" for each in skipped[:_NAMED])
+    more = f", and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+    count = f"{len(skipped)} of {total} files could not be read"
+    if strict:
+        raise UserError(f"data: {count}, and strict allows none: {named}{more}")
+    on_message(f"{count} and were skipped: {named}{more}")
+
+
+def _content_id(shape: Sequence[int], digest: bytes, labels: np.ndarray | None, classes: Sequence[str]) -> str:
+    """``digest`` is the SHA-256 of the pixels' bytes; it comes alone as the pixels may be too many to hold."""
+    facts = json.dumps([list(shape), digest.hex(), None if labels is None else labels.tolist(), list(classes)])
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _key(path: Path, layout: Layout, size: int, channels: int) -> str:
+    """Everything that the decoded images depend on, without opening a single file."""
+    files = [[member.name, member.size, member.stamp] for member in layout.members]
+    facts = json.dumps([_FORMAT, str(path), files, layout.skipped, layout.classes, size, channels])
+    return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+
+def _cached(path: Path, entry: Path, layout: Layout, size: int, channels: int) -> Images:
+    """The images of the cache's folder ``entry``, which is first made if it is missing or broken.
+
+    It is built beside and then renamed, so that no process ever sees half of it.
+    """
+    name, shape = printable(path.name), (channels, size, size)
+    if (images := _read_entry(entry, name, shape)) is not None:
+        return images
+    building = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}.part")
+    try:
+        building.mkdir(parents=True)
+        _build(building, path, layout, shape)
+        if (rival := _read_entry(entry, name, shape)) is not None:  # another process was faster, with the same contents
+            return rival
+        _replace_folder(building, entry)
+    except OSError as error:
+        advice = "make room there, or name another folder in MEME_CACHE"
+        raise UserError(f"data: cannot write the cache {printable(str(entry))}: {error.strerror}; {advice}") from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    images = _read_entry(entry, name, shape)
+    if images is None:
+        raise UserError(f"data: the cache {printable(str(entry))} cannot be read back; name another folder in MEME_CACHE")
+    return images
+
+
+def _replace_folder(building: Path, entry: Path) -> None:
+    shutil.rmtree(entry, ignore_errors=True)  # a broken one
+    try:
+        building.rename(entry)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # these say that another process was faster just now
+            raise
+
+
+def _read_entry(entry: Path, name: str, shape: tuple[int, int, int]) -> Images | None:
+    """The images of a cache entry, their pixels mapped from disk; None if it is missing or broken."""
+    try:
+        facts = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
+        count, classes = facts["count"], tuple(facts["classes"])
+        pixels = np.load(entry / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(entry / "labels.npy", allow_pickle=False) if classes else None
+        skipped = tuple(Skipped(*each) for each in facts["skipped"])
+        identity = facts["content_id"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+    if (pixels.shape, pixels.dtype) != ((count, *shape), np.uint8):
+        return None
+    if labels is not None and (labels.shape, labels.dtype) != ((count,), np.int64):
+        return None
+    return Images(name, pixels, labels, classes, identity, skipped)
+
+
+def _build(folder: Path, path: Path, layout: Layout, shape: tuple[int, int, int]) -> None:
+    """Decode ``layout`` into ``folder``; pixels go straight to disk, as they may be more than memory holds."""
+    digest, labels, skipped = hashlib.sha256(), [np.empty(0, np.int64)], list(layout.skipped)
+    with written_whole(folder / "pixels.npy") as partial, partial.open("wb") as file:
+        _write_header(file, (0, *shape))
+        for result in decode_all(layout, size=shape[-1], channels=shape[0]):
+            if isinstance(result, Skipped):
+                skipped.append(result)
+                continue
+            contents = result.pixels.tobytes()
+            digest.update(contents)
+            file.write(contents)
+            labels.append(result.labels)
+        targets = np.concatenate(labels)
+        file.seek(0)
+        _write_header(file, (len(targets), *shape))
+    if not len(targets):
+        bad = f"{skipped[0].name} ({skipped[0].reason})"
+        raise UserError(f"data: none of {len(skipped)} files in {printable(str(path))} could be read: {bad}; {ALLOWED}")
+    with written_whole(folder / "labels.npy") as partial, partial.open("wb") as file:
+        np.save(file, targets, allow_pickle=False)
+    identity = _content_id((len(targets), *shape), digest.digest(), targets if layout.classes else None, layout.classes)
+    facts = {"count": len(targets), "content_id": identity, "classes": layout.classes, "skipped": skipped}
+    write_text(folder / "entry.json", json.dumps(facts))
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """An .npy header. numpy pads it for the first axis to grow, so that a second one fits over the first."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)

@@ -1,0 +1,140 @@
+"""The iFormer block (Si et al. 2022; Eq. 4-8 of the paper): some channels go through convolution, the others through attention.
+
+Shapes: ``B`` batch, ``C`` channels, of which the first ``C_h`` are high and the last ``C_l`` low, ``H W`` space; the mixers work
+on (B, H, W, C), the memory order that linear layers and channels_last convolutions share, so that neither copies.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from meme.blocks import self_attention
+
+LAYER_SCALE_START = 1e-6  # as Si et al. 2022
+
+
+class IFormerBlock(nn.Module):
+    """Inception mixer and MLP, both residual: (B, C, H, W) to the same.
+
+    ``low_channels`` (C_l) from 0, all convolution, to ``channels``, all attention, in steps of ``head_channels``.
+    """
+
+    def __init__(self, channels: int, low_channels: int, head_channels: int, pool_stride: int, layer_scale: bool):
+        super().__init__()
+        self.norm_mixer = nn.LayerNorm(channels)
+        self.mixer = InceptionMixer(channels, low_channels, head_channels, pool_stride)
+        self.norm_mlp = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+        self.scale_mixer = nn.Parameter(torch.full((channels,), LAYER_SCALE_START)) if layer_scale else None
+        self.scale_mlp = nn.Parameter(torch.full((channels,), LAYER_SCALE_START)) if layer_scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(x, "b c h w -> b h w c")
+        x = x + _scaled(self.mixer(self.norm_mixer(x)), self.scale_mixer)
+        x = x + _scaled(self.mlp(self.norm_mlp(x)), self.scale_mlp)
+        return rearrange(x, "b h w c -> b c h w")
+
+
+class InceptionMixer(nn.Module):
+    """High and low mixers side by side, then fused: (B, H, W, C) to the same."""
+
+    def __init__(self, channels: int, low_channels: int, head_channels: int, pool_stride: int):
+        super().__init__()
+        self.split = [channels - low_channels, low_channels]
+        self.high = HighMixer(channels, self.split[0]) if self.split[0] else None
+        self.low = LowMixer(channels, low_channels, head_channels, pool_stride) if low_channels else None
+        self.fusion = Fusion(channels, low_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_high, x_low = x.split(self.split, dim=-1)
+        parts = [*self.high(x_high)] if self.high is not None else []
+        if self.low is not None:
+            parts.append(self.low(x_low))
+        return self.fusion(torch.cat(parts, dim=-1))  # Eq. 7
+
+
+class HighMixer(nn.Module):
+    """Convolution on one half of the high channels, max-pooling on the other: (B, H, W, C_h) to twice that."""
+
+    def __init__(self, channels: int, high_channels: int):
+        super().__init__()
+        half, largest = high_channels // 2, channels // 2
+        self.conv_in = nn.Linear(half, high_channels, bias=False)
+        self.depthwise = nn.Conv2d(high_channels, high_channels, 3, padding=1, groups=high_channels, bias=False)
+        self.pool_out = nn.Linear(half, high_channels)
+        _slice_of(self.conv_in, weight=((channels, largest), (slice(high_channels), slice(half))))
+        _slice_of(self.depthwise, weight=((channels, 1, 3, 3), (slice(high_channels),)))
+        _slice_of(
+            self.pool_out,
+            weight=((channels, largest), (slice(high_channels), slice(half))),
+            bias=((channels,), (slice(high_channels),)),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x_conv, x_pool = x.chunk(2, dim=-1)
+        convolved = _spatially(self.depthwise, self.conv_in(x_conv))  # Eq. 4
+        pooled = self.pool_out(_spatially(_max_pool, x_pool))  # Eq. 5
+        return F.gelu(convolved), F.gelu(pooled)
+
+
+class LowMixer(nn.Module):
+    """Average-pool, self-attention, nearest upsampling (Eq. 6): (B, H, W, C_l) to the same."""
+
+    def __init__(self, channels: int, low_channels: int, head_channels: int, pool_stride: int):
+        super().__init__()
+        self.head_channels, self.pool_stride = head_channels, pool_stride
+        self.qkv = nn.Linear(low_channels, 3 * low_channels)
+        rows = torch.cat([part * channels + torch.arange(channels - low_channels, channels) for part in range(3)])
+        _slice_of(
+            self.qkv,
+            weight=((3 * channels, channels), (rows, slice(channels - low_channels, None))),
+            bias=((3 * channels,), (rows,)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride = self.pool_stride
+        if stride > 1:
+            x = _spatially(lambda image: F.avg_pool2d(image, stride), x)
+        attended = self_attention(self.qkv(rearrange(x, "b h w c -> b (h w) c")), self.head_channels)
+        attended = rearrange(attended, "b (h w) c -> b h w c", h=x.shape[1])
+        if stride > 1:
+            attended = _spatially(lambda image: F.interpolate(image, scale_factor=float(stride), mode="nearest"), attended)
+        return attended
+
+
+class Fusion(nn.Module):
+    """Smooths what upsampling left, then projects (Eq. 8): (B, H, W, 2 C_h + C_l) to (B, H, W, C)."""
+
+    def __init__(self, channels: int, low_channels: int):
+        super().__init__()
+        high_channels = channels - low_channels
+        mixed = 2 * high_channels + low_channels
+        self.depthwise = nn.Conv2d(mixed, mixed, 3, padding=1, groups=mixed, bias=False)
+        self.out = nn.Linear(mixed, channels)
+        # In the largest version all three branches have every channel: convolution | max-pooling | attention.
+        branches = [torch.arange(high_channels), channels + torch.arange(high_channels)]
+        columns = torch.cat([*branches, 3 * channels - low_channels + torch.arange(low_channels)])
+        _slice_of(self.depthwise, weight=((3 * channels, 1, 3, 3), (columns,)))
+        _slice_of(self.out, weight=((channels, 3 * channels), (slice(None), columns)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x + _spatially(self.depthwise, x))
+
+
+def _spatially(operation, x: Tensor) -> Tensor:
+    """Apply an operation on (B, C, H, W) to (B, H, W, C): views of the same memory, no copy."""
+    return operation(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def _max_pool(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, stride=1, padding=1)
+
+
+def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    return x if scale is None else x * scale
+
+
+def _slice_of(layer: nn.Module, **tensors: tuple) -> None:
+    """Say of which largest tensor (shape, index) each of a layer's tensors is the slice, for ``meme.initialization``."""
+    layer.slice_of = tensors

@@ -1,0 +1,36 @@
+"""Initial weights as a function of (seed, parameter name), so that two candidates start equal wherever their architectures agree.
+
+Where a split changes a tensor's shape, the tensor is a slice of the largest one that any split could have: a pilot found the
+luck of the initial weights as large as the effect of the split, and nesting takes most of that luck out of a comparison.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from meme.seeding import generator
+
+
+@torch.no_grad()
+def initialize(network: nn.Module, seed: int) -> None:
+    """Overwrite all weights of convolutions and linear layers; norms and LayerScale keep their constants.
+
+    The distribution is PyTorch's default, uniform within 1 / sqrt(fan-in) of the largest version; layers marked
+    ``starts_at_zero`` get zeros.
+    """
+    for name, layer in network.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        largest = getattr(layer, "slice_of", {})
+        full = largest["weight"][0] if largest else layer.weight.shape
+        bound = 0.0 if getattr(layer, "starts_at_zero", False) else 1.0 / math.sqrt(math.prod(full[1:]))
+        for kind, tensor in layer.named_parameters(recurse=False):
+            shape, index = largest.get(kind, (tensor.shape, ()))
+            tensor.copy_(_uniform(shape, bound, seed, f"{name}.{kind}")[index])
+
+
+def _uniform(shape: tuple[int, ...], bound: float, seed: int, name: str) -> Tensor:
+    if not bound:
+        return torch.zeros(shape)
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator(seed, "weights", name))

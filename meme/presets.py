@@ -1,0 +1,158 @@
+"""Every row of the paper as one line of one table, and small presets for a laptop."""
+
+import difflib
+from dataclasses import dataclass
+
+from meme.config import (
+    Config,
+    DiffusionConfig,
+    EvaluationConfig,
+    ExpertConfig,
+    ImageConfig,
+    NetworkConfig,
+    SamplingConfig,
+    TrainingConfig,
+    even_intervals,
+)
+from meme.errors import UserError
+
+# Table 6: the best of the expertization probabilities tried, for experts 1 (least noise) to 4.
+SOFT_PROBABILITIES = (0.8, 0.4, 0.2, 0.1)
+
+# Attention share C_l / C of the paper's four experts (rows, least noise first) at its four levels (columns, finest first).
+# Table 4's cells are lost; these shares are the ones that give its parameter counts.
+PAPER_SHARES = (
+    (1 / 4, 1 / 4, 1 / 2, 1 / 2),
+    (1 / 4, 1 / 2, 2 / 3, 3 / 4),
+    (1 / 4, 1 / 2, 3 / 4, 7 / 8),
+    (1 / 2, 3 / 4, 5 / 6, 15 / 16),
+)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the rows of one data set share."""
+
+    image: ImageConfig
+    diffusion: DiffusionConfig
+    sampling: SamplingConfig
+    evaluation: EvaluationConfig
+    data: str = ""
+
+
+_LDM = {"multipliers": (1, 2, 3, 4), "attention_downsamples": (2, 4, 8), "head_channels": 32}
+_IU = {"pool_strides": (2, 2, 1, 1), "layer_scale_levels": (3, 4)}
+_DIGITS = {"multipliers": (1, 2), "depth": 1, "attention_downsamples": (2,), "head_channels": 8, "norm_groups": 2}
+_CIFAR = {"multipliers": (1, 2, 2), "depth": 1, "attention_downsamples": (2, 4), "head_channels": 16, "norm_groups": 16}
+
+_SETTINGS = {
+    "ffhq": _Setting(
+        ImageConfig(channels=3, size=64, space="latents"),
+        DiffusionConfig(),
+        SamplingConfig(steps=200),
+        EvaluationConfig(samples=50_000),
+    ),
+    "digits": _Setting(
+        ImageConfig(channels=1, size=8),
+        DiffusionConfig(),
+        SamplingConfig(steps=20, clip=True, batch_size=250),
+        EvaluationConfig(samples=1_000, features="classifier"),
+        data="digits",
+    ),
+    "cifar10": _Setting(
+        ImageConfig(channels=3, size=32),
+        DiffusionConfig(),
+        SamplingConfig(steps=50, clip=True, batch_size=100),
+        EvaluationConfig(samples=2_000),
+    ),
+}
+
+_LARGE = TrainingConfig(steps=540_000, batch_size=42, learning_rate=9.6e-5)
+_SMALL = TrainingConfig(steps=135_000, batch_size=84, learning_rate=1.92e-4)
+_DIGITS_EXPERT = TrainingConfig(
+    steps=1_500, batch_size=64, learning_rate=2e-3, warmup_steps=20, gradient_clip=1.0, ema_decay=0.995
+)
+_CIFAR_EXPERT = TrainingConfig(
+    steps=20_000, batch_size=64, learning_rate=5e-4, warmup_steps=100, gradient_clip=1.0, ema_decay=0.999
+)
+
+
+def _times(training: TrainingConfig, factor: int) -> TrainingConfig:
+    """One model trained as long as ``factor`` experts together."""
+    return training.model_copy(update={"steps": training.steps * factor})
+
+
+# name: (network, experts, expertization probabilities or None for 1, training)
+_ROWS = {
+    "ffhq-ldm-l":          ("ldm",    224, _LDM,         1, None,               _LARGE),
+    "ffhq-ldm-s":          ("ldm",    128, _LDM,         1, None,               _times(_SMALL, 4)),
+    "ffhq-multi-expert":   ("ldm",    128, _LDM,         4, SOFT_PROBABILITIES, _SMALL),
+    "ffhq-meme":           ("iu-net", 128, _LDM | _IU,   4, SOFT_PROBABILITIES, _SMALL),
+    "digits-ldm-s":        ("ldm",    16,  _DIGITS,      1, None,               _times(_DIGITS_EXPERT, 4)),
+    "digits-multi-expert": ("ldm",    16,  _DIGITS,      4, SOFT_PROBABILITIES, _DIGITS_EXPERT),
+    "digits-meme":         ("iu-net", 16,  _DIGITS | {"pool_strides": (2, 1)},    4, SOFT_PROBABILITIES, _DIGITS_EXPERT),
+    "cifar10-ldm-s":       ("ldm",    32,  _CIFAR,       1, None,               _times(_CIFAR_EXPERT, 4)),
+    "cifar10-multi-expert": ("ldm",   32,  _CIFAR,       4, SOFT_PROBABILITIES, _CIFAR_EXPERT),
+    "cifar10-meme":        ("iu-net", 32,  _CIFAR | {"pool_strides": (2, 2, 1)},  4, SOFT_PROBABILITIES, _CIFAR_EXPERT),
+}  # fmt: skip
+
+
+def preset_names() -> tuple[str, ...]:
+    return tuple(_ROWS)
+
+
+def preset(name: str) -> Config:
+    """The config of one row; an unknown name is a ``UserError`` with the nearest known one."""
+    if name not in _ROWS:
+        near = difflib.get_close_matches(name, _ROWS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(_ROWS)}"
+        raise UserError(f"preset: there is no {name!r}; {hint}")
+    family, channels, details, count, probabilities, training = _ROWS[name]
+    setting = _SETTINGS[name.split("-")[0]]
+    network = NetworkConfig(family=family, channels=channels, **details)
+    return Config(
+        name=name,
+        data=setting.data,
+        image=setting.image,
+        network=network,
+        experts=experts_of(network, count, probabilities or (1.0,) * count, setting.diffusion.timesteps),
+        diffusion=setting.diffusion,
+        training=training,
+        sampling=setting.sampling,
+        evaluation=setting.evaluation,
+    )
+
+
+def yardsticks(name: str) -> dict[str, Config]:
+    """What a search around preset ``name`` is measured against: its hand-made pattern, one architecture for all experts,
+    and a single model trained as long as all experts together."""
+    family = name.split("-")[0]
+    found = {"hand-made": preset(name)}
+    for kind, row in (("multi-expert", f"{family}-multi-expert"), ("single-model", f"{family}-ldm-s")):
+        if row in _ROWS:
+            found[kind] = preset(row)
+    return found
+
+
+def experts_of(network: NetworkConfig, count: int, probabilities: tuple[float, ...], timesteps: int) -> tuple[ExpertConfig, ...]:
+    """``count`` experts on even intervals; in the iU-Net with the paper's hand-made split."""
+    splits = [hand_made_split(network, number, count) if network.family == "iu-net" else () for number in range(1, count + 1)]
+    intervals = even_intervals(count, timesteps)
+    return tuple(
+        ExpertConfig(interval=interval, p=p, low_channels=split)
+        for interval, p, split in zip(intervals, probabilities, splits, strict=True)
+    )
+
+
+def hand_made_split(network: NetworkConfig, number: int, count: int) -> tuple[int, ...]:
+    """C_l at every level of expert ``number`` of ``count``: the paper's shares, carried over to other numbers of experts and
+    levels by relative place, and rounded to whole heads. The paper's own sizes give the paper's own splits."""
+    row = PAPER_SHARES[_relative_place(number, count, len(PAPER_SHARES))]
+    shares = [row[_relative_place(level, network.levels, len(row))] for level in range(1, network.levels + 1)]
+    heads = [round(share * width / network.head_channels) for share, width in zip(shares, network.widths, strict=True)]
+    return tuple(number_of_heads * network.head_channels for number_of_heads in heads)
+
+
+def _relative_place(position: int, count: int, places: int) -> int:
+    """Index among ``places`` that lies where ``position`` (from 1) lies among ``count``."""
+    return 0 if count == 1 else round((position - 1) * (places - 1) / (count - 1))

@@ -1,0 +1,215 @@
+"""Train one expert: the loop, the averaged weights, checkpoint and resume."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from meme.checkpoint import load_tensors, read_header, save_tensors
+from meme.config import Config, stable_id
+from meme.data import Images, batch_indices
+from meme.denoiser import Denoiser, build_expert
+from meme.diffusion import draw_timesteps, forward_process, training_noise
+from meme.errors import UserError
+from meme.seeding import derive_seed
+
+REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where one expert's training stands."""
+
+    expert: int
+    step: int
+    steps: int
+    loss: float
+    """Mean squared error of the predicted noise, over the steps since the last report."""
+
+
+OnProgress = Callable[[Progress], None]
+"""Told about progress; whatever it raises stops the training (and leaves a checkpoint where one is kept)."""
+
+
+def train_expert(
+    config: Config,
+    number: int,
+    images: Images,
+    *,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress = lambda progress: None,
+    checkpoint_seconds: float = 60.0,
+) -> Denoiser:
+    """Train expert ``number`` and return it with its averaged weights.
+
+    With a ``folder``, a finished expert found there is returned at once, an unfinished one is continued, and the same call
+    again after any interruption ends with the same weights. Raises ``TrainingDiverged`` when the loss is not finite.
+    """
+    finished = folder and expert_file(folder, number)
+    if finished and _holds(finished, config, number, images) == config.training.steps:
+        return load_expert(config, number, folder, device)
+    training = Training(config, number, images, device)
+    unfinished = folder and folder / f"expert-{number}.training.safetensors"
+    if unfinished and 0 < _holds(unfinished, config, number, images) <= config.training.steps:
+        training.load(unfinished)
+    try:
+        _run(training, on_progress, unfinished, checkpoint_seconds)
+    except TrainingDiverged:
+        raise
+    except BaseException:  # also Ctrl-C: what was trained is not lost
+        if unfinished:
+            training.save(unfinished)
+        raise
+    if finished:
+        header = _header(config, number, images, config.training.steps)
+        save_tensors(finished, training.averaged.module.state_dict(), header)
+        unfinished.unlink(missing_ok=True)
+    return training.averaged.module.eval()
+
+
+def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None, checkpoint_seconds: float) -> None:
+    """The loop: batch and noise, timestep, loss, step, average, report."""
+    config, expert = training.config, training.expert
+    settings = config.training
+    losses, saved_at = torch.zeros((), device=training.device), time.monotonic()
+    reported = training.step
+    while training.step < settings.steps:
+        x_0, t, epsilon = training.batch()
+        training.optimizer.param_groups[0]["lr"] = learning_rate(settings.learning_rate, settings.warmup_steps, training.step)
+        with torch.autocast(training.device.type, torch.bfloat16, enabled=training.device.type == "cuda"):
+            predicted = expert(training.process.add_noise(x_0, epsilon, t), t)
+        loss = F.mse_loss(predicted.float(), epsilon)  # Eq. 2
+        loss.backward()
+        if settings.gradient_clip:
+            torch.nn.utils.clip_grad_norm_(expert.parameters(), settings.gradient_clip)
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        training.averaged.update_parameters(expert)
+        training.step += 1
+        losses += loss.detach()
+        if training.step % REPORT_EVERY == 0 or training.step == settings.steps:
+            mean = float(losses) / (training.step - reported)
+            if not torch.isfinite(torch.tensor(mean)):
+                raise TrainingDiverged(f"expert {training.number}: loss is {mean} at step {training.step}")
+            losses.zero_()
+            reported = training.step
+            on_progress(Progress(training.number, training.step, settings.steps, mean))
+        if checkpoint and time.monotonic() - saved_at >= checkpoint_seconds:
+            training.save(checkpoint)
+            saved_at = time.monotonic()
+
+
+class Training:
+    """Everything that changes while one expert is trained, and what its steps need."""
+
+    def __init__(self, config: Config, number: int, images: Images, device: torch.device | str):
+        self.config, self.number, self.images = config, number, images
+        self.device = torch.device(device)
+        self.step = 0
+        self.expert = build_expert(config, number).to(self.device).train()
+        self.averaged = AveragedModel(self.expert, multi_avg_fn=_averaging(config.training.ema_decay))
+        self.optimizer = torch.optim.AdamW(
+            self.expert.parameters(), lr=0.0, weight_decay=config.training.weight_decay, fused=True
+        )
+        self.process = forward_process(config.diffusion)
+
+    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, C, H, W), timesteps (B,) and noise (B, C, H, W) of this step: a function of (seed, step)."""
+        seed, size = self.config.training.seed, self.config.training.batch_size
+        x_0 = self.images.tensor(batch_indices(len(self.images.pixels), size, seed, self.step))
+        noise = training_noise(tuple(x_0.shape), seed, self.step)
+        t = draw_timesteps(self.config.expert(self.number), self.config.diffusion.timesteps, noise)
+        if self.config.network.dropout:
+            torch.manual_seed(derive_seed(seed, "dropout", self.step))
+        return (
+            x_0.to(self.device, memory_format=torch.channels_last, non_blocking=True),
+            t.to(self.device, non_blocking=True),
+            noise.epsilon.to(self.device, memory_format=torch.channels_last, non_blocking=True),
+        )
+
+    def save(self, path: Path) -> None:
+        """Weights, averaged weights and the optimiser's moments."""
+        tensors = {f"expert.{name}": tensor for name, tensor in self.expert.state_dict().items()}
+        tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        for name, weight in self.expert.named_parameters():
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state.get(weight, {}).items()}
+        save_tensors(path, tensors, _header(self.config, self.number, self.images, self.step))
+
+    def load(self, path: Path) -> None:
+        tensors = load_tensors(path, str(self.device))
+        self.step = int(read_header(path)["step"])
+        self.expert.load_state_dict(_part(tensors, "expert."))
+        self.averaged.load_state_dict(_part(tensors, "averaged."))
+        parts = {key: _part(tensors, f"optimizer.{key}.") for key in ("step", "exp_avg", "exp_avg_sq")}
+        names = [name for name, _ in self.expert.named_parameters()]
+        state = {index: {key: part[name] for key, part in parts.items()} for index, name in enumerate(names)}
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def learning_rate(peak: float, warmup_steps: int, step: int) -> float:
+    """Linear from peak / warmup_steps at step 0 up to ``peak``, then constant."""
+    return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
+
+
+def expert_file(folder: Path, number: int) -> Path:
+    """Where the averaged weights of a finished expert lie."""
+    return folder / f"expert-{number}.safetensors"
+
+
+def load_expert(config: Config, number: int, folder: Path, device: torch.device | str = "cpu") -> Denoiser:
+    """A finished expert from ``folder``; ``UserError`` if it is missing or of another architecture."""
+    path = expert_file(folder, number)
+    if not path.is_file():
+        raise UserError(f"{path}: missing; train this config first (python -m meme train ...)")
+    if read_header(path).get("architecture") != _architecture(config, number):
+        raise UserError(f"{path}: holds an expert of another architecture than the config beside it")
+    with torch.device("meta"):
+        expert = build_expert(config, number)
+    expert.load_state_dict(load_tensors(path, str(device)), assign=True)
+    return expert.to(memory_format=torch.channels_last).eval()
+
+
+def _averaging(decay: float) -> Callable:
+    """Exponential moving average whose decay is ramped up, so that a short training is not an average of its first steps."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        warm = float((1 + count) / (10 + count))
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, warm))
+
+    return update
+
+
+def _architecture(config: Config, number: int) -> str:
+    return stable_id([config.image.model_dump(), config.network.model_dump(), list(config.expert(number).low_channels)])
+
+
+def _header(config: Config, number: int, images: Images, step: int) -> dict[str, str | int]:
+    """What an expert is made of: two trainings with equal headers but for ``step`` are one training at two moments."""
+    training = config.training.model_dump(exclude={"steps"})
+    made_of = [training, config.expert(number).model_dump(), config.diffusion.model_dump(), images.content_id]
+    return {"architecture": _architecture(config, number), "training": stable_id(made_of), "step": step}
+
+
+def _holds(path: Path, config: Config, number: int, images: Images) -> int:
+    """Steps of this very training found at ``path``; 0 where there is none, or that of another config or data."""
+    if not path.is_file():
+        return 0
+    found = read_header(path)
+    expected = _header(config, number, images, int(found["step"]))
+    return int(found["step"]) if found == expected else 0
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,82 @@
+"""What a person sees while a search runs: one line a trial, and one status line with the time left."""
+
+import time
+
+from rich.console import Console
+from rich.status import Status
+
+from meme_nas.search import Search, winner
+from meme_nas.study import TrialRecord
+
+
+class SearchDisplay:
+    """Prints each finished trial once and keeps the status line current. Call ``update`` whenever something may have changed."""
+
+    def __init__(self, search: Search, workers: int, console: Console):
+        self._search, self._workers, self._console = search, workers, console
+        self._shown = {trial.number for trial in search.study.trials if trial.finished}
+        self._status: Status | None = None
+
+    def __enter__(self) -> "SearchDisplay":
+        if self._console.is_terminal:
+            self._status = self._console.status("starting")
+            self._status.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._status:
+            self._status.stop()
+
+    def update(self) -> None:
+        for trial in self._search.study.trials:
+            if trial.finished and trial.number not in self._shown:
+                self._shown.add(trial.number)
+                self._console.print(self._line(trial), highlight=False, markup=False)
+        if self._status:
+            self._status.update(self._status_line())
+
+    def _line(self, trial: TrialRecord) -> str:
+        place = f"{self._done():>3}/{self._search.settings.budget}"
+        head = f"{place}  trial {trial.number:<3} {trial.kind:<12}"
+        if trial.state != "complete":
+            return f"{head} {trial.state}: {trial.reason}"
+        outcome, best = trial.outcome, winner(self._search.study.trials)
+        mark = "  *best" if best and best.number == trial.number else f"  best {best.outcome.fid:.3f}" if best else ""
+        return (
+            f"{head} FID {outcome.fid:8.3f}  MACs {human(outcome.macs):>7}  params {human(outcome.params):>7}"
+            f"  {outcome.seconds:5.1f} s{mark}  {self._time_left()}"
+        )
+
+    def _status_line(self) -> str:
+        best = winner(self._search.study.trials)
+        running = sum(not trial.finished for trial in self._search.study.trials)
+        shown = f", best FID {best.outcome.fid:.3f} (trial {best.number})" if best else ""
+        return f"{self._done()}/{self._search.settings.budget} trials, {running} running{shown}, {self._time_left()}"
+
+    def _done(self) -> int:
+        return sum(trial.finished for trial in self._search.counted)
+
+    def _time_left(self) -> str:
+        """From the mean time of the trials so far: candidates all train alike."""
+        took = [trial.outcome.seconds for trial in self._search.counted if trial.state == "complete"]
+        if not took:
+            return "time left unknown"
+        seconds = (self._search.settings.budget - self._done()) * sum(took) / len(took) / self._workers
+        return f"{duration(seconds)} left"
+
+
+def human(number: float | None) -> str:
+    """4033376 as 4.03M."""
+    if number is None:
+        return "-"
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f}{letter}"
+    return f"{number:.0f}"
+
+
+def duration(seconds: float) -> str:
+    """75 as 1:15, 3700 as 1:01:40."""
+    text = time.strftime("%H:%M:%S", time.gmtime(max(0, seconds)))
+    days = int(seconds // 86_400)
+    return f"{days} d {text}" if days else text.removeprefix("00:").removeprefix("0")

@@ -1,0 +1,84 @@
+"""Run a search in processes of this machine, without Ray."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+
+from meme_nas.search import Search
+from meme_nas.trial import Outcome, Task
+
+ATTEMPTS = 2  # a task that takes its worker down so often is recorded as failed
+
+
+class LocalEngine:
+    """``workers`` processes that stay alive from trial to trial. Each is a pool of one: a death harms no other trial."""
+
+    def __init__(self, workers: int):
+        self._pools = [_new_pool() for _ in range(workers)]
+        self._running: dict[Future, tuple[int, Task]] = {}
+        self._deaths: dict[int, int] = {}
+
+    def run(self, search: Search, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
+        """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second."""
+        while not search.done:
+            self._fill(search, objective)
+            on_change()
+            for future in wait(self._running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                self._take(future, search, objective)
+            on_change()
+
+    def close(self) -> None:
+        """Stop the workers, busy or not."""
+        for pool in self._pools:
+            _end(pool)
+
+    def _fill(self, search: Search, objective: Callable[[Task], Outcome]) -> None:
+        """Give every idle worker a task, as long as there are any."""
+        idle = set(range(len(self._pools))) - {worker for worker, _ in self._running.values()}
+        for worker in sorted(idle):
+            if (task := search.next_task()) is None:
+                return
+            self._submit(worker, task, objective)
+
+    def _take(self, future: Future, search: Search, objective: Callable[[Task], Outcome]) -> None:
+        """Record what a task came to; if it took its worker down, give it one more chance on a new one."""
+        worker, task = self._running.pop(future)
+        try:
+            search.record(future.result())
+        except BrokenProcessPool:
+            _end(self._pools[worker])
+            self._pools[worker] = _new_pool()
+            self._deaths[task.number] = self._deaths.get(task.number, 0) + 1
+            if self._deaths[task.number] < ATTEMPTS:
+                self._submit(worker, task, objective)
+            else:
+                search.record(Outcome(task.number, failure="its worker process died (killed, or out of memory)"))
+
+    def _submit(self, worker: int, task: Task, objective: Callable[[Task], Outcome]) -> None:
+        self._running[self._pools[worker].submit(objective, task)] = worker, task
+
+
+def _new_pool() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    """In a new worker: leave Ctrl-C to the search, and end when the search is gone, even by kill -9."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _end(pool: ProcessPoolExecutor) -> None:
+    """Stop a worker even if it is busy: its trial can be run again."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+    pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,89 @@
+"""A task to an outcome: train at proxy length, sample, score. Runs in a worker process, one per trial at a time."""
+
+import gc
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from meme.config import ImageConfig
+from meme.data import Images
+from meme.features import FeatureSpace, choose_features
+from meme.grids import save_grid
+from meme.pipeline import Score, evaluate, open_training_data, pick_device, train
+from meme_nas.trial import Outcome, Task
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``objective(task)`` never raises: a failure is an outcome with its reason."""
+
+    folder: Path
+    """The study's folder; a trial leaves its weights and samples in ``trials/NNN``."""
+    device: str = "auto"
+    threads: int = 1
+    inception_weights: Path | None = None
+
+    def __call__(self, task: Task) -> Outcome:
+        try:
+            torch.set_num_threads(self.threads)
+            return self._train_and_score(task)
+        except Exception as error:
+            return Outcome(task.number, failure=reason(error))
+        finally:
+            _free_memory()
+
+    def _train_and_score(self, task: Task) -> Outcome:
+        config = task.config
+        images, space = scoring_basis(config.data, config.image, config.evaluation.features, self.device, self.inception_weights)
+        device, folder = pick_device(self.device), trial_folder(self.folder, task.number)
+        begun = time.perf_counter()
+        ensemble = train(config, images, folder=folder, device=device)
+        training_seconds = time.perf_counter() - begun
+        score = evaluate(ensemble, images, space, device=device)
+        save_grid(folder / "samples.png", score.grid)
+        return outcome_of(task.number, score, training_seconds)
+
+
+def outcome_of(number: int, score: Score, training_seconds: float) -> Outcome:
+    """A score as the outcome of trial ``number``."""
+    return Outcome(
+        number,
+        fid=score.fid,
+        macs=score.macs,
+        params=score.params,
+        latency_ms=score.latency_ms,
+        features=score.features,
+        training_seconds=training_seconds,
+        sampling_seconds=score.sampling_seconds,
+        scoring_seconds=score.scoring_seconds,
+    )
+
+
+def trial_folder(study: Path, number: int) -> Path:
+    """Where trial ``number`` keeps its config, weights and samples."""
+    return study / "trials" / f"{number:03d}"
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line: its kind and its first sentence."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+@lru_cache(maxsize=2)
+def scoring_basis(
+    data: str, image: ImageConfig, features: str, device: str, inception_weights: Path | None
+) -> tuple[Images, FeatureSpace]:
+    """The data of a study and the feature space it is scored in: opened once in each process."""
+    images = open_training_data(data, image)
+    return images, choose_features(features, images, inception_weights=inception_weights, device=pick_device(device))
+
+
+def _free_memory() -> None:
+    """After an out-of-memory failure the next trial must find what this one held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,218 @@
+"""One search from settings to results: set up, run, score the finalists again, export, report."""
+
+import os
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from meme.config import Config
+from meme.cost import ensemble_cost
+from meme.data import Images
+from meme.features import FeatureSpace, choose_features
+from meme.grids import save_grid
+from meme.pipeline import draw, evaluate, load_ensemble, open_training_data, pick_device
+from meme_nas.console import SearchDisplay, human
+from meme_nas.export import drop_weights, export_configs, trials_worth_keeping, write_trials
+from meme_nas.objective import Objective, trial_folder
+from meme_nas.pareto import front
+from meme_nas.report import write_report
+from meme_nas.search import Search, winner
+from meme_nas.settings import SearchSettings
+from meme_nas.study import Study, TrialRecord
+from meme_nas.summary import Finalist, Summary
+from search_spaces.domain import size
+from search_spaces.splits import SplitSpace
+
+FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
+
+console = Console(highlight=False)
+
+
+def run(settings: SearchSettings) -> Summary:
+    """Search until the budget is spent, then leave everything in the study's folder. Run again, it goes on."""
+    config = settings.full_config()
+    images, space = open_basis(settings, config)
+    settings = settings.model_copy(update={"features": space.kind})  # workers must not choose anew
+    basis = {"data": f"{images.name} {images.content_id}", "features": f"{space.name} {space.feature_id}"}
+    study = Study(settings.folder, settings.in_force() | basis)
+    try:
+        search = Search(settings, study)
+        _search(settings, search)
+        summary = _finish(settings, search, images, space)
+    finally:
+        study.close()
+    _say_results(settings, summary)
+    return summary
+
+
+def open_basis(settings: SearchSettings, config: Config) -> tuple[Images, FeatureSpace]:
+    """The data and feature space, opened in the driver first: what is wrong with them is said before anything runs."""
+    images = open_training_data(config.data, config.image, strict=settings.strict, on_message=console.print)
+    space = choose_features(
+        config.evaluation.features,
+        images,
+        inception_weights=settings.inception_weights,
+        device=pick_device(settings.device),
+        on_message=console.print,
+    )
+    return images, space
+
+
+def _search(settings: SearchSettings, search: Search) -> None:
+    """Let an engine work through the budget, showing each trial and keeping trials.csv current."""
+    if search.done:
+        console.print(f"all {settings.budget} trials are done; give a larger --budget to go on")
+        return
+    workers = workers_for(settings)
+    objective = Objective(settings.folder.absolute(), settings.device, settings.cpus_per_trial, settings.inception_weights)
+    engine = _engine(settings, workers)
+    with SearchDisplay(search, workers, console) as display:
+        seen = -1
+
+        def on_change() -> None:
+            nonlocal seen
+            display.update()
+            finished = sum(trial.finished for trial in search.study.trials)
+            if finished != seen:
+                seen = finished
+                write_trials(settings.folder, search.study.trials)
+                drop_weights(settings.folder, search.study.trials, trials_worth_keeping(search.study.trials))
+
+        try:
+            engine.run(search, objective, on_change)
+        finally:
+            engine.close()
+            on_change()
+
+
+def workers_for(settings: SearchSettings) -> int:
+    """Trials at a time: what the cores (and GPUs) hold, and no more than proposals allow without waiting."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = cores // settings.cpus_per_trial
+    if pick_device(settings.device).type == "cuda":
+        room = min(room, int(torch.cuda.device_count() / settings.gpus_per_trial))
+    return settings.workers or max(1, min(room, settings.proposal_lag, settings.budget))
+
+
+def _engine(settings: SearchSettings, workers: int):
+    if settings.engine == "local":
+        from meme_nas.engines.local import LocalEngine
+
+        console.print(f"{workers} trials at a time in processes of this machine")
+        return LocalEngine(workers)
+    from meme_nas.engines.ray import RayEngine
+
+    console.print("starting Ray ...")
+    on_gpu = pick_device(settings.device).type == "cuda"
+    engine = RayEngine(workers, settings.cpus_per_trial, settings.gpus_per_trial if on_gpu else 0, settings.folder)
+    console.print(f"{workers} trials at a time on Ray; dashboard: {engine.dashboard or 'could not be started'}")
+    return engine
+
+
+def _finish(settings: SearchSettings, search: Search, images: Images, space: FeatureSpace) -> Summary:
+    """Export configs, score winner and yardsticks with fresh noise, draw samples.png, write the report."""
+    folder, trials = settings.folder, search.study.trials
+    write_trials(folder, trials)
+    export_configs(folder, trials, settings)
+    best = winner(trials)
+    summary = Summary(
+        title=f"MEME search: {settings.preset_name}",
+        folder=folder,
+        trials=trials,
+        winner=best,
+        finalists=_score_again(settings, trials, best, images, space),
+        importance=search.study.importance(),
+        facts=_facts(settings, images, space),
+    )
+    if best:
+        save_grid(folder / "samples.png", _samples_of(folder, best))
+    write_report(summary, folder / "report.html")
+    return summary
+
+
+def _score_again(settings, trials, best: TrialRecord | None, images: Images, space: FeatureSpace) -> list[Finalist]:
+    """Winner and yardsticks, each with the same fresh sampling seeds: the winner was picked for its score with the old one."""
+    device = pick_device(settings.device)
+    chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
+    finalists = []
+    with console.status("scoring winner and yardsticks with fresh noise"):
+        for trial in chosen:
+            ensemble = load_ensemble(trial_folder(settings.folder, trial.number), device)
+            scores = [evaluate(ensemble, images, space, seed=seed, device=device) for seed in FRESH_SEEDS]
+            finalists.append(Finalist(trial, tuple(score.fid for score in scores)))
+    return finalists
+
+
+def _samples_of(folder: Path, trial: TrialRecord) -> torch.Tensor:
+    ensemble = load_ensemble(trial_folder(folder, trial.number))
+    return torch.cat(list(draw(ensemble, 64, trial.config.evaluation.seed)))
+
+
+def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
+    config = settings.as_proxy(settings.full_config())
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna", "diffusers", "clean-fid", "ptflops"))
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "data": f"{images.name}: {len(images)} images, {config.image.channels} x {config.image.size} x {config.image.size}",
+        "feature space": space.name,
+        "scored on": f"{config.evaluation.samples} samples, {config.sampling.sampler} {config.sampling.steps} steps",
+        "proxy training": f"{config.training.steps} steps of {config.training.batch_size} an expert",
+        "full training": f"{settings.full_config().training.steps} steps an expert",
+        "versions": f"Python {platform.python_version()}, {versions}",
+        "hardware": f"{os.cpu_count()} cores, {_gpu()}",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def _say_results(settings: SearchSettings, summary: Summary) -> None:
+    folder, best = settings.folder, summary.winner
+    if best is None:
+        console.print(f"no trial was scored; the reasons are in {folder / 'trials.csv'}")
+        return
+    for finalist in summary.finalists:
+        name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
+        macs = human(finalist.trial.outcome.macs)
+        console.print(f"  {name:<20} FID {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
+    console.print(f"  (FID over {best.outcome.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
+    console.print(f"{len(front(summary.trials))} trials on the Pareto front. Look at {folder / 'report.html'}")
+    if not settings.retrain:
+        console.print(f"train the winner in full: python -m meme train {folder / 'winner.yaml'}")
+
+
+def retrain_winner(settings: SearchSettings) -> None:
+    """Train the winner in full, draw samples, score it: what ``python -m meme train / sample / evaluate`` do."""
+    from meme.commands import evaluate_folder, sample_folder, train_config
+
+    path = settings.folder / "winner.yaml"
+    folder = train_config(path, device=settings.device)
+    sample_folder(folder, device=settings.device)
+    evaluate_folder(folder, device=settings.device, inception_weights=settings.inception_weights)
+
+
+def describe(settings: SearchSettings) -> None:
+    """What ``--dry-run`` prints: the settings in force, the size of the space and the cost of one trial. Trains nothing."""
+    config = settings.full_config()
+    proxy, space, cost = settings.as_proxy(config), SplitSpace(config), ensemble_cost(config)
+    for name, value in {**settings.in_force(), "data": config.data, "study": settings.folder, "budget": settings.budget}.items():
+        console.print(f"{name:<16} {value}", markup=False)
+    images_trained = proxy.training.steps * proxy.training.batch_size * len(proxy.experts)
+    # A training step costs about three forward passes.
+    training = 3 * images_trained * cost.macs
+    sampling = proxy.evaluation.samples * proxy.sampling.steps * cost.macs
+    console.print(f"space            {len(space.domains)} dimensions, {size(space.domains):.3g} points")
+    console.print(f"hand-made        {human(cost.params)} parameters, {human(cost.macs)} MACs an image and step")
+    console.print(
+        f"one trial        {len(proxy.experts)} experts x {proxy.training.steps} steps x {proxy.training.batch_size} images, "
+        f"then {proxy.evaluation.samples} samples x {proxy.sampling.steps} steps: about {human(training + sampling)} MACs"
+    )
+    console.print(f"trials at a time {workers_for(settings)} on {pick_device(settings.device)}")

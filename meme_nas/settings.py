@@ -1,0 +1,125 @@
+"""What a search is told: one validated place for every option of ``run_search.py``."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from meme.config import Config, Settings
+from meme.errors import UserError
+from meme.presets import preset
+
+PROXY_SHARE = 12  # a proxy training has one step for so many of the full training
+LEAST_SIZE_FOR_CIFAR = 32
+
+
+class SearchSettings(Settings):
+    """Search the conv/attention split and the expertization probability of every expert of a MEME ensemble."""
+
+    budget: Annotated[int, Field(ge=1)] = 50
+    """Trials to train, yardsticks included. Running the same command again with a larger budget continues the search."""
+    data: str | None = None
+    """Images to train on: digits (embedded), or the path of a folder or zip. None: what the preset names."""
+    preset: str | None = None
+    """Network and training to search around. None: digits-meme for the digits, cifar10-meme (32x32 colour) for other images."""
+    image_size: Annotated[int, Field(ge=4)] | None = None
+    """Pixels a side to train at. None: the preset's."""
+    study: Path | None = None
+    """Folder for everything the search leaves. None: results/ and the preset's name."""
+    engine: Literal["ray", "local"] = "ray"
+    """Run trials on Ray Tune, with its dashboard, or in processes of this machine without Ray."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Trials at a time. None: as many as the CPU cores (and GPUs) hold."""
+    cpus_per_trial: Annotated[int, Field(ge=1)] = 1
+    """CPU cores, and threads, of a trial."""
+    gpus_per_trial: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of a GPU a trial takes: 0.25 puts four trials on each. Ignored on the CPU."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    proxy_steps: Annotated[int, Field(ge=1)] | None = None
+    """Training steps an expert in a trial. None: a twelfth of the preset's full training."""
+    samples: Annotated[int, Field(ge=2)] | None = None
+    """Images drawn to score a trial. None: the preset's."""
+    max_macs: Annotated[float, Field(gt=0.0)] | None = None
+    """Refuse, before any training, candidates with more multiply-accumulates per image and step than this, e.g. 4.2e6."""
+    sampler: Literal["tpe", "random"] = "tpe"
+    """Who proposes: Optuna's multi-objective TPE, or chance."""
+    proposal_lag: Annotated[int, Field(ge=1)] = 2
+    """A proposal knows all results but those of the last so many trials: up to so many can run at a time, and the proposals
+    do not depend on how many do."""
+    features: Literal["auto", "inception", "classifier", "random"] | None = None
+    """Feature space of the FID. None: the preset's; auto: Inception if its weights can be had, else by the data."""
+    inception_weights: Path | None = None
+    """Inception's TorchScript file, for machines with no network (or the environment variable MEME_INCEPTION)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the proposals and of all noise, which is common to all candidates."""
+    strict: bool = False
+    """Refuse a data set with unreadable files instead of skipping them."""
+    retrain: bool = False
+    """After the search, train the winner in full, draw samples from it and score it."""
+    dry_run: bool = False
+    """Print the settings, the size of the space and the cost of a trial, then exit."""
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if self.workers and self.workers > self.proposal_lag:
+            raise UserError(
+                f"workers: {self.workers} need proposal_lag to be at least as many, not {self.proposal_lag}, or they would wait"
+            )
+        return self
+
+    @property
+    def preset_name(self) -> str:
+        if self.preset:
+            return self.preset
+        return "digits-meme" if self.data in (None, "digits") else "cifar10-meme"
+
+    @property
+    def folder(self) -> Path:
+        return self.study or Path("results") / self.preset_name
+
+    def full_config(self) -> Config:
+        """The hand-made pattern, to be trained in full; every other config of the search is made from it."""
+        return self.applied_to(preset(self.preset_name))
+
+    def applied_to(self, config: Config) -> Config:
+        """``config`` with this search's data, size, scoring and seed."""
+        image = {"size": self.image_size} if self.image_size else {}
+        evaluation = {"seed": self.seed}
+        evaluation |= {"features": self.features} if self.features else {}
+        evaluation |= {"samples": self.samples} if self.samples else {}
+        return config.with_(
+            data=_absolute(self.data) if self.data else config.data,
+            image=image,
+            evaluation=evaluation,
+            training={"seed": self.seed},
+        )
+
+    def steps_of_a_proxy(self, config: Config) -> int:
+        """Training steps an expert of ``config`` gets in a trial: the same share of its full training for every config."""
+        full = preset(self.preset_name).training.steps
+        share = (self.proxy_steps or -(-full // PROXY_SHARE)) / full
+        return max(1, round(config.training.steps * share))
+
+    def as_proxy(self, config: Config) -> Config:
+        """``config`` with the training length of a trial."""
+        return config.with_(training={"steps": self.steps_of_a_proxy(config)})
+
+    def in_force(self) -> dict[str, str | int | float | None]:
+        """What must not change while a study goes on, because it would make its scores or proposals incomparable."""
+        return {
+            "preset": self.preset_name,
+            "image_size": self.full_config().image.size,
+            "proxy_steps": self.steps_of_a_proxy(self.full_config()),
+            "samples": self.full_config().evaluation.samples,
+            "sampler": self.sampler,
+            "proposal_lag": self.proposal_lag,
+            "max_macs": self.max_macs,
+            "seed": self.seed,
+        }
+
+
+def _absolute(data: str) -> str:
+    """Paths are kept absolute, because workers and later commands run elsewhere."""
+    return data if data == "digits" else os.path.abspath(data)

@@ -1,0 +1,219 @@
+"""The one record of a search: an Optuna study on disk, written by one process, that survives being killed at any moment."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from meme.config import Config
+from meme.errors import UserError
+from meme_nas.trial import Outcome
+from search_spaces.domain import Choices
+
+JOURNAL = "study.journal"
+STUDY_NAME = "meme-nas"
+LEAST_FOR_IMPORTANCE = 10  # scored trials
+_STATES = {
+    TrialState.RUNNING: "running",
+    TrialState.COMPLETE: "complete",
+    TrialState.FAIL: "failed",
+    TrialState.PRUNED: "refused",
+}
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the study has it."""
+
+    number: int
+    state: str
+    """running (also: interrupted), complete, failed, or refused before training."""
+    kind: str
+    config: Config
+    choices: Choices
+    reason: str
+    """Why it failed or was refused; empty otherwise."""
+    outcome: Outcome | None
+
+    @property
+    def finished(self) -> bool:
+        return self.state != "running"
+
+    @property
+    def is_yardstick(self) -> bool:
+        return self.kind != "candidate"
+
+
+class Study:
+    """Opens or creates the study in ``folder``.
+
+    ``settings`` are those that make scores comparable: a study made with others is refused with a ``UserError``, as are a folder
+    that can't be written and a study that another process is writing.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, str | int | float | None]):
+        self.folder = folder
+        self._lock = _claim(folder)
+        journal = folder / JOURNAL
+        _mend(journal)
+        self.optuna_study = optuna.create_study(
+            study_name=STUDY_NAME,
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+            directions=["minimize", "minimize"],
+            load_if_exists=True,
+        )
+        self._check(settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            self.optuna_study.set_metric_names(["fid", "macs"])  # for Optuna's own dashboard
+        self._records = [_record(trial) for trial in self.frozen_trials()]
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def frozen_trials(self) -> list[FrozenTrial]:
+        """All trials as Optuna has them, in order."""
+        return self.optuna_study.get_trials(deepcopy=False)
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """All trials, in order of number."""
+        return self._records
+
+    def start(self, config: Config, kind: str, choices: Choices, distributions: dict[str, BaseDistribution]) -> TrialRecord:
+        """Record a new trial as running; killed from here on, it is found as running when the study is opened again."""
+        attributes = {"kind": kind, "config": config.model_dump(mode="json"), "architecture_id": config.architecture_id}
+        self.optuna_study.enqueue_trial(choices, user_attrs=attributes)
+        number = self.optuna_study.ask(distributions if choices else {}).number
+        self._records.append(_record(self.frozen_trials()[number]))
+        return self._records[number]
+
+    def finish(self, outcome: Outcome) -> TrialRecord:
+        """Record what a running trial came to. A second outcome of one trial is ignored: the first one stands."""
+        number = outcome.number
+        if self._records[number].finished:
+            return self._records[number]
+        if outcome.failure is None:
+            self._annotate(number, {"outcome": outcome.to_dict()})
+            self.optuna_study.tell(number, [outcome.fid, outcome.macs])
+        else:
+            self._annotate(number, {"outcome": outcome.to_dict(), "reason": outcome.failure})
+            self.optuna_study.tell(number, state=TrialState.FAIL)
+        return self._reread(number)
+
+    def refuse(self, number: int, reason: str) -> TrialRecord:
+        """Record that a trial is refused before any training."""
+        self._annotate(number, {"reason": reason})
+        self.optuna_study.tell(number, state=TrialState.PRUNED)
+        return self._reread(number)
+
+    def importance(self) -> dict[str, float]:
+        """Share of the FID's variation that each choice explains, largest first; empty with too few trials to tell."""
+        searched = [trial for trial in self.frozen_trials() if trial.state == TrialState.COMPLETE and trial.params]
+        if len(searched) < LEAST_FOR_IMPORTANCE:
+            return {}
+        study = optuna.create_study()
+        for trial in searched:  # without the yardsticks outside the space: fANOVA wants every choice in every trial
+            choices = {"params": trial.params, "distributions": trial.distributions}
+            study.add_trial(optuna.trial.create_trial(**choices, value=trial.values[0]))
+        return dict(optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
+
+    def _annotate(self, number: int, attributes: dict) -> None:
+        trial = self.frozen_trials()[number]
+        for key, value in attributes.items():
+            self.optuna_study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    def _reread(self, number: int) -> TrialRecord:
+        self._records[number] = _record(self.frozen_trials()[number])
+        return self._records[number]
+
+    def _check(self, settings: dict) -> None:
+        found = self.optuna_study.user_attrs.get("settings")
+        if found is None:
+            self.optuna_study.set_user_attr("settings", settings)
+            return
+        for key, value in settings.items():
+            if found.get(key) != value:
+                raise UserError(
+                    f"{key}: the study in {self.folder} was made with {found.get(key)}, not {value}; "
+                    "give the same value or another --study"
+                )
+
+
+def read_trials(folder: Path) -> list[TrialRecord]:
+    """The trials of a study, for reading beside a search that may be running; ``UserError`` where there is no study."""
+    journal = folder / JOURNAL
+    if not journal.is_file():
+        raise UserError(f"study: {folder} holds no study")
+    study = optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(journal))))
+    return [_record(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def _record(trial: FrozenTrial) -> TrialRecord:
+    attributes = trial.user_attrs
+    outcome = attributes.get("outcome")
+    return TrialRecord(
+        number=trial.number,
+        state=_STATES[trial.state],
+        kind=attributes["kind"],
+        config=Config.model_validate(attributes["config"]),
+        choices=dict(trial.params),
+        reason=attributes.get("reason", "") if trial.state != TrialState.RUNNING else "",
+        outcome=Outcome.from_dict(outcome) if outcome else None,
+    )
+
+
+def _claim(folder: Path) -> filelock.FileLock:
+    """Make sure that ``folder`` can be written and that no other process searches in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"study: another search is running in {folder}; give another --study or wait for it") from None
+    except OSError as error:
+        raise UserError(f"study: {folder} can't be written ({error.strerror}); give another --study") from None
+    return lock
+
+
+def _mend(journal: Path) -> None:
+    """Undo what a process killed while writing leaves: its lock, and a last line that is not whole. We hold the study's lock."""
+    Path(f"{journal}.lock").unlink(missing_ok=True)
+    if not journal.exists():
+        return
+    content = journal.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content) or not _is_json(whole):
+        lines = whole.splitlines(keepends=True)
+        while lines and not _is_json(lines[-1]):
+            lines.pop()
+        with journal.open("rb+") as file:
+            file.truncate(sum(map(len, lines)))
+
+
+def _is_json(content: bytes) -> bool:
+    """Whether the last line of ``content`` is a JSON record, or there is none."""
+    last = content.splitlines()[-1:] or [b"{}"]
+    try:
+        json.loads(last[0])
+    except ValueError:
+        return False
+    return True
+
+
+def finished_before(trials: Sequence[FrozenTrial], end: int) -> list[FrozenTrial] | None:
+    """Trials 0 to ``end - 1`` if all of them are finished, else None."""
+    known = list(trials[: max(0, end)])
+    return known if all(trial.state.is_finished() for trial in known) else None

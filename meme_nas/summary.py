@@ -1,0 +1,42 @@
+"""What a search came to, gathered for the report and the console."""
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from meme_nas.study import TrialRecord
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial scored again, at proxy length, with sampling noise that the search has not seen."""
+
+    trial: TrialRecord
+    fids: tuple[float, ...]
+    """One a sampling seed."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.fids)
+
+    @property
+    def deviation(self) -> float:
+        """Sample standard deviation over the seeds; 0 for a single seed."""
+        return statistics.stdev(self.fids) if len(self.fids) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One study, as a person is shown it."""
+
+    title: str
+    folder: Path
+    trials: list[TrialRecord]
+    winner: TrialRecord | None
+    """Lowest FID among the searched at no more MACs than the hand-made pattern."""
+    finalists: list[Finalist] = field(default_factory=list)
+    """Winner and yardsticks scored again; empty while the search runs."""
+    importance: dict[str, float] = field(default_factory=dict)
+    """Share of the FID's variation that each choice explains, by Optuna; empty while there are too few trials."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """What a reader must know beside the scores: command, data, feature space, samples, proxy length, versions, hardware."""

@@ -1,0 +1,50 @@
+"""What passes between the search and its engines: a task to run, and what came of it. No torch."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from meme.config import Config
+
+
+@dataclass(frozen=True)
+class Task:
+    """One trial to run: train and score ``config``."""
+
+    number: int
+    config: Config
+    kind: str
+    """``candidate``, or the yardstick it is: ``hand-made``, ``multi-expert``, ``single-model``."""
+
+    @property
+    def name(self) -> str:
+        """Legible in a dashboard: number, kind and architecture."""
+        return f"{self.number:03d}-{self.kind}-{self.config.architecture_id}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task came to: scores, or the reason why there are none."""
+
+    number: int
+    failure: str | None = None
+    fid: float | None = None
+    macs: float | None = None
+    params: int | None = None
+    latency_ms: float | None = None
+    features: str | None = None
+    training_seconds: float = 0.0
+    sampling_seconds: float = 0.0
+    scoring_seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training, sampling and scoring."""
+        return self.training_seconds + self.sampling_seconds + self.scoring_seconds
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Outcome":
+        """The inverse of ``to_dict``; other keys are ignored."""
+        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

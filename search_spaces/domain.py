@@ -1,0 +1,81 @@
+"""What can be chosen: named dimensions, each a finite grid, and the space they span. No torch, no Optuna, no Ray."""
+
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+Value = int | float | str
+Choices = dict[str, Value]
+"""One point of a space: the value chosen in every dimension."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some unordered options."""
+
+    options: tuple[Value, ...]
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        return self.options
+
+    def neighbours(self, value: Value) -> tuple[Value, ...]:
+        """All other options: none is nearer than another."""
+        return tuple(option for option in self.options if option != value)
+
+
+@dataclass(frozen=True)
+class Integer:
+    """Integers ``low``, ``low + step`` ... up to ``high``."""
+
+    low: int
+    high: int
+    step: int = 1
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        return tuple(range(self.low, self.high + 1, self.step))
+
+    def neighbours(self, value: int) -> tuple[int, ...]:
+        """One step down and one up, where they exist."""
+        return tuple(other for other in (value - self.step, value + self.step) if self.low <= other <= self.high)
+
+
+@dataclass(frozen=True)
+class Real:
+    """Reals on a grid: ``low``, ``low + step`` ... up to ``high``, each rounded so that equal choices are equal numbers."""
+
+    low: float
+    high: float
+    step: float
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        steps = round((self.high - self.low) / self.step)
+        return tuple(round(self.low + index * self.step, 9) for index in range(steps + 1))
+
+    def neighbours(self, value: float) -> tuple[float, ...]:
+        """One step down and one up, where they exist."""
+        place = self.values.index(round(value, 9))
+        return tuple(self.values[other] for other in (place - 1, place + 1) if 0 <= other < len(self.values))
+
+
+Domain = Choice | Integer | Real
+
+
+def size(domains: Mapping[str, Domain]) -> int:
+    """Number of points of the space."""
+    return math.prod(len(domain.values) for domain in domains.values())
+
+
+def draw(domains: Mapping[str, Domain], source: random.Random) -> Choices:
+    """One point, uniformly."""
+    return {name: source.choice(domain.values) for name, domain in domains.items()}
+
+
+def neighbours(domains: Mapping[str, Domain], choices: Choices) -> Iterator[Choices]:
+    """The points that differ from ``choices`` by one step in one dimension."""
+    for name, domain in domains.items():
+        for value in domain.neighbours(choices[name]):
+            yield choices | {name: value}
