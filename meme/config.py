@@ -70,6 +70,9 @@ class NetworkConfig(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self):
+        _require(self.channels % 2 == 0, f"network.channels: must be even (the time embedding halves it), not {self.channels}")
+        fits = self.family == "ldm" or self.head_channels % 2 == 0
+        _require(fits, f"network.head_channels: must be even (the iU-Net halves high channels), not {self.head_channels}")
         for width in self.widths:
             _require(width % self.head_channels == 0, f"network.head_channels: must divide every level's width {self.widths}")
             _require(width % self.norm_groups == 0, f"network.norm_groups: must divide every level's width {self.widths}")
@@ -180,7 +183,8 @@ class Config(Settings):
         """A validated copy: ``config.with_(name="x", training={"steps": 5})`` merges into the sections named."""
         merged = self.model_dump()
         for key, value in sections.items():
-            merged[key] = {**merged[key], **value} if isinstance(value, dict) else value
+            both_sections = isinstance(value, dict) and isinstance(merged.get(key), dict)
+            merged[key] = {**merged[key], **value} if both_sections else value
         return Config.model_validate(merged)
 
     @property
@@ -204,7 +208,7 @@ class Config(Settings):
         """Read a YAML config; anything wrong with it is a ``UserError`` of one sentence."""
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or the 13th month
             raise UserError(f"{path}: not a readable YAML file ({_first_line(error)})") from None
         if not isinstance(content, dict):
             raise UserError(f"{path}: a config is a mapping of {', '.join(cls.model_fields)}")

@@ -4,20 +4,23 @@ import math
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
 from meme.files import written_whole
 
+GAP = 1  # pixels between images
 LEGIBLE_SIZE = 512  # pixels a side that a grid of small images is enlarged to, by whole factors
 
 
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """uint8 (N, C, H, W) as one image (H', W', C), row by row; missing places are white."""
+    """uint8 (N, C, H, W) as one image (H', W', C), row by row, a white line between them; missing places are white."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     missing = -len(images) % columns
     images = torch.cat([images, images.new_full((missing, *images.shape[1:]), 255)])
+    images = F.pad(images, (0, GAP, 0, GAP), value=255)
     return rearrange(images, "(rows columns) c h w -> (rows h) (columns w) c", columns=columns)
 
 

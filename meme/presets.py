@@ -42,7 +42,7 @@ class _Setting:
 
 _LDM = {"multipliers": (1, 2, 3, 4), "attention_downsamples": (2, 4, 8), "head_channels": 32}
 _IU = {"pool_strides": (2, 2, 1, 1), "layer_scale_levels": (3, 4)}
-_DIGITS = {"multipliers": (1, 2), "depth": 1, "attention_downsamples": (2,), "head_channels": 8, "norm_groups": 2}
+_DIGITS = {"multipliers": (1, 2), "depth": 1, "head_channels": 8, "norm_groups": 2}
 _CIFAR = {"multipliers": (1, 2, 2), "depth": 1, "attention_downsamples": (2, 4), "head_channels": 16, "norm_groups": 16}
 
 _SETTINGS = {
@@ -70,7 +70,7 @@ _SETTINGS = {
 _LARGE = TrainingConfig(steps=540_000, batch_size=42, learning_rate=9.6e-5)
 _SMALL = TrainingConfig(steps=135_000, batch_size=84, learning_rate=1.92e-4)
 _DIGITS_EXPERT = TrainingConfig(
-    steps=1_500, batch_size=64, learning_rate=2e-3, warmup_steps=20, gradient_clip=1.0, ema_decay=0.995
+    steps=2_000, batch_size=32, learning_rate=3e-3, warmup_steps=20, gradient_clip=1.0, ema_decay=0.995
 )
 _CIFAR_EXPERT = TrainingConfig(
     steps=20_000, batch_size=64, learning_rate=5e-4, warmup_steps=100, gradient_clip=1.0, ema_decay=0.999

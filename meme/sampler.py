@@ -17,7 +17,7 @@ Denoise = Callable[[Tensor, int], Tensor]
 
 
 def build_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig) -> SchedulerMixin:
-    """The scheduler of diffusers with its timesteps set, spaced as latent diffusion spaces them: 1, 1 + T/S, 1 + 2T/S ..."""
+    """The scheduler of diffusers with its timesteps set: T/S apart, from 1 for DDIM (as latent diffusion has it), 0 for DDPM."""
     arguments = schedule_arguments(diffusion) | {"clip_sample": sampling.clip, "timestep_spacing": "leading"}
     if sampling.sampler == "ddim":
         scheduler = DDIMScheduler(**arguments, steps_offset=1, set_alpha_to_one=False)
@@ -34,11 +34,11 @@ def sampling_timesteps(diffusion: DiffusionConfig, sampling: SamplingConfig) -> 
 
 @torch.inference_mode()
 def sample(
-    denoise: Denoise, x: Tensor, diffusion: DiffusionConfig, sampling: SamplingConfig, fresh_noise: torch.Generator
+    denoise: Denoise, x: Tensor, diffusion: DiffusionConfig, sampling: SamplingConfig, fresh_noise: list[torch.Generator]
 ) -> Tensor:
     """Denoise ``x`` (B, C, H, W), standard normal, to images of the training data's range.
 
-    ``fresh_noise`` is drawn from only where the sampler is stochastic (DDPM, or DDIM with eta > 0).
+    ``fresh_noise``, one generator an image, is drawn from only where the sampler is stochastic (DDPM, or DDIM with eta > 0).
     """
     scheduler = build_scheduler(diffusion, sampling)
     eta = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
@@ -62,11 +62,11 @@ def draw_images(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tensor]:
-    """Yield ``count`` images in batches, uint8 (B, C, H, W) on ``device``."""
+    """Yield ``count`` images in batches, uint8 (B, C, H, W) on ``device``; image i does not depend on the batch size."""
     for first in range(0, count, sampling.batch_size):
-        x = starting_noise(image, seed, first, min(sampling.batch_size, count - first))
-        x = x.to(device).contiguous(memory_format=torch.channels_last)
-        yield to_uint8(sample(denoise, x, diffusion, sampling, generator(seed, "fresh noise", first)))
+        indices = range(first, min(first + sampling.batch_size, count))
+        x = starting_noise(image, seed, first, len(indices)).to(device).contiguous(memory_format=torch.channels_last)
+        yield to_uint8(sample(denoise, x, diffusion, sampling, [generator(seed, "fresh noise", index) for index in indices]))
 
 
 def to_uint8(x: Tensor) -> Tensor:

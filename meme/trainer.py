@@ -66,8 +66,8 @@ def train_expert(
         _run(training, on_progress, unfinished, checkpoint_seconds)
     except TrainingDiverged:
         raise
-    except BaseException:  # also Ctrl-C: what was trained is not lost
-        if unfinished:
+    except BaseException:  # also Ctrl-C: what was trained is not lost, unless it came while weights were half updated
+        if unfinished and not training.updating:
             training.save(unfinished)
         raise
     if finished:
@@ -92,10 +92,12 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
         loss.backward()
         if settings.gradient_clip:
             torch.nn.utils.clip_grad_norm_(expert.parameters(), settings.gradient_clip)
+        training.updating = True
         training.optimizer.step()
         training.optimizer.zero_grad()
         training.averaged.update_parameters(expert)
         training.step += 1
+        training.updating = False
         losses += loss.detach()
         if training.step % REPORT_EVERY == 0 or training.step == settings.steps:
             mean = float(losses) / (training.step - reported)
@@ -116,6 +118,7 @@ class Training:
         self.config, self.number, self.images = config, number, images
         self.device = torch.device(device)
         self.step = 0
+        self.updating = False  # weights, averages and step do not belong together at this moment
         self.expert = build_expert(config, number).to(self.device).train()
         self.averaged = AveragedModel(self.expert, multi_avg_fn=_averaging(config.training.ema_decay))
         self.optimizer = torch.optim.AdamW(
@@ -151,8 +154,10 @@ class Training:
         self.expert.load_state_dict(_part(tensors, "expert."))
         self.averaged.load_state_dict(_part(tensors, "averaged."))
         parts = {key: _part(tensors, f"optimizer.{key}.") for key in ("step", "exp_avg", "exp_avg_sq")}
-        names = [name for name, _ in self.expert.named_parameters()]
-        state = {index: {key: part[name] for key, part in parts.items()} for index, name in enumerate(names)}
+        state = {
+            index: {key: _laid_out_as(weight, part[name]) for key, part in parts.items()}
+            for index, (name, weight) in enumerate(self.expert.named_parameters())
+        }
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -209,6 +214,11 @@ def _holds(path: Path, config: Config, number: int, images: Images) -> int:
     found = read_header(path)
     expected = _header(config, number, images, int(found["step"]))
     return int(found["step"]) if found == expected else 0
+
+
+def _laid_out_as(weight: Tensor, moment: Tensor) -> Tensor:
+    """The fused AdamW walks through memory: a moment must lie there as its weight does (channels_last), not as in the file."""
+    return torch.empty_like(weight).copy_(moment) if moment.shape == weight.shape else moment
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from meme_nas.trial import Outcome, Task
 
 @dataclass(frozen=True)
 class Objective:
-    """``objective(task)`` never raises: a failure is an outcome with its reason."""
+    """``objective(task)`` trains and scores the task's config; whatever goes wrong is raised."""
 
     folder: Path
     """The study's folder; a trial leaves its weights and samples in ``trials/NNN``."""
@@ -27,11 +27,9 @@ class Objective:
     inception_weights: Path | None = None
 
     def __call__(self, task: Task) -> Outcome:
+        torch.set_num_threads(self.threads)
         try:
-            torch.set_num_threads(self.threads)
             return self._train_and_score(task)
-        except Exception as error:
-            return Outcome(task.number, failure=reason(error))
         finally:
             _free_memory()
 
@@ -65,12 +63,6 @@ def outcome_of(number: int, score: Score, training_seconds: float) -> Outcome:
 def trial_folder(study: Path, number: int) -> Path:
     """Where trial ``number`` keeps its config, weights and samples."""
     return study / "trials" / f"{number:03d}"
-
-
-def reason(error: BaseException) -> str:
-    """An exception in one line: its kind and its first sentence."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 @lru_cache(maxsize=2)

@@ -10,7 +10,7 @@ from meme.config import Config, Settings
 from meme.errors import UserError
 from meme.presets import preset
 
-PROXY_SHARE = 12  # a proxy training has one step for so many of the full training
+PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
 LEAST_SIZE_FOR_CIFAR = 32
 
 
@@ -38,7 +38,7 @@ class SearchSettings(Settings):
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     proxy_steps: Annotated[int, Field(ge=1)] | None = None
-    """Training steps an expert in a trial. None: a twelfth of the preset's full training."""
+    """Training steps an expert in a trial. None: a sixteenth of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
     """Images drawn to score a trial. None: the preset's."""
     max_macs: Annotated[float, Field(gt=0.0)] | None = None

@@ -95,10 +95,15 @@ class Study:
     def start(self, config: Config, kind: str, choices: Choices, distributions: dict[str, BaseDistribution]) -> TrialRecord:
         """Record a new trial as running; killed from here on, it is found as running when the study is opened again."""
         attributes = {"kind": kind, "config": config.model_dump(mode="json"), "architecture_id": config.architecture_id}
-        self.optuna_study.enqueue_trial(choices, user_attrs=attributes)
-        number = self.optuna_study.ask(distributions if choices else {}).number
-        self._records.append(_record(self.frozen_trials()[number]))
-        return self._records[number]
+        running = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=choices,
+            distributions=distributions if choices else {},
+            user_attrs=attributes,
+        )
+        self.optuna_study.add_trial(running)  # one record of the journal, so that a kill leaves all of it or nothing
+        self._records.append(_record(self.frozen_trials()[-1]))
+        return self._records[-1]
 
     def finish(self, outcome: Outcome) -> TrialRecord:
         """Record what a running trial came to. A second outcome of one trial is ignored: the first one stands."""

@@ -1,5 +1,6 @@
 """What passes between the search and its engines: a task to run, and what came of it. No torch."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -48,3 +49,16 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def attempt(objective: Callable[[Task], Outcome], task: Task) -> Outcome:
+    """What every engine runs in its workers: an exception becomes an outcome with its reason, and the search goes on."""
+    try:
+        return objective(task)
+    except Exception as error:
+        return Outcome(task.number, failure=_in_one_line(error))
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

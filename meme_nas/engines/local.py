@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 
 from meme_nas.search import Search
-from meme_nas.trial import Outcome, Task
+from meme_nas.trial import Outcome, Task, attempt
 
 ATTEMPTS = 2  # a task that takes its worker down so often is recorded as failed
 
@@ -59,7 +59,7 @@ class LocalEngine:
                 search.record(Outcome(task.number, failure="its worker process died (killed, or out of memory)"))
 
     def _submit(self, worker: int, task: Task, objective: Callable[[Task], Outcome]) -> None:
-        self._running[self._pools[worker].submit(objective, task)] = worker, task
+        self._running[self._pools[worker].submit(attempt, objective, task)] = worker, task
 
 
 def _new_pool() -> ProcessPoolExecutor:

@@ -19,7 +19,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from meme_nas.search import Search
-from meme_nas.trial import Outcome, Task
+from meme_nas.trial import Outcome, Task, attempt
 
 DEATHS_ALLOWED = 1  # a trial whose worker dies is run again so often
 
@@ -117,7 +117,7 @@ class TrialActor(tune.Trainable):
         return True
 
     def step(self) -> dict:
-        return self._objective(self._task).to_dict() | {"done": True}
+        return attempt(self._objective, self._task).to_dict() | {"done": True}
 
 
 class _OnChange(_NotPickled, tune.Callback):

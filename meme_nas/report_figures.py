@@ -1,0 +1,271 @@
+"""The report's two plots as plotly.js figures: plain dicts, so that colours can be names of CSS variables.
+
+Text that starts with ``--`` is replaced in the browser by the variable of that name, so figures follow light and dark.
+"""
+
+import html
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from meme_nas.pareto import front
+from meme_nas.report_labels import along_steps, offsets
+from meme_nas.report_words import (
+    HAND_MADE,
+    KIND_NAMES,
+    Score,
+    best_score,
+    duration,
+    feature_spaces,
+    fid_text,
+    final_score,
+    latency_text,
+    quantity,
+    search_score,
+    splits_text,
+    yardsticks,
+)
+from meme_nas.study import TrialRecord
+from meme_nas.summary import Summary
+
+Figure = dict[str, Any]
+
+LOG_FROM = 8  # from this ratio of largest to smallest FID on, a linear axis would press the good ones together
+# Symbol, size and colour; a triangle looks smaller than other symbols of its size.
+_MARKS = {
+    HAND_MADE: ("diamond", 13, "--hand-made"),
+    "multi-expert": ("square", 12, "--multi-expert"),
+    "single-model": ("triangle-up", 17, "--single-model"),
+    "candidate": ("circle", 11, "--accent"),
+    "winner": ("star", 20, "--winner"),
+}
+_SHORT_NAMES = {"single-model": "single model", "candidate": "other finalists"}
+
+
+def pareto_figure(summary: Summary) -> Figure | None:
+    """FID against MACs of all complete trials, their front, yardsticks and winner; None while there are none.
+
+    Points and front are the search's own scores. Symbols are the scores that are quoted: mean and deviation where a trial
+    was scored again, so that the distance to its point shows by how much chance had flattered it.
+    """
+    complete = _complete(summary)
+    if not complete:
+        return None
+    marked = [_mark(summary, trial, _macs, best_score(summary, trial)) for trial in _marked(summary)]
+    x_axis = _axis("MACs an image and step", tickformat="~s", range=_padded([_macs(trial) for trial in complete]))
+    y_axis = _fid_axis(summary, complete)
+    points = _points("trials", complete, _macs, _POINT)
+    return {
+        "data": [points, _front(complete), *marked],
+        "layout": _layout(xaxis=x_axis, yaxis=y_axis, annotations=_labels(summary, x_axis, y_axis)),
+    }
+
+
+def progress_figure(summary: Summary) -> Figure | None:
+    """The search's own FIDs over trial numbers and the best so far; None while no trial is complete."""
+    complete = _complete(summary)
+    if not complete:
+        return None
+    candidates = [trial for trial in complete if not trial.is_yardstick]
+    marked = [_mark(summary, trial, _number, search_score(trial)) for trial in _marked(summary, finalists=False)]
+    return {
+        "data": [_points("candidates", candidates, _number, _POINT), _running_best(complete), *marked],
+        "layout": _layout(
+            xaxis=_axis("trial", range=[-1, complete[-1].number + 1]),
+            yaxis=_fid_axis(summary, complete, title="FID"),
+        ),
+    }
+
+
+_POINT = {"color": "--muted", "size": 8, "opacity": 0.75}
+
+
+def _front(complete: list[TrialRecord]) -> Figure:
+    trace = _points("Pareto front", front(complete), _macs, {"color": "--accent", "size": 8})
+    return trace | {"mode": "lines+markers", "line": {"shape": "hv", "color": "--accent", "width": 2}}
+
+
+def _marked(summary: Summary, finalists: bool = True) -> list[TrialRecord]:
+    """The trials that get a symbol of their own, the winner last and so on top."""
+    marked = [trial for trial in yardsticks(summary) if trial.state == "complete"]
+    if finalists:
+        marked += [trial for trial in _complete(summary) if not trial.is_yardstick and final_score(summary, trial)]
+    return [trial for trial in marked if not _won(summary, trial)] + ([summary.winner] if summary.winner else [])
+
+
+def _mark(summary: Summary, trial: TrialRecord, x_of: Callable[[TrialRecord], float], score: Score) -> Figure:
+    won = _won(summary, trial)
+    symbol, size, colour = _MARKS["winner"] if won else _MARKS.get(trial.kind, ("cross", 12, "--ink"))
+    marker = {"symbol": symbol, "size": size, "color": colour, "line": {"width": 1.5, "color": "--panel"}}
+    name = f"winner: {_who(trial)}" if won else _short_name(trial)
+    trace = _points(name, [trial], x_of, marker) | {"y": [score.mean]}
+    if score.rescored:
+        trace["hovertext"] = [f"{_hover(trial)}<br>scored again: FID {score} over {score.seeds} sampling seeds"]
+    if score.has_spread:
+        trace["error_y"] = {"type": "data", "array": [score.deviation], "color": colour, "thickness": 2, "width": 6}
+    if trial.kind == "candidate" and not won:
+        first = next(other for other in _marked(summary) if other.kind == "candidate")
+        trace |= {"legendgroup": "finalists", "showlegend": trial is first}
+    return trace
+
+
+def _running_best(complete: list[TrialRecord]) -> Figure:
+    best, fids = math.inf, []
+    for trial in complete:
+        best = min(best, trial.outcome.fid)
+        fids.append(best)
+    return {
+        "type": "scatter",
+        "name": "best so far",
+        "mode": "lines",
+        "x": [trial.number for trial in complete],
+        "y": fids,
+        "line": {"shape": "hv", "color": "--accent", "width": 2},
+        "hoverinfo": "skip",
+    }
+
+
+def _points(name: str, trials: list[TrialRecord], x_of: Callable[[TrialRecord], float], marker: Figure) -> Figure:
+    return {
+        "type": "scatter",
+        "name": html.escape(name),
+        "mode": "markers",
+        "x": [x_of(trial) for trial in trials],
+        "y": [trial.outcome.fid for trial in trials],
+        "marker": marker,
+        "hoverinfo": "text",
+        "hovertext": [_hover(trial) for trial in trials],
+    }
+
+
+def _hover(trial: TrialRecord) -> str:
+    """Plotly reads a subset of HTML, so everything that is not ours is escaped."""
+    outcome = trial.outcome
+    lines = [
+        f"FID {fid_text(outcome.fid)}",
+        f"{quantity(outcome.macs)} MACs, {quantity(outcome.params)} parameters",
+        f"latency {latency_text(outcome.latency_ms)}, took {duration(outcome.seconds)}",
+        *splits_text(trial).split("  "),
+    ]
+    head = f"<b>trial {trial.number}</b> {html.escape(KIND_NAMES.get(trial.kind, trial.kind))}"
+    return "<br>".join([head, *map(html.escape, lines)])
+
+
+def _labels(summary: Summary, x_axis: Figure, y_axis: Figure) -> list[Figure]:
+    """Names with leader lines beside yardsticks and winner; the page leaves them out where it is narrow."""
+    marked = [trial for trial in _marked(summary) if trial.is_yardstick or _won(summary, trial)]
+    texts = ["winner" if _won(summary, trial) else _short_name(trial) for trial in marked]
+    places = [_place(trial, best_score(summary, trial), y_axis) for trial in marked]
+    points = [_place(trial, search_score(trial), y_axis) for trial in _complete(summary)]
+    corners = [_place(trial, search_score(trial), y_axis) for trial in front(summary.trials)]
+    share = partial(_share_of_axes, x_axis["range"], y_axis["range"])
+    anchors = list(map(share, places))
+    bars = [place for trial in marked for place in _bar_of(trial, best_score(summary, trial), y_axis)]
+    obstacles = [*anchors, *map(share, points + bars), *along_steps(list(map(share, corners)))]
+    moves = offsets(anchors, texts, obstacles)
+    return [_label(place, text, move) for place, text, move in zip(places, texts, moves, strict=True)]
+
+
+def _place(trial: TrialRecord, score: Score, y_axis: Figure) -> tuple[float, float]:
+    """MACs and FID as annotations take them: on a log axis by exponent."""
+    return _macs(trial), math.log10(score.mean) if y_axis.get("type") == "log" else score.mean
+
+
+def _bar_of(trial: TrialRecord, score: Score, y_axis: Figure) -> list[tuple[float, float]]:
+    """Places along a score's error bar."""
+    shifts = (-1, -0.5, 0.5, 1)
+    return [_place(trial, replace(score, mean=score.mean + shift * score.deviation), y_axis) for shift in shifts]
+
+
+def _share_of_axes(x_range: list[float], y_range: list[float], place: tuple[float, float]) -> tuple[float, float]:
+    (left, right), (bottom, top) = x_range, y_range
+    return (place[0] - left) / (right - left), (place[1] - bottom) / (top - bottom)
+
+
+def _label(place: tuple[float, float], text: str, move: tuple[int, int]) -> Figure:
+    return {
+        "x": place[0],
+        "y": place[1],
+        "text": f"<b>{html.escape(text)}</b>",
+        "ax": move[0],
+        "ay": move[1],
+        "xanchor": "center",
+        "yanchor": "middle",
+        "showarrow": True,
+        "arrowhead": 0,
+        "arrowwidth": 1,
+        "arrowcolor": "--muted",
+        "standoff": 9,
+        "font": {"color": "--ink"},
+    }
+
+
+def _fid_axis(summary: Summary, complete: list[TrialRecord], title: str | None = None) -> Figure:
+    spaces = feature_spaces(summary)
+    title = title or (f"FID ({html.escape(spaces)} features)" if spaces else "FID")
+    fids = [trial.outcome.fid for trial in complete] + _interval_ends(summary)
+    if min(fids) > 0 and max(fids) / min(fids) >= LOG_FROM:
+        return _axis(f"{title}, log scale", type="log", range=_padded([math.log10(fid) for fid in fids]))
+    return _axis(title, range=_padded(fids))
+
+
+def _interval_ends(summary: Summary) -> list[float]:
+    scores = [score for finalist in summary.finalists if (score := final_score(summary, finalist.trial))]
+    return [score.mean + sign * score.deviation for score in scores for sign in (-1, 1)]
+
+
+def _padded(values: Iterable[float]) -> list[float]:
+    """Room around ``values`` for symbols and labels."""
+    low, high = min(values), max(values)
+    room = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
+    return [low - room, high + room]
+
+
+def _axis(title: str, **details) -> Figure:
+    return {
+        "title": {"text": title, "standoff": 12},
+        "gridcolor": "--grid",
+        "linecolor": "--grid",
+        "zeroline": False,
+        "automargin": True,
+        **details,
+    }
+
+
+def _layout(**details) -> Figure:
+    return {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": "--ink"},
+        "margin": {"l": 56, "r": 16, "t": 12, "b": 48},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        "hoverlabel": {"bgcolor": "--panel", "bordercolor": "--grid", "font": {"color": "--ink"}, "align": "left"},
+        "hovermode": "closest",
+        **details,
+    }
+
+
+def _complete(summary: Summary) -> list[TrialRecord]:
+    return [trial for trial in summary.trials if trial.state == "complete"]
+
+
+def _won(summary: Summary, trial: TrialRecord) -> bool:
+    return summary.winner is not None and summary.winner.number == trial.number
+
+
+def _who(trial: TrialRecord) -> str:
+    return _short_name(trial) if trial.is_yardstick else f"trial {trial.number}"
+
+
+def _short_name(trial: TrialRecord) -> str:
+    return _SHORT_NAMES.get(trial.kind, trial.kind)
+
+
+def _macs(trial: TrialRecord) -> float:
+    return trial.outcome.macs
+
+
+def _number(trial: TrialRecord) -> int:
+    return trial.number

@@ -1,0 +1,242 @@
+"""What the report says: numbers as a person writes them, and sentences that can be quoted. Plain text, never HTML."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from meme_nas.study import TrialRecord
+from meme_nas.summary import Summary
+
+HAND_MADE = "hand-made"
+NONE = "\N{EN DASH}"
+KIND_NAMES = {
+    "candidate": "candidate",
+    HAND_MADE: "hand-made pattern",
+    "multi-expert": "multi-expert (one architecture for all)",
+    "single-model": "single model (trained as long as all experts)",
+}
+_RIVALS = {
+    HAND_MADE: "the hand-made pattern",
+    "multi-expert": "one architecture for all experts",
+    "single-model": "a single model trained as long as all experts together",
+}
+SPREAD_NOTE = (
+    "± is the standard deviation over sampling seeds; it does not cover the chance in training. "
+    "“Not distinguishable” means that the intervals mean ± sd overlap."
+)
+SEARCH_SCORE_NOTE = (
+    "These are the search's own scores, one sampling seed each: the best of many is flattered by chance "
+    "until it is scored again with other seeds."
+)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A trial's FID as it is quoted: rescored over sampling seeds, or the search's own."""
+
+    mean: float
+    deviation: float
+    seeds: int
+    rescored: bool
+
+    @property
+    def has_spread(self) -> bool:
+        return self.seeds > 1
+
+    def overlaps(self, other: "Score") -> bool:
+        return abs(self.mean - other.mean) <= self.deviation + other.deviation
+
+    def __str__(self) -> str:
+        if not self.has_spread:
+            return fid_text(self.mean)
+        decimals = _decimals(self.deviation) if self.deviation > 0 else 2
+        return f"{self.mean:.{decimals}f} ± {self.deviation:.{decimals}f}"
+
+
+def search_score(trial: TrialRecord) -> Score | None:
+    """The score that the search gave ``trial``, if it completed."""
+    return Score(trial.outcome.fid, 0.0, 1, rescored=False) if trial.state == "complete" else None
+
+
+def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
+    """The score of ``trial`` as a finalist, if it is one."""
+    for finalist in summary.finalists:
+        if finalist.trial.number == trial.number and finalist.fids and all(map(math.isfinite, finalist.fids)):
+            return Score(finalist.mean, finalist.deviation, len(finalist.fids), rescored=True)
+    return None
+
+
+def best_score(summary: Summary, trial: TrialRecord) -> Score | None:
+    """The finalist's score where there is one, else the search's."""
+    return final_score(summary, trial) or search_score(trial)
+
+
+def yardstick(summary: Summary, kind: str) -> TrialRecord | None:
+    """The trial that ran the yardstick ``kind``."""
+    return next((trial for trial in summary.trials if trial.kind == kind), None)
+
+
+def yardsticks(summary: Summary) -> list[TrialRecord]:
+    return [trial for trial in summary.trials if trial.is_yardstick]
+
+
+def state_line(summary: Summary) -> str:
+    """``50 of 50 trials: 48 complete, 1 failed, 1 refused``."""
+    states = Counter(trial.state for trial in summary.trials)
+    total, running = len(summary.trials), states["running"]
+    if not total:
+        return "No trial has started yet"
+    counts = [f"{states[state]} {state}" for state in ("complete", "failed", "refused") if states[state]]
+    if running:
+        counts.append(f"{running} running or interrupted")
+    so_far = " started so far" if running else ""
+    return f"{total - running} of {total} trials{so_far}: {', '.join(counts)}"
+
+
+def verdict(summary: Summary) -> list[str]:
+    """What the search came to, the most important sentence first."""
+    if summary.winner is None:
+        return [_no_winner(summary)]
+    winner = summary.winner
+    if winner.kind == HAND_MADE:
+        sentences = [_nothing_better(summary, winner)]
+    else:
+        sentences = [_against(summary, winner, HAND_MADE) or _unrivalled(summary, winner)]
+    others = [kind for kind in _RIVALS if kind not in (HAND_MADE, winner.kind)]
+    sentences += filter(None, (_against(summary, winner, kind) for kind in others))
+    return _said_once(sentences, _basis(summary, winner, best_score(summary, winner)))
+
+
+def notes(summary: Summary) -> list[str]:
+    """How to read the verdict's numbers."""
+    if summary.winner is None:
+        return []
+    score = best_score(summary, summary.winner)
+    return [SPREAD_NOTE if score.has_spread else "" if score.rescored else SEARCH_SCORE_NOTE]
+
+
+def feature_spaces(summary: Summary) -> str:
+    """Name of the space the FIDs are measured in, ``classifier(digits)``; empty while nothing is scored."""
+    names = {trial.outcome.features: None for trial in summary.trials if trial.state == "complete"}
+    return " / ".join(name for name in names if name)
+
+
+def quantity(value: float | None) -> str:
+    """``4.03M``; a dash for None."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * limit:
+            return f"{_three_digits(value / limit)}{letter}"
+    return _three_digits(value)
+
+
+def fid_text(value: float | None) -> str:
+    """Three significant digits; a dash for None."""
+    return NONE if value is None or not math.isfinite(value) else _three_digits(value)
+
+
+def latency_text(milliseconds: float | None) -> str:
+    return NONE if milliseconds is None else f"{fid_text(milliseconds)} ms"
+
+
+def duration(seconds: float | None) -> str:
+    """``41 s``, ``3.2 min``, ``1.5 h``; a dash for None."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    if seconds < 100:
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def splits_text(trial: TrialRecord) -> str:
+    """``8·16@0.8  16·24@0.4``: C_l at every level, finest first, at p_n; one group an expert."""
+    experts = trial.config.experts
+    if trial.config.network.family == "ldm":
+        return "no splits (LDM U-Net)"
+    return "  ".join(f"{'·'.join(map(str, expert.low_channels))}@{expert.p:g}" for expert in experts)
+
+
+def _no_winner(summary: Summary) -> str:
+    if any(trial.state == "complete" for trial in summary.trials):
+        return "Only yardsticks outside the searched space have a score, so there is no winner yet."
+    return "No trial has a score yet, so there is no winner."
+
+
+def _nothing_better(summary: Summary, winner: TrialRecord) -> str:
+    candidates = sum(not trial.is_yardstick and trial.state == "complete" for trial in summary.trials)
+    score = best_score(summary, winner)
+    has = f"{_subject(winner)} has FID {score} ({_basis(summary, winner, score)})."
+    if not candidates:
+        return f"No candidate has a score yet; {has}"
+    nobody = "the one scored candidate has not" if candidates == 1 else f"none of {candidates} scored candidates has"
+    return f"Nothing beat the hand-made pattern: {nobody} a lower FID at no more MACs. {_capital(has)}"
+
+
+def _unrivalled(summary: Summary, winner: TrialRecord) -> str:
+    score = best_score(summary, winner)
+    return (
+        f"{_capital(_subject(winner))} has FID {score} at {quantity(winner.outcome.macs)} MACs "
+        f"({_basis(summary, winner, score)}); the hand-made pattern has no score to compare it with."
+    )
+
+
+def _against(summary: Summary, winner: TrialRecord, kind: str) -> str | None:
+    """The winner against one yardstick: rescored where both are, else both as searched; None without a score."""
+    rival = yardstick(summary, kind)
+    if rival is None or rival.state != "complete":
+        return None
+    scores = final_score(summary, winner), final_score(summary, rival)
+    ours, theirs = scores if all(scores) else (search_score(winner), search_score(rival))
+    cost, name, subject = _cost_phrase(winner.outcome.macs, rival.outcome.macs), _RIVALS[kind], _subject(winner)
+    numbers, basis = f"FID {ours} against {theirs}", _basis(summary, winner, ours)
+    if ours.has_spread and ours.overlaps(theirs):
+        return f"At {cost}, {subject} is not distinguishable from {name}: {numbers} ({basis})."
+    if ours.has_spread and ours.mean > theirs.mean:
+        return f"At {cost}, {subject} is worse than {name}: {numbers} ({basis})."
+    return f"At {_than(cost)} {name}, {subject} has {numbers} ({basis})."
+
+
+def _subject(winner: TrialRecord) -> str:
+    return f"the {'hand-made pattern' if winner.kind == HAND_MADE else 'winner'} (trial {winner.number})"
+
+
+def _basis(summary: Summary, winner: TrialRecord, score: Score) -> str:
+    """What an FID is worth nothing without: feature space, number of samples, seeds."""
+    seeds = f"{score.seeds} sampling seed{'s' * (score.seeds > 1)}" + ("" if score.rescored else ", as searched")
+    features = winner.outcome.features or "unnamed"
+    return f"{features} features, {winner.config.evaluation.samples:,} samples, {seeds}"
+
+
+def _said_once(sentences: list[str], basis: str) -> list[str]:
+    """``sentences`` with the basis they share in the first one only."""
+    return [sentences[0], *(sentence.replace(f" ({basis}).", ".") for sentence in sentences[1:])]
+
+
+def _cost_phrase(macs: float, other: float) -> str:
+    percent = 100 * abs(macs - other) / other
+    if percent < 0.05:
+        return "equal MACs"
+    return f"{percent:.{0 if percent >= 1 else 1}f}% {'fewer' if macs < other else 'more'} MACs"
+
+
+def _than(cost: str) -> str:
+    return f"{cost} {'as' if cost.startswith('equal') else 'than'}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _decimals(value: float) -> int:
+    """Decimals that show the first digit of ``value`` that counts, and the second after a 1."""
+    exponent = math.floor(math.log10(value))
+    return min(8, max(0, -exponent + (value / 10**exponent < 1.95)))
+
+
+def _three_digits(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6 or abs(value) < 1e-6:
+        return f"{value:.2e}"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(float(f'{value:.2e}')))))}f}"

@@ -1,0 +1,18 @@
+"""Tests use a cache of their own, never the network, and one thread: so that float sums come out the same on every machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+CIFAR = ROOT.parent / "shared" / "data" / "cifar10-train.zip"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _surroundings(tmp_path_factory):
+    os.environ["MEME_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["MEME_INCEPTION"] = "off"
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Ray's workers import the objectives in toys.py
+    torch.set_num_threads(1)

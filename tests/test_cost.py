@@ -1,0 +1,141 @@
+"""Parameters and MACs: attention is counted, however it is computed, and steps weigh the experts."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from meme.blocks import AttentionBlock
+from meme.config import split_choices
+from meme.cost import count_macs, ensemble_cost, expert_cost
+from meme.denoiser import build_expert
+from meme.iformer import IFormerBlock
+from meme.presets import preset
+
+BASE = preset("digits-meme")  # widths 16 and 32, heads of 8, pool strides 2 and 1 at 8 and 4 pixels
+SPLITS = st.tuples(*(st.sampled_from(split_choices(width, 8)) for width in BASE.network.widths))
+
+
+def attention_macs(tokens: int, channels: int) -> int:
+    """Scores and weighted sum: N x C x N each."""
+    return 2 * tokens * tokens * channels
+
+
+def iformer_macs(width: int, low: int, pixels: int, stride: int) -> int:
+    """Of the matrix products and convolutions of one block, biases not counted."""
+    high, tokens = width - low, pixels // stride**2
+    mixed = low + 2 * high
+    convolutions = pixels * (9 * high + 9 * mixed)
+    projections = pixels * (high * high + mixed * width) + tokens * 3 * low * low
+    return convolutions + projections + attention_macs(tokens, low) + 8 * pixels * width * width
+
+
+def iformer_bias_terms(width: int, low: int, pixels: int, stride: int) -> int:
+    return pixels * (width - low + 6 * width) + pixels // stride**2 * 3 * low
+
+
+def products(q, k, v):
+    """Attention without the fused call."""
+    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+
+
+def macs_of(module, *shape: int) -> int:
+    return count_macs(module, {"x": torch.zeros(1, *shape)})
+
+
+@pytest.mark.parametrize(("channels", "size"), [(16, 8), (32, 4), (32, 16)])
+def test_fused_attention_counts_as_its_products_and_as_the_formula(channels, size, monkeypatch):
+    block, tokens = AttentionBlock(channels, 8, 4), size * size
+    fused = macs_of(block, channels, size, size)
+    formula = 4 * tokens * channels * channels + attention_macs(tokens, channels)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", products)
+    assert macs_of(block, channels, size, size) == fused
+    assert 0 <= fused - formula <= 4 * tokens * channels  # the four projections' biases
+
+
+@settings(deadline=None, max_examples=20)
+@given(low=st.sampled_from(split_choices(32, 8)), stride=st.sampled_from([1, 2]), size=st.sampled_from([2, 4, 8]))
+def test_an_iformer_blocks_count_is_its_formula_but_for_biases(low, stride, size):
+    found = macs_of(IFormerBlock(32, low, 8, stride, layer_scale=True), 32, size, size)
+    extra = found - iformer_macs(32, low, size * size, stride)
+    assert 0 <= extra <= iformer_bias_terms(32, low, size * size, stride)
+
+
+@settings(deadline=None, max_examples=15)
+@given(SPLITS, SPLITS)
+def test_two_splits_differ_in_cost_as_the_formula_predicts(split, other):
+    one, two = (expert_cost(BASE.image, BASE.network, each).macs for each in (split, other))
+    levels = [(16, 64, 2), (32, 16, 1)]
+    predicted, biases = 0, 0
+    for (width, pixels, stride), low, other_low in zip(levels, split, other, strict=True):
+        predicted += iformer_macs(width, low, pixels, stride) - iformer_macs(width, other_low, pixels, stride)
+        biases += iformer_bias_terms(width, low, pixels, stride) + iformer_bias_terms(width, other_low, pixels, stride)
+    assert abs(one - two - predicted) <= biases
+
+
+GOLDEN = {
+    "ffhq-ldm-l": (101_229_404_608,),
+    "ffhq-ldm-s": (34_342_908_160,),
+    "ffhq-meme": (31_894_751_744, 31_910_758_912, 31_938_759_168, 31_992_609_280),
+}
+REPORTED = {"ffhq-ldm-l": 101.24e9, "ffhq-ldm-s": 34.35e9}  # measured on other code, attention counted
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_papers_networks_cost_what_they_did(name):
+    assert tuple(expert.macs for expert in ensemble_cost(preset(name)).experts) == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_the_baselines_cost_what_was_measured_elsewhere(name):
+    assert ensemble_cost(preset(name)).macs == pytest.approx(REPORTED[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ffhq-meme", "digits-meme", "cifar10-multi-expert"])
+def test_torchs_own_counter_agrees_but_for_biases(name):
+    config = preset(name)
+    with torch.device("meta"):
+        network = build_expert(config, 1)
+        inputs = torch.empty(1, config.image.channels, config.image.size, config.image.size), torch.empty(1)
+    with FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    macs, products_only = ensemble_cost(config).experts[0].macs, counter.get_total_flops() / 2
+    assert products_only <= macs <= 1.02 * products_only
+
+
+def test_an_ensembles_macs_are_the_mean_over_the_steps_each_expert_takes():
+    experts = [{"interval": (0, 100), "low_channels": (0, 0)}, {"interval": (100, 1000), "low_channels": (16, 32)}]
+    cost = ensemble_cost(BASE.with_(experts=experts, sampling={"steps": 20}))
+    first, second = (expert.macs for expert in cost.experts)
+    assert first != second
+    assert cost.macs == (2 * first + 18 * second) / 20  # t = 1 and 51 are the first's, 101 to 951 the second's
+
+
+def test_an_expert_no_step_meets_costs_no_macs_but_its_parameters():
+    experts = [{"interval": (0, 1), "low_channels": (0, 0)}, {"interval": (1, 1000), "low_channels": (16, 32)}]
+    cost = ensemble_cost(BASE.with_(experts=experts))
+    assert cost.macs == cost.experts[1].macs
+    assert cost.params == cost.experts[0].params + cost.experts[1].params
+
+
+@pytest.mark.parametrize("name", ["digits-ldm-s", "digits-meme", "cifar10-meme"])
+def test_parameters_are_those_of_the_built_networks(name):
+    config = preset(name)
+    built = [
+        sum(weight.numel() for weight in build_expert(config, number + 1).parameters()) for number in range(len(config.experts))
+    ]
+    cost = ensemble_cost(config)
+    assert [expert.params for expert in cost.experts] == built
+    assert cost.params == sum(built)
+
+
+def test_interval_and_p_do_not_change_an_experts_cost():
+    moved = [{"interval": (0, 1000), "p": 0.3, "low_channels": BASE.experts[0].low_channels}]
+    assert ensemble_cost(BASE.with_(experts=moved)).experts[0] == ensemble_cost(BASE).experts[0]
+
+
+def test_a_network_that_cannot_run_is_an_error_and_not_a_cost():
+    with pytest.raises(RuntimeError, match="could not run"):
+        macs_of(AttentionBlock(16, 8, 4), 8, 4, 4)

@@ -1,0 +1,309 @@
+"""What the report says and that it holds on its own, from searches that went well and searches that did not."""
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import plotly.graph_objects
+import pytest
+
+from meme.config import Config
+from meme.presets import experts_of, preset, yardsticks
+from meme_nas.report import write_report
+from meme_nas.report_figures import pareto_figure, progress_figure
+from meme_nas.report_labels import PLOT_SIZE, offsets
+from meme_nas.report_words import NONE, Score, duration, fid_text, notes, quantity, state_line, verdict
+from meme_nas.study import TrialRecord
+from meme_nas.summary import Finalist, Summary
+from meme_nas.trial import Outcome
+from search_spaces.splits import SplitSpace
+
+ATTACK = "</script><script>alert('x')</script>"
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+YARDSTICKS = yardsticks("digits-meme")
+HAND_MADE = YARDSTICKS["hand-made"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def trial(number, kind="candidate", fid=None, macs=4.0e6, config=None, state="complete", reason="", **outcome):
+    config = config or YARDSTICKS.get(kind, HAND_MADE)
+    choices = SplitSpace(config).choices(config) if config.network.family == "iu-net" else {}
+    scores = {"params": 660_000, "latency_ms": 5.25, "features": "classifier(digits)", "training_seconds": 41.0}
+    known = Outcome(number, fid=fid, macs=macs, **(scores | outcome)) if state == "complete" else None
+    return TrialRecord(number, state, kind, config, choices, reason, known)
+
+
+def with_split(*low_channels) -> Config:
+    """The hand-made pattern with another split of its first expert."""
+    first, *others = HAND_MADE.experts
+    return HAND_MADE.with_(experts=[first.model_copy(update={"low_channels": low_channels}), *others])
+
+
+def summary(trials, winner=None, folder=Path("nowhere"), **details) -> Summary:
+    return Summary("A search", folder, trials, winner, **details)
+
+
+def searched(folder=Path("nowhere"), fids=((10.9, 11.2, 11.5), (12.5, 12.9, 13.3)), **details) -> Summary:
+    """Three yardsticks and four candidates, of which trial 4 wins; one failed, one was refused, one is running."""
+    trials = [
+        trial(0, "hand-made", 12.8, 4.1e6),
+        trial(1, "multi-expert", 14.1, 4.4e6, params=None, latency_ms=None),
+        trial(2, "single-model", 15.0, 4.4e6),
+        trial(3, fid=13.0, macs=3.9e6, config=with_split(16, 0)),
+        trial(4, fid=11.0, macs=4.018e6, config=with_split(8, 8)),
+        trial(5, state="failed", reason=f"OSError: {ATTACK}"),
+        trial(6, state="refused", reason="4.41e+06 MACs, over max_macs 4.2e+06"),
+        trial(7, state="running"),
+    ]
+    finalists = [Finalist(trials[number], scores) for number, scores in zip((4, 0), fids, strict=False)]
+    return summary(trials, trials[4], folder, finalists=finalists, **details)
+
+
+def page_of(content: Summary, folder: Path) -> str:
+    write_report(content, folder / "report.html")
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def without_scripts(page: str) -> str:
+    return re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
+
+
+def text_of(page: str) -> str:
+    """What a person reads."""
+    plain = html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", without_scripts(page), flags=re.S)))
+    return " ".join(plain.split())
+
+
+def test_the_winner_is_quoted_with_cost_spread_and_basis():
+    first, *others = verdict(searched())
+    assert first == (
+        "At 2% fewer MACs than the hand-made pattern, the winner (trial 4) has FID 11.2 ± 0.3 against 12.9 ± 0.4 "
+        "(classifier(digits) features, 1,000 samples, 3 sampling seeds)."
+    )
+    # The other yardsticks were not scored again, so both sides are as searched, and the sentence says so.
+    assert len(others) == 2
+    assert "9% fewer MACs than one architecture for all experts" in others[0]
+    assert "FID 11.0 against 14.1" in others[0] and "1 sampling seed, as searched" in others[0]
+    assert "does not cover the chance in training" in notes(searched())[0]
+
+
+def test_overlapping_intervals_are_said_to_be_no_difference():
+    first = verdict(searched(fids=((12.0, 12.4, 12.8), (12.5, 12.9, 13.3))))[0]
+    assert "is not distinguishable from the hand-made pattern: FID 12.4 ± 0.4 against 12.9 ± 0.4" in first
+
+
+def test_a_winner_that_loses_when_scored_again_is_said_to_lose():
+    assert "is worse than the hand-made pattern" in verdict(searched(fids=((14.0, 14.1, 14.2), (12.8, 12.9, 13.0))))[0]
+
+
+def test_without_finalists_the_scores_of_the_search_are_named_as_such():
+    content = searched(fids=())
+    first = verdict(content)[0]
+    assert "FID 11.0 against 12.8" in first and "1 sampling seed, as searched" in first and "±" not in first
+    assert "flattered by chance" in notes(content)[0]
+
+
+def test_a_hand_made_winner_means_that_nothing_was_better():
+    trials = [trial(0, "hand-made", 12.8), trial(1, fid=13.5), trial(2, fid=13.6)]
+    first = verdict(summary(trials, trials[0]))[0]
+    assert first.startswith("Nothing beat the hand-made pattern: none of 2 scored candidates has a lower FID")
+    assert "No candidate has a score yet" in verdict(summary(trials[:1], trials[0]))[0]
+
+
+def test_verdicts_where_something_is_missing():
+    unrivalled = [trial(0, "hand-made", state="failed", reason="broken"), trial(1, fid=11.0)]
+    assert "hand-made pattern has no score to compare it with" in verdict(summary(unrivalled, unrivalled[1]))[0]
+    assert verdict(summary([])) == ["No trial has a score yet, so there is no winner."]
+    assert "Only yardsticks outside" in verdict(summary([trial(0, "single-model", 12.0)]))[0]
+    equal = [trial(0, "hand-made", 12.8), trial(1, fid=11.0)]
+    assert verdict(summary(equal, equal[1]))[0].startswith("At equal MACs as the hand-made pattern, the winner")
+
+
+def test_the_state_counts_every_trial():
+    assert state_line(searched()) == (
+        "7 of 8 trials started so far: 5 complete, 1 failed, 1 refused, 1 running or interrupted"
+    )
+    assert state_line(summary([trial(0, fid=1.0), trial(1, state="failed")])) == "2 of 2 trials: 1 complete, 1 failed"
+    assert state_line(summary([])) == "No trial has started yet"
+
+
+def test_numbers_as_a_person_writes_them():
+    assert [quantity(value) for value in (None, 0, 999.7, 4_033_376, 1.5e9)] == [NONE, "0", "1.00k", "4.03M", "1.50G"]
+    assert [fid_text(value) for value in (None, 0.01234, 9.999, 11.24, 312.4)] == [
+        NONE,
+        "0.0123",
+        "10.0",
+        "11.2",
+        "312",
+    ]
+    assert [duration(value) for value in (None, 4.04, 41.2, 192, 7200)] == [NONE, "4.0 s", "41 s", "3.2 min", "2.0 h"]
+    spreads = [Score(11.2346, deviation, 3, True) for deviation in (0.3, 0.12, 0.004, 0.0, 25.0)]
+    assert [str(score) for score in spreads] == [
+        "11.2 ± 0.3", "11.23 ± 0.12", "11.235 ± 0.004", "11.23 ± 0.00", "11 ± 25",
+    ]  # fmt: skip
+
+
+def test_every_trial_is_in_the_table_with_its_scores_or_its_reason(tmp_path):
+    page = page_of(searched(), tmp_path)
+    body = page[page.index("<tbody>", page.index('class="trials"')) :]
+    rows = re.findall(r'<tr class="([^"]*)">(.*?)</tr>', body[: body.index("</tbody>")], re.DOTALL)
+    assert [re.search(r'data-value="(\d+)"', cells).group(1) for _, cells in rows] == list("01234567")
+    assert [name.split()[0] for name, _ in rows] == ["complete"] * 5 + ["failed", "refused", "running"]
+    assert "won" in rows[4][0] and "yardstick" in rows[0][0]
+    cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rows[4][1])]
+    assert cells[:8] == ["4", "candidate", "complete", "11.0", "4.02M", "660k", "5.25 ms", "41 s"]
+    assert cells[8].startswith("8·8@0.8  0·24@0.4")
+    assert "no splits (LDM U-Net)" in rows[1][1] and "over max_macs 4.2e+06" in rows[6][1]
+
+
+def test_what_comes_from_elsewhere_is_escaped(tmp_path):
+    plain = searched(importance={ATTACK: 0.5}, facts={f"fact {ATTACK}": ATTACK})
+    trials = [*plain.trials, trial(8, kind=f"kind {ATTACK}", fid=12.0, features=f"space {ATTACK}")]
+    hostile = Summary(f"title {ATTACK}", plain.folder, trials, plain.winner, [], plain.importance, plain.facts)
+    page = page_of(hostile, tmp_path)
+    assert "alert('x')</script>" not in page and "<script>alert" not in page
+    assert page.count("<script") == page.count("<script>") + 1  # ours: the figures, plotly.js and the page's own
+    text = text_of(page)
+    for place in ("title ", "OSError: ", "fact ", "kind "):
+        assert place + ATTACK in text
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', page, re.DOTALL).group(1))
+    assert "space &lt;/script&gt;" in figures["pareto"]["layout"]["yaxis"]["title"]["text"]
+    assert "<script>" not in json.dumps(figures)
+
+
+def test_the_page_loads_nothing_from_elsewhere(tmp_path):
+    page = page_of(searched(), tmp_path)
+    markup = without_scripts(page)
+    assert not re.search(r"""(src|href|action|data)\s*=\s*["']?\s*(https?:)?//""", markup)
+    assert not re.search(r"url\(|@import", markup)
+    assert "default-src 'none'" in markup
+    assert page.count("plotly.js v") == 1 and page.count("Plotly.react(") >= 1
+
+
+def test_samples_are_embedded_and_missing_ones_are_said_to_be_missing(tmp_path):
+    for number in (0, 4):
+        (tmp_path / "trials" / f"{number:03d}").mkdir(parents=True)
+        (tmp_path / "trials" / f"{number:03d}" / "samples.png").write_bytes(PNG)
+    page = page_of(searched(tmp_path), tmp_path)
+    assert page.count(f'src="data:image/png;base64,{base64.b64encode(PNG).decode()}"') == 2
+    assert page.count("no samples kept") == 2
+    text = text_of(page)
+    assert "Winner, trial 4 FID 11.2 ± 0.3" in text and "Hand-made pattern FID 12.9 ± 0.4" in text
+    assert "FID 15.0 4.40M MACs, 660k parameters" in text
+
+
+def test_ratios_of_the_winner_stand_beside_the_hand_made_ones(tmp_path):
+    page = page_of(searched(), tmp_path)
+    winners, hand_made = re.findall(r'<table class="pattern">(.*?)</table>', page, re.DOTALL)
+    cells = [re.findall(r'<td class="cell"[^>]*>(.*?)</td>', table) for table in (winners, hand_made)]
+    assert cells[1] == [
+        f"{low} / {width}"
+        for expert in HAND_MADE.experts
+        for low, width in zip(expert.low_channels, HAND_MADE.network.widths, strict=True)
+    ]
+    assert cells[0][2:] == cells[1][2:]
+    assert cells[0][:2] == ["8 / 16 ▲", "8 / 32 ▼"]  # against 0 and 16
+
+
+def test_importance_is_shown_or_its_absence_explained(tmp_path):
+    shown = text_of(page_of(searched(importance={"expert2.level1.low": 0.75, "expert2.p": 0.25}), tmp_path))
+    assert "expert 2, level 1, split 75.0%" in shown and "expert 2, p 25.0%" in shown
+    assert "Not estimated: there are too few complete trials" in text_of(page_of(searched(), tmp_path))
+
+
+def one_expert() -> Summary:
+    network = HAND_MADE.network
+    config = HAND_MADE.with_(experts=[expert.model_dump() for expert in experts_of(network, 1, (1.0,), 1000)])
+    trials = [trial(0, "hand-made", 12.0, config=config), trial(1, fid=11.0, config=config)]
+    return summary(trials, trials[1])
+
+
+def many_experts() -> Summary:
+    config = preset("ffhq-meme")
+    experts = experts_of(config.network, 9, (0.5,) * 9, 1000)
+    config = config.with_(experts=[expert.model_dump() for expert in experts])
+    trials = [trial(0, "hand-made", 12.0, config=config), trial(1, fid=300.0, config=config)]
+    return summary(trials, trials[0])
+
+
+EDGE_CASES = {
+    "no trials": lambda: summary([]),
+    "nothing complete": lambda: summary([trial(0, "hand-made", state="failed", reason="x"), trial(1, state="running")]),
+    "only yardsticks": lambda: (lambda trials: summary(trials, trials[0]))(
+        [trial(number, kind, 12.0 + number) for number, kind in enumerate(YARDSTICKS)]
+    ),
+    "no winner": lambda: summary([trial(0, "single-model", 12.0, params=None, latency_ms=None, features=None)]),
+    "one expert": one_expert,
+    "many experts": many_experts,
+    "one seed": lambda: searched(fids=((11.0,), (12.0,))),
+    "scores that are no numbers": lambda: searched(fids=((float("nan"),), (12.0,)), importance={"a": float("nan")}),
+    "searched": searched,
+}
+
+
+@pytest.mark.parametrize("name", EDGE_CASES)
+def test_every_search_gets_a_whole_page_and_valid_figures(name, tmp_path):
+    content = EDGE_CASES[name]()
+    page = page_of(content, tmp_path)
+    assert page.endswith("</html>") or page.endswith("</html>\n")
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+    for figure in filter(None, (pareto_figure(content), progress_figure(content))):
+        colours_named = re.sub(r'"--[a-z-]+"', '"#123456"', json.dumps(figure, allow_nan=False))
+        plotly.graph_objects.Figure(json.loads(colours_named))  # raises on an attribute plotly does not know
+    assert ('id="pareto"' in page) == any(record.state == "complete" for record in content.trials)
+
+
+def test_the_figure_shows_front_yardsticks_winner_and_error_bars():
+    traces = {trace["name"]: trace for trace in pareto_figure(searched())["data"]}
+    assert set(traces) == {"trials", "Pareto front", "hand-made", "multi-expert", "single model", "winner: trial 4"}
+    assert len(traces["trials"]["x"]) == 5
+    assert traces["Pareto front"]["x"] == [3.9e6, 4.018e6] and traces["Pareto front"]["line"]["shape"] == "hv"
+    winner = traces["winner: trial 4"]
+    assert winner["y"] == [pytest.approx(11.2)] and winner["error_y"]["array"] == [pytest.approx(0.3)]
+    for part in ("trial 4", "candidate", "FID 11.0", "4.02M MACs", "660k parameters", "5.25 ms", "8·8@0.8"):
+        assert part in winner["hovertext"][0]
+    assert pareto_figure(searched())["layout"]["yaxis"]["title"]["text"] == "FID (classifier(digits) features)"
+
+
+def test_labels_keep_clear_of_points_edges_and_each_other():
+    anchors, texts = [(0.5, 0.5), (0.51, 0.5), (0.99, 0.02)], ["first", "second", "in the corner"]
+    moves = offsets(anchors, texts, anchors)
+    middles = [
+        (x * PLOT_SIZE[0] + dx, (1 - y) * PLOT_SIZE[1] + dy) for (x, y), (dx, dy) in zip(anchors, moves, strict=True)
+    ]
+    (x0, y0), (x1, y1), (x2, y2) = middles
+    assert abs(x0 - x1) > 40 or abs(y0 - y1) >= 20
+    assert x2 + 45 < PLOT_SIZE[0] and y2 + 10 <= PLOT_SIZE[1]
+
+
+def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """The page's DOM after its scripts ran, and what it wrote to the console."""
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed: the page is not rendered")
+    quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet.split(), "--enable-logging=stderr"]
+    command += ["--virtual-time-budget=3000", f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_a_browser_draws_the_page_without_errors_and_sorts_the_table(tmp_path):
+    page = tmp_path / "report.html"
+    click = "<script>document.querySelectorAll('.trials th button')[3].click()</script>"  # by FID
+    page.write_text(page_of(searched(importance={"expert2.p": 1.0}), tmp_path) + click)
+    dom, complaints = browse(page, tmp_path / "profile")
+    assert complaints == []
+    assert dom.count('class="main-svg"') >= 2 and "scatterlayer" in dom
+    body = dom[dom.index("<tbody>", dom.index('class="trials"')) :]
+    order = re.findall(r'<tr class="[^"]*">\s*<td class="number" data-value="(\d+)"', body)
+    assert order == list("40312567")  # by FID, then those without one
+
+
+def test_the_browser_would_have_shown_an_error(tmp_path):
+    page = tmp_path / "broken.html"
+    page.write_text("<script>throw new Error('seen')</script>")
+    assert any("seen" in line for line in browse(page, tmp_path / "profile")[1])

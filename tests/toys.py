@@ -1,0 +1,48 @@
+"""Objectives that take no training, for tests of the search around them. In a module of their own: workers import it."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from meme_nas.trial import Outcome, Task
+
+
+def score(task: Task) -> Outcome:
+    """A smooth function of the choices: attention pays late, convolution early."""
+    shares = [sum(expert.low_channels) / 48 for expert in task.config.experts]
+    fid = 1 + sum(abs(share - place / 3) for place, share in enumerate(shares))
+    return Outcome(task.number, fid=fid, macs=1e6 + sum(shares), params=7, latency_ms=0.1, features="toy", training_seconds=0.01)
+
+
+@dataclass(frozen=True)
+class Troubled:
+    """Behaves badly in some trials: gives NaN, raises, or kills its own process (once, or always)."""
+
+    nan: int = -1
+    raises: int = -1
+    dies_once: int = -1
+    dies_always: int = -1
+    folder: Path | None = None
+
+    def __call__(self, task: Task) -> Outcome:
+        if task.number == self.nan:
+            return Outcome(task.number, fid=float("nan"), macs=1.0)
+        if task.number == self.raises:
+            raise MemoryError("out of\nmemory")
+        if task.number == self.dies_always or (task.number == self.dies_once and not (self.folder / "died").exists()):
+            (self.folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return score(task)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Takes long enough to be interrupted."""
+
+    seconds: float
+
+    def __call__(self, task: Task) -> Outcome:
+        time.sleep(self.seconds)
+        return score(task)
