@@ -1,12 +1,14 @@
 """How commands read their settings and how they fail: one sentence, exit status 2, no traceback."""
 
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from meme.config import explain
 from meme.errors import UserError
@@ -16,8 +18,17 @@ WRONG_USE, INTERRUPTED = 2, 130
 
 
 def read_settings(model: type[Settings], arguments: Sequence[str] | None, program: str) -> Settings:
-    """The command line as validated settings: a flag for every field, its documentation as the help."""
-    return tyro.cli(model, args=arguments, prog=program)
+    """The command line as validated settings: a flag for every field, its documentation as the help.
+
+    The parser fills a plain record, so that it is the model that refuses a value, in its own words.
+    """
+    flags = [(name, _documented(field), dataclasses.field(default=field.default)) for name, field in model.model_fields.items()]
+    record = dataclasses.make_dataclass(model.__name__, flags)
+    return model.model_validate(dataclasses.asdict(tyro.cli(record, args=arguments, prog=program, description=model.__doc__)))
+
+
+def _documented(field: FieldInfo) -> Any:
+    return Annotated[field.annotation, tyro.conf.arg(help=field.description)]
 
 
 @contextmanager

@@ -23,7 +23,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ImageConfig(Settings):

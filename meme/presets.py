@@ -1,6 +1,7 @@
 """Every row of the paper as one line of one table, and small presets for a laptop."""
 
 import difflib
+import math
 from dataclasses import dataclass
 
 from meme.config import (
@@ -149,7 +150,7 @@ def hand_made_split(network: NetworkConfig, number: int, count: int) -> tuple[in
     levels by relative place, and rounded to whole heads. The paper's own sizes give the paper's own splits."""
     row = PAPER_SHARES[_relative_place(number, count, len(PAPER_SHARES))]
     shares = [row[_relative_place(level, network.levels, len(row))] for level in range(1, network.levels + 1)]
-    heads = [round(share * width / network.head_channels) for share, width in zip(shares, network.widths, strict=True)]
+    heads = [math.floor(share * width / network.head_channels + 0.5) for share, width in zip(shares, network.widths, strict=True)]
     return tuple(number_of_heads * network.head_channels for number_of_heads in heads)
 
 

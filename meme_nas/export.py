@@ -15,7 +15,7 @@ from meme_nas.study import TrialRecord
 
 def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
     """A row a trial: number, state, kind, scores, seconds, every choice, and the reason of a failure or refusal."""
-    return pd.DataFrame([_row(trial) for trial in trials])
+    return pd.DataFrame([_row(trial) for trial in trials]).convert_dtypes()  # whole numbers stay whole beside empty cells
 
 
 def write_trials(folder: Path, trials: Sequence[TrialRecord]) -> None:

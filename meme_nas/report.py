@@ -166,9 +166,7 @@ def _embedded(path: Path) -> str | None:
 
 def _bars(importance: dict[str, float]) -> list[dict]:
     """The most important choices first, each with its share and its length relative to the longest."""
-    ranked = sorted(
-        ((name, share) for name, share in importance.items() if math.isfinite(share)), key=lambda pair: -pair[1]
-    )
+    ranked = sorted(((name, share) for name, share in importance.items() if math.isfinite(share)), key=lambda pair: -pair[1])
     longest = max((share for _, share in ranked), default=0.0) or 1.0
     return [
         {"name": _choice_name(name), "text": f"{100 * share:.1f}%", "length": f"{100 * share / longest:.1f}%"}
@@ -200,9 +198,7 @@ _COLUMNS = (
 def _row(trial: TrialRecord, winner: TrialRecord | None) -> dict:
     """A table row: every cell as (text, what it is sorted by)."""
     outcome = trial.outcome
-    fid, macs, params, latency = (
-        (outcome.fid, outcome.macs, outcome.params, outcome.latency_ms) if outcome else (None,) * 4
-    )
+    fid, macs, params, latency = (outcome.fid, outcome.macs, outcome.params, outcome.latency_ms) if outcome else (None,) * 4
     seconds = outcome.seconds if outcome else None
     cells = [
         (str(trial.number), trial.number),

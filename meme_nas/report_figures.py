@@ -47,8 +47,8 @@ _SHORT_NAMES = {"single-model": "single model", "candidate": "other finalists"}
 def pareto_figure(summary: Summary) -> Figure | None:
     """FID against MACs of all complete trials, their front, yardsticks and winner; None while there are none.
 
-    Points and front are the search's own scores. Symbols are the scores that are quoted: mean and deviation where a trial
-    was scored again, so that the distance to its point shows by how much chance had flattered it.
+    Points and front are the search's own scores. Symbols are the scores that are quoted: mean and deviation where
+    a trial was scored again, so that the distance to its point shows by how much chance had flattered it.
     """
     complete = _complete(summary)
     if not complete:

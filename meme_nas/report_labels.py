@@ -41,12 +41,9 @@ def along_steps(corners: Sequence[Point], parts: int = 16) -> list[Point]:
 def _cost(middle: Point, width: float, offset: Point, blocks: Sequence[Point], taken: Sequence) -> float:
     """Outside the plot is worst, then on another label, then on points; of the rest the nearest is best."""
     x, y = middle
-    outside = not (
-        width / 2 <= x <= PLOT_SIZE[0] - width / 2 and _LINE_HEIGHT / 2 <= y <= PLOT_SIZE[1] - _LINE_HEIGHT / 2
-    )
+    outside = not (width / 2 <= x <= PLOT_SIZE[0] - width / 2 and _LINE_HEIGHT / 2 <= y <= PLOT_SIZE[1] - _LINE_HEIGHT / 2)
     on_labels = sum(
-        abs(x - other[0]) < (width + other_width) / 2 + 4 and abs(y - other[1]) < _LINE_HEIGHT
-        for other, other_width in taken
+        abs(x - other[0]) < (width + other_width) / 2 + 4 and abs(y - other[1]) < _LINE_HEIGHT for other, other_width in taken
     )
     on_points = sum(
         abs(x - block[0]) < width / 2 + _SYMBOL and abs(y - block[1]) < _LINE_HEIGHT / 2 + _SYMBOL for block in blocks

@@ -22,9 +22,9 @@ from meme_nas.export import drop_weights, export_configs, trials_worth_keeping, 
 from meme_nas.objective import Objective, trial_folder
 from meme_nas.pareto import front
 from meme_nas.report import write_report
-from meme_nas.search import Search, winner
-from meme_nas.settings import SearchSettings
-from meme_nas.study import Study, TrialRecord
+from meme_nas.search import Search, check_macs_limit, winner
+from meme_nas.settings import LEAST_LAG, SearchSettings
+from meme_nas.study import Study, TrialRecord, recorded_settings
 from meme_nas.summary import Finalist, Summary
 from search_spaces.domain import size
 from search_spaces.splits import SplitSpace
@@ -37,8 +37,9 @@ console = Console(highlight=False)
 def run(settings: SearchSettings) -> Summary:
     """Search until the budget is spent, then leave everything in the study's folder. Run again, it goes on."""
     config = settings.full_config()
+    check_macs_limit(settings.max_macs, SplitSpace(config))
     images, space = open_basis(settings, config)
-    settings = settings.model_copy(update={"features": space.kind})  # workers must not choose anew
+    settings = settled(settings, space)
     basis = {"data": f"{images.name} {images.content_id}", "features": f"{space.name} {space.feature_id}"}
     study = Study(settings.folder, settings.in_force() | basis)
     try:
@@ -49,6 +50,14 @@ def run(settings: SearchSettings) -> Summary:
         study.close()
     _say_results(settings, summary)
     return summary
+
+
+def settled(settings: SearchSettings, space: FeatureSpace) -> SearchSettings:
+    """``settings`` with what was left open decided once, here: workers must not choose features anew, and a study that goes on
+    keeps the lag of its proposals."""
+    recorded = recorded_settings(settings.folder).get("proposal_lag")
+    lag = settings.proposal_lag or recorded or max(LEAST_LAG, settings.workers or 0, room_for_trials(settings))
+    return settings.model_copy(update={"features": space.kind, "proposal_lag": lag})
 
 
 def open_basis(settings: SearchSettings, config: Config) -> tuple[Images, FeatureSpace]:
@@ -91,13 +100,18 @@ def _search(settings: SearchSettings, search: Search) -> None:
             on_change()
 
 
-def workers_for(settings: SearchSettings) -> int:
-    """Trials at a time: what the cores (and GPUs) hold, and no more than proposals allow without waiting."""
+def room_for_trials(settings: SearchSettings) -> int:
+    """Trials that the cores (and GPUs) of this machine hold at a time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     room = cores // settings.cpus_per_trial
     if pick_device(settings.device).type == "cuda":
         room = min(room, int(torch.cuda.device_count() / settings.gpus_per_trial))
-    return settings.workers or max(1, min(room, settings.proposal_lag, settings.budget))
+    return max(1, room)
+
+
+def workers_for(settings: SearchSettings) -> int:
+    """Trials at a time: as told, else what the machine holds; no more than proposals or the budget leave work for."""
+    return min(settings.workers or room_for_trials(settings), settings.proposal_lag or LEAST_LAG, settings.budget)
 
 
 def _engine(settings: SearchSettings, workers: int):

@@ -10,7 +10,7 @@ from meme.errors import UserError
 from meme.presets import yardsticks
 from meme.seeding import derive_seed
 from meme_nas.proposals import Proposer, distribution
-from meme_nas.settings import SearchSettings
+from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.study import Study, TrialRecord, finished_before
 from meme_nas.trial import Outcome, Task
 from search_spaces.domain import Choices, draw, neighbours
@@ -38,7 +38,6 @@ class Search:
         self._exhausted = False
         self.repeats = 0
         """Proposals that had been tried before, and so cost nothing."""
-        check_macs_limit(settings.max_macs, self.space)
 
     @property
     def counted(self) -> list[TrialRecord]:
@@ -77,7 +76,7 @@ class Search:
             kind, config = self._yardsticks[number]
             choices = self.space.choices(config) if config.network.family == "iu-net" else {}
             return self.study.start(config, kind, choices, self._distributions)
-        known = finished_before(self.study.frozen_trials(), number - self.settings.proposal_lag + 1)
+        known = finished_before(self.study.frozen_trials(), number - (self.settings.proposal_lag or LEAST_LAG) + 1)
         if known is None:
             return None
         choices = self._unseen_choices(number, known)

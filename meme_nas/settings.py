@@ -10,6 +10,7 @@ from meme.config import Config, Settings
 from meme.errors import UserError
 from meme.presets import preset
 
+LEAST_LAG = 2  # so that one worker and two propose the same
 PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
 LEAST_SIZE_FOR_CIFAR = 32
 
@@ -45,9 +46,9 @@ class SearchSettings(Settings):
     """Refuse, before any training, candidates with more multiply-accumulates per image and step than this, e.g. 4.2e6."""
     sampler: Literal["tpe", "random"] = "tpe"
     """Who proposes: Optuna's multi-objective TPE, or chance."""
-    proposal_lag: Annotated[int, Field(ge=1)] = 2
-    """A proposal knows all results but those of the last so many trials: up to so many can run at a time, and the proposals
-    do not depend on how many do."""
+    proposal_lag: Annotated[int, Field(ge=1)] | None = None
+    """A proposal knows all results but those of the last so many trials. So many can run at a time, and the proposals do not
+    depend on how many do. None: 2, or as many as run at a time; a study that goes on keeps its own."""
     features: Literal["auto", "inception", "classifier", "random"] | None = None
     """Feature space of the FID. None: the preset's; auto: Inception if its weights can be had, else by the data."""
     inception_weights: Path | None = None
@@ -63,10 +64,8 @@ class SearchSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self):
-        if self.workers and self.workers > self.proposal_lag:
-            raise UserError(
-                f"workers: {self.workers} need proposal_lag to be at least as many, not {self.proposal_lag}, or they would wait"
-            )
+        if self.workers and self.proposal_lag and self.workers > self.proposal_lag:
+            raise UserError(f"workers: at most proposal_lag {self.proposal_lag}, not {self.workers}: the others would only wait")
         return self
 
     @property
@@ -114,7 +113,7 @@ class SearchSettings(Settings):
             "proxy_steps": self.steps_of_a_proxy(self.full_config()),
             "samples": self.full_config().evaluation.samples,
             "sampler": self.sampler,
-            "proposal_lag": self.proposal_lag,
+            "proposal_lag": self.proposal_lag or LEAST_LAG,
             "max_macs": self.max_macs,
             "seed": self.seed,
         }

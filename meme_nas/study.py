@@ -157,13 +157,20 @@ class Study:
                 )
 
 
+def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
+    """The settings the study in ``folder`` was made with; empty where there is none."""
+    return _load(folder).user_attrs.get("settings", {}) if (folder / JOURNAL).is_file() else {}
+
+
 def read_trials(folder: Path) -> list[TrialRecord]:
     """The trials of a study, for reading beside a search that may be running; ``UserError`` where there is no study."""
-    journal = folder / JOURNAL
-    if not journal.is_file():
+    if not (folder / JOURNAL).is_file():
         raise UserError(f"study: {folder} holds no study")
-    study = optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(journal))))
-    return [_record(trial) for trial in study.get_trials(deepcopy=False)]
+    return [_record(trial) for trial in _load(folder).get_trials(deepcopy=False)]
+
+
+def _load(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))))
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:

@@ -24,16 +24,18 @@ def attention_macs(tokens: int, channels: int) -> int:
 
 
 def iformer_macs(width: int, low: int, pixels: int, stride: int) -> int:
-    """Of the matrix products and convolutions of one block, biases not counted."""
+    """Of the matrix products and convolutions of one block, and of the biases but that of the queries, keys and values."""
     high, tokens = width - low, pixels // stride**2
     mixed = low + 2 * high
     convolutions = pixels * (9 * high + 9 * mixed)
     projections = pixels * (high * high + mixed * width) + tokens * 3 * low * low
-    return convolutions + projections + attention_macs(tokens, low) + 8 * pixels * width * width
+    biases = pixels * (high + 6 * width)
+    return convolutions + projections + biases + attention_macs(tokens, low) + 8 * pixels * width * width
 
 
-def iformer_bias_terms(width: int, low: int, pixels: int, stride: int) -> int:
-    return pixels * (width - low + 6 * width) + pixels // stride**2 * 3 * low
+def qkv_bias_terms(low: int, pixels: int, stride: int) -> int:
+    """Counted or not, as PyTorch happens to add this bias inside the matrix product or after it."""
+    return pixels // stride**2 * 3 * low
 
 
 def products(q, k, v):
@@ -57,22 +59,21 @@ def test_fused_attention_counts_as_its_products_and_as_the_formula(channels, siz
 
 @settings(deadline=None, max_examples=20)
 @given(low=st.sampled_from(split_choices(32, 8)), stride=st.sampled_from([1, 2]), size=st.sampled_from([2, 4, 8]))
-def test_an_iformer_blocks_count_is_its_formula_but_for_biases(low, stride, size):
+def test_an_iformer_blocks_count_is_its_formula_but_for_one_bias(low, stride, size):
     found = macs_of(IFormerBlock(32, low, 8, stride, layer_scale=True), 32, size, size)
     extra = found - iformer_macs(32, low, size * size, stride)
-    assert 0 <= extra <= iformer_bias_terms(32, low, size * size, stride)
+    assert extra in (0, qkv_bias_terms(low, size * size, stride))
 
 
 @settings(deadline=None, max_examples=15)
 @given(SPLITS, SPLITS)
 def test_two_splits_differ_in_cost_as_the_formula_predicts(split, other):
     one, two = (expert_cost(BASE.image, BASE.network, each).macs for each in (split, other))
-    levels = [(16, 64, 2), (32, 16, 1)]
-    predicted, biases = 0, 0
-    for (width, pixels, stride), low, other_low in zip(levels, split, other, strict=True):
+    predicted, slack = 0, 0
+    for (width, pixels, stride), low, other_low in zip([(16, 64, 2), (32, 16, 1)], split, other, strict=True):
         predicted += iformer_macs(width, low, pixels, stride) - iformer_macs(width, other_low, pixels, stride)
-        biases += iformer_bias_terms(width, low, pixels, stride) + iformer_bias_terms(width, other_low, pixels, stride)
-    assert abs(one - two - predicted) <= biases
+        slack += qkv_bias_terms(max(low, other_low), pixels, stride)
+    assert abs(one - two - predicted) <= slack
 
 
 GOLDEN = {

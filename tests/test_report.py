@@ -124,9 +124,7 @@ def test_verdicts_where_something_is_missing():
 
 
 def test_the_state_counts_every_trial():
-    assert state_line(searched()) == (
-        "7 of 8 trials started so far: 5 complete, 1 failed, 1 refused, 1 running or interrupted"
-    )
+    assert state_line(searched()) == ("7 of 8 trials started so far: 5 complete, 1 failed, 1 refused, 1 running or interrupted")
     assert state_line(summary([trial(0, fid=1.0), trial(1, state="failed")])) == "2 of 2 trials: 1 complete, 1 failed"
     assert state_line(summary([])) == "No trial has started yet"
 
@@ -272,9 +270,7 @@ def test_the_figure_shows_front_yardsticks_winner_and_error_bars():
 def test_labels_keep_clear_of_points_edges_and_each_other():
     anchors, texts = [(0.5, 0.5), (0.51, 0.5), (0.99, 0.02)], ["first", "second", "in the corner"]
     moves = offsets(anchors, texts, anchors)
-    middles = [
-        (x * PLOT_SIZE[0] + dx, (1 - y) * PLOT_SIZE[1] + dy) for (x, y), (dx, dy) in zip(anchors, moves, strict=True)
-    ]
+    middles = [(x * PLOT_SIZE[0] + dx, (1 - y) * PLOT_SIZE[1] + dy) for (x, y), (dx, dy) in zip(anchors, moves, strict=True)]
     (x0, y0), (x1, y1), (x2, y2) = middles
     assert abs(x0 - x1) > 40 or abs(y0 - y1) >= 20
     assert x2 + 45 < PLOT_SIZE[0] and y2 + 10 <= PLOT_SIZE[1]

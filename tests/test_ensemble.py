@@ -1,0 +1,110 @@
+"""Experts as one denoiser: identical experts are one model, and each is asked for exactly the timesteps of its interval."""
+
+import pytest
+import torch
+from torch import nn
+
+from meme.config import Config, even_intervals
+from meme.denoiser import build_expert
+from meme.ensemble import Ensemble, expert_at
+from meme.presets import preset
+from meme.sampler import draw_images, sampling_timesteps
+
+BASE = preset("digits-meme").with_(sampling={"steps": 20, "batch_size": 2})
+
+
+def config_of(*intervals: tuple[int, int], **sampling) -> Config:
+    """The base with equal experts on these intervals."""
+    experts = [{"interval": interval, "low_channels": (8, 16)} for interval in intervals]
+    return BASE.with_(experts=experts, sampling=sampling)
+
+
+def drawn(ensemble: Ensemble, count: int = 3) -> torch.Tensor:
+    config = ensemble.config
+    return torch.cat(list(draw_images(ensemble.denoise, count, config.image, config.diffusion, config.sampling, seed=0)))
+
+
+class Marker(nn.Module):
+    """Writes down which expert was asked for which timesteps."""
+
+    def __init__(self, number: int, asked: list):
+        super().__init__()
+        self.number, self.asked = number, asked
+
+    def forward(self, x, t):
+        self.asked.append((self.number, t.tolist()))
+        return x
+
+
+def asked_of(config: Config, count: int) -> list[tuple[int, list[int]]]:
+    asked = []
+    drawn(Ensemble(config, [Marker(number + 1, asked) for number in range(len(config.experts))]), count)
+    return asked
+
+
+@torch.no_grad()
+def trained_looking(config: Config) -> nn.Module:
+    """An expert none of whose layers is zero."""
+    expert = build_expert(config, 1)
+    source = torch.Generator().manual_seed(0)
+    for weight in expert.parameters():
+        weight.add_(torch.randn(weight.shape, generator=source) * 0.05)
+    return expert.eval()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("sampling", [{}, {"eta": 1.0}, {"sampler": "ddpm"}], ids=["ddim", "ddim with noise", "ddpm"])
+def test_identical_experts_are_one_model_bit_for_bit(count, sampling):
+    alone, shared = (config_of(*even_intervals(number, 1000), **sampling) for number in (1, count))
+    states = [trained_looking(alone).state_dict()] * count
+    experts = [build_expert(shared, number + 1).eval() for number in range(count)]
+    for expert, state in zip(experts, states, strict=True):
+        expert.load_state_dict(state)
+    expected = drawn(Ensemble(alone, [trained_looking(alone)]))
+    assert torch.equal(drawn(Ensemble(shared, experts)), expected)
+    assert len(expected.unique()) > 10  # not all black or white
+
+
+def test_a_different_expert_changes_the_images():
+    config = config_of((0, 500), (500, 1000))
+    one = trained_looking(config)
+    other = build_expert(config.with_(training={"seed": 1}), 2).eval()
+    assert not torch.equal(drawn(Ensemble(config, [one, one])), drawn(Ensemble(config, [one, other])))
+
+
+UNEVEN = ((0, 51), (51, 52), (52, 900), (900, 1000))
+
+
+def test_each_expert_is_asked_for_its_timesteps_in_order_from_noise_to_data():
+    config = config_of(*UNEVEN)
+    by_hand = [(4, 951), (4, 901), *((3, t) for t in range(851, 52, -50)), (2, 51), (1, 1)]
+    assert asked_of(config, count=2) == [(number, [t, t]) for number, t in by_hand]
+
+
+def test_every_batch_passes_all_experts():
+    config = config_of((0, 500), (500, 1000))
+    times = sampling_timesteps(config.diffusion, config.sampling)
+    assert asked_of(config, count=3) == [(1 + (t >= 500), [t] * size) for size in (2, 1) for t in times]
+
+
+def test_an_interval_holds_its_first_timestep_and_not_its_end():
+    config = config_of(*UNEVEN)
+    assert [expert_at(config, t) for t in (0, 50, 51, 52, 899, 900, 999)] == [1, 1, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize("t", [-1, 1000])
+def test_a_timestep_outside_the_schedule_is_refused(t):
+    with pytest.raises(ValueError, match=f"must be 0 to 999, not {t}"):
+        expert_at(BASE, t)
+
+
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_a_wrong_number_of_experts_is_refused(count):
+    with pytest.raises(ValueError, match=f"the config has 4, not {count}"):
+        Ensemble(BASE, [nn.Identity() for _ in range(count)])
+
+
+def test_predictions_are_float32_in_the_shape_asked_for():
+    config = config_of((0, 1000))
+    predicted = Ensemble(config, [trained_looking(config)]).denoise(torch.zeros(3, 1, 8, 8), 7)
+    assert (predicted.dtype, predicted.shape) == (torch.float32, (3, 1, 8, 8))
