@@ -1,10 +1,9 @@
 """What a person sees while a search runs: one line a trial, and one status line with the time left."""
 
-import time
-
 from rich.console import Console
 from rich.status import Status
 
+from meme_nas.report_words import duration, quantity
 from meme_nas.search import Search, winner
 from meme_nas.study import TrialRecord
 
@@ -41,7 +40,7 @@ class SearchDisplay:
             return f"{head} {trial.state}: {trial.reason}"
         outcome, best = trial.outcome, winner(self._search.study.trials)
         mark = "best so far" if best and best.number == trial.number else f"best {best.outcome.fid:.3f}" if best else ""
-        scores = f"FID {outcome.fid:7.3f}  {human(outcome.macs):>6} MACs {outcome.seconds:5.0f} s"
+        scores = f"FID {outcome.fid:7.3f}  {quantity(outcome.macs):>6} MACs {outcome.seconds:5.0f} s"
         return f"{head} {scores}  {mark:<11}  {self._time_left()}"
 
     def _status_line(self) -> str:
@@ -60,20 +59,3 @@ class SearchDisplay:
             return "time left unknown"
         seconds = (self._search.settings.budget - self._done()) * sum(took) / len(took) / self._workers
         return f"{duration(seconds)} left"
-
-
-def human(number: float | None) -> str:
-    """4033376 as 4.03M."""
-    if number is None:
-        return "-"
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.2f}{letter}"
-    return f"{number:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """75 as 1:15, 3700 as 1:01:40."""
-    text = time.strftime("%H:%M:%S", time.gmtime(max(0, seconds)))
-    days = int(seconds // 86_400)
-    return f"{days} d {text}" if days else text.removeprefix("00:").removeprefix("0")

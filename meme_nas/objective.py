@@ -37,15 +37,15 @@ class Objective:
         config = task.config
         images, space = scoring_basis(config.data, config.image, config.evaluation.features, self.device, self.inception_weights)
         device, folder = pick_device(self.device), trial_folder(self.folder, task.number)
-        begun = time.perf_counter()
+        begun_at, begun = time.time(), time.perf_counter()
         ensemble = train(config, images, folder=folder, device=device)
         training_seconds = time.perf_counter() - begun
         score = evaluate(ensemble, images, space, device=device)
         save_grid(folder / "samples.png", score.grid)
-        return outcome_of(task.number, score, training_seconds)
+        return outcome_of(task.number, score, begun_at, training_seconds)
 
 
-def outcome_of(number: int, score: Score, training_seconds: float) -> Outcome:
+def outcome_of(number: int, score: Score, begun_at: float, training_seconds: float) -> Outcome:
     """A score as the outcome of trial ``number``."""
     return Outcome(
         number,
@@ -54,6 +54,7 @@ def outcome_of(number: int, score: Score, training_seconds: float) -> Outcome:
         params=score.params,
         latency_ms=score.latency_ms,
         features=score.features,
+        begun_at=begun_at,
         training_seconds=training_seconds,
         sampling_seconds=score.sampling_seconds,
         scoring_seconds=score.scoring_seconds,

@@ -17,11 +17,12 @@ from meme.data import Images
 from meme.features import FeatureSpace, choose_features
 from meme.grids import save_grid
 from meme.pipeline import draw, evaluate, load_ensemble, open_training_data, pick_device
-from meme_nas.console import SearchDisplay, human
+from meme_nas.console import SearchDisplay
 from meme_nas.export import drop_weights, export_configs, trials_worth_keeping, write_trials
 from meme_nas.objective import Objective, trial_folder
 from meme_nas.pareto import front
 from meme_nas.report import write_report
+from meme_nas.report_words import quantity
 from meme_nas.search import Search, check_macs_limit, winner
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.study import Study, TrialRecord, recorded_settings
@@ -98,6 +99,8 @@ def _search(settings: SearchSettings, search: Search) -> None:
         finally:
             engine.close()
             on_change()
+    if search.exhausted:
+        console.print("the search ends early: no candidate is left that is new and fits max_macs")
 
 
 def room_for_trials(settings: SearchSettings) -> int:
@@ -195,7 +198,7 @@ def _say_results(settings: SearchSettings, summary: Summary) -> None:
         return
     for finalist in summary.finalists:
         name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
-        macs = human(finalist.trial.outcome.macs)
+        macs = quantity(finalist.trial.outcome.macs)
         console.print(f"  {name:<20} FID {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
     console.print(f"  (FID over {best.outcome.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     console.print(f"{len(front(summary.trials))} trials on the Pareto front. Look at {folder / 'report.html'}")
@@ -224,9 +227,9 @@ def describe(settings: SearchSettings) -> None:
     training = 3 * images_trained * cost.macs
     sampling = proxy.evaluation.samples * proxy.sampling.steps * cost.macs
     console.print(f"space            {len(space.domains)} dimensions, {size(space.domains):.3g} points")
-    console.print(f"hand-made        {human(cost.params)} parameters, {human(cost.macs)} MACs an image and step")
+    console.print(f"hand-made        {quantity(cost.params)} parameters, {quantity(cost.macs)} MACs an image and step")
     console.print(
         f"one trial        {len(proxy.experts)} experts x {proxy.training.steps} steps x {proxy.training.batch_size} images, "
-        f"then {proxy.evaluation.samples} samples x {proxy.sampling.steps} steps: about {human(training + sampling)} MACs"
+        f"then {proxy.evaluation.samples} samples x {proxy.sampling.steps} steps: about {quantity(training + sampling)} MACs"
     )
     console.print(f"trials at a time {workers_for(settings)} on {pick_device(settings.device)}")

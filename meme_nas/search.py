@@ -35,7 +35,8 @@ class Search:
             (kind, settings.as_proxy(settings.applied_to(config))) for kind, config in yardsticks(settings.preset_name).items()
         ]
         self._interrupted = [trial for trial in study.trials if not trial.finished]
-        self._exhausted = False
+        self.exhausted = False
+        """Whether no point is left that is new and fits ``max_macs``."""
         self.repeats = 0
         """Proposals that had been tried before, and so cost nothing."""
 
@@ -49,13 +50,13 @@ class Search:
         """Whether the budget is spent (or the space exhausted) and every trial finished."""
         if not all(trial.finished for trial in self.study.trials):
             return False
-        return self._exhausted or len(self.counted) >= self.settings.budget
+        return self.exhausted or len(self.counted) >= self.settings.budget
 
     def next_task(self) -> Task | None:
         """A task to run now, or None: then wait for an outcome, or stop if ``done``."""
         if self._interrupted:
             return _task(self._interrupted.pop(0))
-        while not self._exhausted and len(self.counted) < self.settings.budget:
+        while not self.exhausted and len(self.counted) < self.settings.budget:
             trial = self._start_next()
             if trial is None:
                 return None
@@ -81,7 +82,7 @@ class Search:
             return None
         choices = self._unseen_choices(number, known)
         if choices is None:
-            self._exhausted = True
+            self.exhausted = True
             return None
         config = self.space.config(choices, f"trial-{number:03d}")
         trial = self.study.start(config, "candidate", choices, self._distributions)

@@ -46,6 +46,8 @@ class TrialRecord:
     reason: str
     """Why it failed or was refused; empty otherwise."""
     outcome: Outcome | None
+    ended_at: float | None = None
+    """Unix time at which it was recorded as finished."""
 
     @property
     def finished(self) -> bool:
@@ -68,13 +70,14 @@ class Study:
         self._lock = _claim(folder)
         journal = folder / JOURNAL
         _mend(journal)
+        self._check(settings)
         self.optuna_study = optuna.create_study(
             study_name=STUDY_NAME,
             storage=JournalStorage(JournalFileBackend(str(journal))),
             directions=["minimize", "minimize"],
             load_if_exists=True,
         )
-        self._check(settings)
+        self.optuna_study.set_user_attr("settings", settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.optuna_study.set_metric_names(["fid", "macs"])  # for Optuna's own dashboard
@@ -145,21 +148,26 @@ class Study:
         return self._records[number]
 
     def _check(self, settings: dict) -> None:
-        found = self.optuna_study.user_attrs.get("settings")
-        if found is None:
-            self.optuna_study.set_user_attr("settings", settings)
-            return
-        for key, value in settings.items():
-            if found.get(key) != value:
-                raise UserError(
-                    f"{key}: the study in {self.folder} was made with {found.get(key)}, not {value}; "
-                    "give the same value or another --study"
-                )
+        """Nothing is written before this: a study that is refused stays as it was."""
+        try:
+            found = recorded_settings(self.folder)
+            for key in settings.keys() & found.keys():
+                if found[key] != settings[key]:
+                    raise UserError(
+                        f"{key}: the study in {self.folder} was made with {found[key]}, not {settings[key]}; "
+                        "give the same value or another --study"
+                    )
+        except BaseException:
+            self.close()
+            raise
 
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
     """The settings the study in ``folder`` was made with; empty where there is none."""
-    return _load(folder).user_attrs.get("settings", {}) if (folder / JOURNAL).is_file() else {}
+    try:
+        return _load(folder).user_attrs.get("settings", {}) if (folder / JOURNAL).is_file() else {}
+    except KeyError:  # killed before the study was created in its journal
+        return {}
 
 
 def read_trials(folder: Path) -> list[TrialRecord]:
@@ -184,6 +192,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
         choices=dict(trial.params),
         reason=attributes.get("reason", "") if trial.state != TrialState.RUNNING else "",
         outcome=Outcome.from_dict(outcome) if outcome else None,
+        ended_at=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
     )
 
 

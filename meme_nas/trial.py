@@ -33,6 +33,8 @@ class Outcome:
     params: int | None = None
     latency_ms: float | None = None
     features: str | None = None
+    begun_at: float | None = None
+    """Unix time at which its work began, worker started and data opened."""
     training_seconds: float = 0.0
     sampling_seconds: float = 0.0
     scoring_seconds: float = 0.0

@@ -1,0 +1,418 @@
+"""Training one expert: it learns, survives interruption bit for bit, and is never taken for another."""
+
+import dataclasses
+import functools
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from meme import trainer
+from meme.checkpoint import load_tensors, read_header, save_tensors
+from meme.config import Config
+from meme.data import open_images
+from meme.errors import UserError
+from meme.presets import preset
+from meme.trainer import Training, TrainingDiverged, expert_file, learning_rate, load_expert, train_expert
+
+SMALL = preset("digits-meme").with_(
+    network={"channels": 8, "head_channels": 4},
+    experts=[{"interval": (0, 500), "p": 0.5, "low_channels": (4, 8)}, {"interval": (500, 1000), "low_channels": (4, 12)}],
+    training={"steps": 8, "batch_size": 4, "warmup_steps": 3},
+)
+BRIEF = SMALL.with_(training={"steps": 2})
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def images():
+    return open_images("digits", size=8, channels=1)
+
+
+@pytest.fixture(autouse=True)
+def frequent_reports(monkeypatch):
+    monkeypatch.setattr(trainer, "REPORT_EVERY", 2)
+
+
+@pytest.fixture
+def train(images, tmp_path):
+    """Train expert 1 in the test's folder; also the steps and losses reported."""
+
+    def train(config=SMALL, *, folder=tmp_path, stop_at=None, images=images, **arguments):
+        reports = []
+
+        def on_progress(progress):
+            reports.append((progress.step, progress.loss))
+            if progress.step == stop_at:
+                raise Interrupted
+
+        try:
+            expert = train_expert(config, 1, images, folder=folder, on_progress=on_progress, **arguments)
+        except Interrupted:
+            expert = None
+        return expert, reports
+
+    return train
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """All that is kept of a stopped training: weights, averages and moments."""
+    return lambda: load_tensors(tmp_path / "expert-1.training.safetensors")
+
+
+def steps_of(reports: list) -> list[int]:
+    return [step for step, _ in reports]
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def same_experts(one, other) -> bool:
+    return same(one.state_dict(), other.state_dict())
+
+
+# Learning
+
+
+def test_the_loss_falls_on_digits(train):
+    _, reports = train(preset("digits-meme").with_(training={"steps": 60, "batch_size": 16}), folder=None)
+    losses = [loss for _, loss in reports]
+    assert losses[0] == pytest.approx(1.0, abs=0.1)  # the network starts at zero, and noise has variance 1
+    assert sum(losses[-5:]) / 5 < 0.6
+
+
+def test_the_first_losses_are_the_ones_known(train):
+    _, reports = train(folder=None)
+    assert steps_of(reports) == [2, 4, 6, 8]
+    assert [loss for _, loss in reports] == pytest.approx([1.07211, 0.97102, 0.85607, 0.76945], rel=1e-3)
+
+
+def test_a_diverging_training_is_stopped_and_leaves_nothing(train, tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"expert 1: loss is (nan|inf) at step 2"):
+        train(SMALL.with_(training={"learning_rate": 1e30, "warmup_steps": 0}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_poisoned_images_stop_the_training(train, images):
+    class Poisoned:
+        pixels, content_id = images.pixels, "poisoned"
+
+        def tensor(self, indices):
+            return torch.full((len(indices), 1, 8, 8), float("nan"))
+
+    with pytest.raises(TrainingDiverged):
+        train(images=Poisoned(), folder=None)
+
+
+def test_the_result_does_not_depend_on_what_was_drawn_before(train):
+    one, _ = train(BRIEF, folder=None)
+    torch.rand(5), np.random.rand(5)
+    other, _ = train(BRIEF, folder=None)
+    assert same_experts(one, other)
+    assert not one.training
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_candidates_see_the_same_batches_timesteps_and_noise(number, images):
+    experts = [expert.model_dump() | {"low_channels": (0, 16), "p": expert.p} for expert in SMALL.experts]
+    one, other = (Training(config, number, images, "cpu") for config in (SMALL, SMALL.with_(experts=experts)))
+    for step in (0, 1, 300):
+        one.step = other.step = step
+        assert all(map(torch.equal, one.batch(), other.batch()))
+
+
+def test_experts_see_the_same_batches_and_noise_at_other_timesteps(images):
+    one, other = (Training(SMALL, number, images, "cpu").batch() for number in (1, 2))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[2], other[2])
+    assert (other[1] >= 500).all() and not torch.equal(one[1], other[1])
+
+
+def test_steps_see_different_batches(images):
+    training = Training(SMALL, 1, images, "cpu")
+    first = training.batch()
+    training.step = 1
+    assert not any(map(torch.equal, first, training.batch()))
+
+
+# What one step does
+
+
+@pytest.fixture
+def weights_after(train, unfinished, tmp_path, monkeypatch):
+    """Weights and averages after each of the first steps, read from the checkpoints of interruptions at every step."""
+
+    def weights_after(config: Config, steps: int) -> list[tuple[dict, dict]]:
+        monkeypatch.setattr(trainer, "REPORT_EVERY", 1)
+        shutil.rmtree(tmp_path)
+        found = []
+        for step in range(1, steps + 1):
+            train(config, stop_at=step)
+            tensors = unfinished()
+            weights = {name.removeprefix("expert."): each for name, each in tensors.items() if name.startswith("expert.")}
+            found.append((weights, {name: tensors[f"averaged.module.{name}"] for name in weights}))
+        return found
+
+    return weights_after
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.99])
+def test_averaged_weights_are_the_ramped_moving_average(decay, weights_after):
+    found = weights_after(SMALL.with_(training={"ema_decay": decay}), 5)
+    for name in found[0][0]:
+        expected = found[0][0][name].double()
+        for seen, (weights, averages) in enumerate(found[1:], start=1):
+            kept = min(decay, (1 + seen) / (10 + seen))
+            expected = kept * expected + (1 - kept) * weights[name].double()
+            torch.testing.assert_close(averages[name].double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def largest_move(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:
+    return max((after[name] - before[name]).abs().max().item() for name in before)
+
+
+@pytest.fixture
+def first_move(weights_after, images):
+    """How far the first step moves any weight."""
+
+    def first_move(**training) -> float:
+        config = SMALL.with_(training={"warmup_steps": 0, "weight_decay": 0.0, **training})
+        return largest_move(Training(config, 1, images, "cpu").expert.state_dict(), weights_after(config, 1)[0][0])
+
+    return first_move
+
+
+def test_adams_first_step_is_the_learning_rate_and_warm_up_its_part(first_move):
+    assert first_move(learning_rate=1e-2) == pytest.approx(1e-2, rel=1e-3)
+    assert first_move(learning_rate=1e-2, warmup_steps=8) == pytest.approx(1e-2 / 8, rel=1e-3)
+
+
+def test_a_clipped_gradient_moves_less(first_move):
+    assert first_move(learning_rate=1e-2, gradient_clip=1e-12) < 1e-5
+
+
+def test_the_learning_rate_rises_linearly_and_stays():
+    assert [learning_rate(1.0, 4, step) for step in (0, 1, 3, 4, 1_000)] == [0.25, 0.5, 1.0, 1.0, 1.0]
+    assert learning_rate(0.5, 0, 0) == 0.5
+
+
+# Interruption
+
+
+@pytest.fixture(scope="module")
+def unbroken(images, tmp_path_factory):
+    """All that a training holds that is stopped once only, after its last step."""
+
+    @functools.cache
+    def unbroken(config: Config) -> dict[str, Tensor]:
+        def stop_at_last(progress):
+            if progress.step == config.training.steps:
+                raise Interrupted
+
+        folder = tmp_path_factory.mktemp("unbroken")
+        with pytest.raises(Interrupted):
+            train_expert(config, 1, images, folder=folder, on_progress=stop_at_last)
+        return load_tensors(folder / "expert-1.training.safetensors")
+
+    return unbroken
+
+
+def is_average_of(expert, state: dict[str, Tensor]) -> bool:
+    return all(torch.equal(weight, state[f"averaged.module.{name}"]) for name, weight in expert.state_dict().items())
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("stops", [[4], [2, 6], [2, 4, 6]], ids=str)
+def test_an_interrupted_training_ends_as_an_unbroken_one(stops, dropout, train, unfinished, unbroken):
+    config = SMALL.with_(network={"dropout": dropout})
+    for stop in [*stops, 8]:
+        train(config, stop_at=stop)
+    assert same(unfinished(), unbroken(config))
+    assert is_average_of(train(config)[0], unbroken(config))
+
+
+def test_a_continued_training_begins_where_it_stopped(train):
+    train(stop_at=4)
+    assert steps_of(train()[1]) == [6, 8]
+
+
+def test_a_training_killed_between_reports_continues_from_its_timed_checkpoint(train, unbroken, images, tmp_path):
+    source, copy = tmp_path / "killed" / "expert-1.training.safetensors", tmp_path / "expert-1.training.safetensors"
+
+    def keep_copy(progress):
+        if progress.step == 4:
+            shutil.copy(source, copy)  # of step 3: this step's is written after the report
+
+    train_expert(SMALL, 1, images, folder=source.parent, on_progress=keep_copy, checkpoint_seconds=0.0)
+    assert read_header(copy)["step"] == 3
+    assert is_average_of(train()[0], unbroken(SMALL))
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [0.0, 60.0])
+def test_ctrl_c_within_a_step_does_not_count_that_step_twice(checkpoint_seconds, train, unbroken, tmp_path, monkeypatch):
+    def interrupted(averaged, expert):
+        if averaged.n_averaged == 5:
+            raise KeyboardInterrupt
+        update(averaged, expert)
+
+    update = AveragedModel.update_parameters
+    with monkeypatch.context() as patch:
+        patch.setattr(AveragedModel, "update_parameters", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(checkpoint_seconds=checkpoint_seconds)
+    expert, reports = train()
+    assert is_average_of(expert, unbroken(SMALL))
+    assert steps_of(reports)[0] == (6 if checkpoint_seconds == 0 else 2)
+
+
+def test_more_steps_continue_an_unfinished_training(train, unbroken):
+    train(BRIEF.with_(training={"steps": 5}), stop_at=4)
+    expert, reports = train()
+    assert steps_of(reports) == [6, 8]
+    assert is_average_of(expert, unbroken(SMALL))
+
+
+@pytest.mark.parametrize("finish", [False, True])
+def test_fewer_steps_than_are_done_start_anew(finish, train, unbroken):
+    train(stop_at=None if finish else 4)
+    expert, reports = train(BRIEF)
+    assert steps_of(reports) == [2]
+    assert is_average_of(expert, unbroken(BRIEF))
+
+
+# Reuse
+
+
+def test_a_finished_expert_is_returned_without_training(train, tmp_path):
+    expert, _ = train()
+    found, reports = train()
+    assert reports == []
+    assert same_experts(found, expert) and not found.training
+    assert os.listdir(tmp_path) == ["expert-1.safetensors"]
+
+
+@pytest.mark.parametrize("sections", [{"name": "x"}, {"data": "x"}, {"sampling": {"steps": 3}}, {"evaluation": {"samples": 3}}])
+def test_a_finished_expert_serves_configs_that_train_the_same(sections, train):
+    train(BRIEF)
+    assert train(BRIEF.with_(**sections))[1] == []
+
+
+def first_expert(**fields) -> dict:
+    first, second = (expert.model_dump() for expert in BRIEF.experts)
+    return {"experts": [first | fields, second]}
+
+
+def test_a_finished_expert_serves_any_choice_of_the_other_experts(train):
+    train(BRIEF)
+    first, second = (expert.model_dump() for expert in BRIEF.experts)
+    assert train(BRIEF.with_(experts=[first, second | {"low_channels": (0, 0), "p": 0.1}]))[1] == []
+
+
+OTHERS = [
+    {"training": {"learning_rate": 1e-3}},
+    {"training": {"seed": 1}},
+    {"training": {"ema_decay": 0.5}},
+    {"network": {"dropout": 0.1}},
+    {"network": {"pool_strides": (1, 1)}},
+    {"diffusion": {"schedule": "linear"}},
+    {"experts": [BRIEF.experts[0].model_dump() | {"interval": (0, 1000)}]},
+    first_expert(p=0.6),
+    first_expert(low_channels=(8, 8)),
+]
+
+
+@pytest.mark.parametrize("stop_at", [2, None], ids=["unfinished", "finished"])
+@pytest.mark.parametrize("sections", OTHERS, ids=str)
+def test_another_config_trains_its_own_expert(sections, stop_at, train):
+    train(BRIEF, stop_at=stop_at)
+    other = BRIEF.with_(**sections)
+    expert, reports = train(other)
+    assert steps_of(reports) == [2]
+    assert same_experts(expert, train(other, folder=None)[0])
+
+
+def test_other_images_train_their_own_expert(train, images):
+    train(BRIEF)
+    others = dataclasses.replace(images, pixels=255 - images.pixels, content_id="inverted")
+    expert, reports = train(BRIEF, images=others)
+    assert steps_of(reports) == [2]
+    assert same_experts(expert, train(BRIEF, images=others, folder=None)[0])
+
+
+# Files
+
+
+def test_a_loaded_expert_is_the_trained_one(train, tmp_path):
+    expert, _ = train(BRIEF)
+    loaded = load_expert(BRIEF, 1, tmp_path)
+    x, t = torch.ones(2, 1, 8, 8), torch.tensor([3, 400])
+    with torch.no_grad():
+        assert torch.equal(loaded(x, t), expert(x, t))
+
+
+def test_a_missing_expert_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"expert-2\.safetensors: missing; train this config first"):
+        load_expert(BRIEF, 2, tmp_path)
+
+
+@pytest.mark.parametrize("sections", [first_expert(low_channels=(8, 8)), {"network": {"channels": 16, "head_channels": 4}}])
+def test_an_expert_of_another_architecture_is_a_user_error(sections, train, tmp_path):
+    train(BRIEF)
+    with pytest.raises(UserError, match="another architecture"):
+        load_expert(BRIEF.with_(**sections), 1, tmp_path)
+
+
+class Exploit:
+    """Unpickling it would make the folder ``executed``."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (f"{self.folder}/executed",)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "truncated": truncate,
+    "garbage": lambda path: path.write_bytes(b"garbage" * 100),
+    "empty": lambda path: path.write_bytes(b""),
+    "pickle": lambda path: torch.save(Exploit(path.parent), path),
+    "without header": lambda path: save_file({"x": torch.zeros(1)}, path),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("stop_at", [2, None], ids=["unfinished", "finished"])
+def test_a_damaged_checkpoint_is_a_user_error(damage, stop_at, train, tmp_path):
+    train(BRIEF, stop_at=stop_at)
+    (path,) = tmp_path.iterdir()
+    DAMAGES[damage](path)
+    with pytest.raises(UserError, match="not a readable checkpoint of this program"):
+        train(BRIEF)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_tensors_and_header_come_back_as_they_were_saved(tmp_path):
+    path = tmp_path / "new" / "x.safetensors"
+    tensors = {"strided": torch.arange(6.0).view(2, 3).T, "scalar": torch.tensor(3)}
+    save_tensors(path, tensors, {"step": 3, "training": "é"})
+    assert same(load_tensors(path), tensors)
+    assert read_header(path) == {"step": 3, "training": "é"}
+    assert os.listdir(path.parent) == ["x.safetensors"]
+
+
+def test_experts_lie_in_files_of_their_own(tmp_path):
+    assert expert_file(tmp_path, 1) != expert_file(tmp_path, 2)
