@@ -1,10 +1,11 @@
-"""What a search costs beside the work it is for: the share of the workers' time not spent in training, sampling or scoring.
+"""What a search costs: time, memory, and the share of the workers' time not spent in training, sampling or scoring.
 
-    python benchmarks/search_overhead.py [--quick]
+    python benchmarks/search_overhead.py [--quick] [--engine local] [--study FOLDER]
 
-Runs the default search on digits in a folder of its own. Counted from the moment the first trial's work begins (Ray started,
-workers up, data open) to the moment the last trial is recorded: proposals, hand-over, records on disk, and workers that wait.
-The last line is one JSON object; ``overhead`` is a share of wall time.
+Runs the default search on digits in a folder of its own. ``overhead`` is a share of wall time, counted from the moment the first
+trial's work begins (Ray started, workers up, data open) to the moment the last trial is recorded: proposals, hand-over, records
+on disk, and workers that wait. ``minutes`` is the whole command, ``peak_gib`` the most memory all its processes held together
+(proportional set size, sampled every second). The last line is one JSON object.
 """
 
 import argparse
@@ -12,10 +13,13 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from meme_nas.settings import SearchSettings
+import psutil
+
 from meme_nas.run import workers_for
+from meme_nas.settings import SearchSettings
 from meme_nas.study import TrialRecord, read_trials
 
 ROOT = Path(__file__).parent.parent
@@ -28,18 +32,45 @@ def overhead(trials: list[TrialRecord], workers: int) -> float:
     return 1 - sum(trial.outcome.seconds for trial in ran) / (workers * wall)
 
 
+def memory_gib(process: psutil.Process) -> float:
+    """Of a process and everything it started, pages that several share counted once."""
+    total = 0
+    for member in [process, *process.children(recursive=True)]:
+        try:
+            total += member.memory_full_info().pss
+        except psutil.Error:  # it has just ended
+            continue
+    return total / 2**30
+
+
+def watched(command: list[str]) -> float:
+    """Run ``command``; the most memory it held, in GiB."""
+    running, peak = subprocess.Popen(command, cwd=ROOT), 0.0
+    while running.poll() is None:
+        peak = max(peak, memory_gib(psutil.Process(running.pid)))
+        time.sleep(1.0)
+    if running.returncode:
+        sys.exit(running.returncode)
+    return peak
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="10 trials of 40 steps instead of 50 at proxy length")
     parser.add_argument("--engine", default="ray", choices=("ray", "local"))
+    parser.add_argument("--study", type=Path, help="where to keep the study (default: nowhere)")
     arguments = parser.parse_args()
     options = ["--budget", "10", "--proxy-steps", "40"] if arguments.quick else ["--budget", "50"]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "run_search.py", *options, "--engine", arguments.engine, "--study", folder]
+    with tempfile.TemporaryDirectory() as scratch:
+        study = arguments.study or Path(scratch)
+        command = [sys.executable, "run_search.py", *options, "--engine", arguments.engine, "--study", str(study.absolute())]
         print(" ".join(command), flush=True)
-        subprocess.run(command, cwd=ROOT, check=True)
-        trials, workers = read_trials(Path(folder)), workers_for(SearchSettings(budget=int(options[1])))
-    print(json.dumps({"overhead": round(overhead(trials, workers), 4), "trials": len(trials), "workers": workers}))
+        begun = time.monotonic()
+        peak = watched(command)
+        minutes = (time.monotonic() - begun) / 60
+        trials, workers = read_trials(study), workers_for(SearchSettings(budget=int(options[1])))
+    figures = {"overhead": round(overhead(trials, workers), 4), "minutes": round(minutes, 2), "peak_gib": round(peak, 2)}
+    print(json.dumps(figures | {"trials": len(trials), "workers": workers}))
 
 
 if __name__ == "__main__":

@@ -35,13 +35,13 @@ class SearchDisplay:
             self._status.update(self._status_line())
 
     def _line(self, trial: TrialRecord) -> str:
-        head = f"{self._done():>3}/{self._search.settings.budget}  #{trial.number:<3} {trial.kind:<12}"
+        head = f"{self._done():>3}/{self._search.settings.budget} #{trial.number:<3} {trial.kind:<12}"
         if trial.state != "complete":
             return f"{head} {trial.state}: {trial.reason}"
         outcome, best = trial.outcome, winner(self._search.study.trials)
         mark = "best so far" if best and best.number == trial.number else f"best {best.outcome.fid:.3f}" if best else ""
-        scores = f"FID {outcome.fid:7.3f}  {quantity(outcome.macs):>6} MACs {outcome.seconds:5.0f} s"
-        return f"{head} {scores}  {mark:<11}  {self._time_left()}"
+        scores = f"FID {outcome.fid:.3f} {quantity(outcome.macs):>6} MACs {outcome.seconds:3.0f} s"
+        return f"{head} {scores} {mark:<11} {self._time_left()}"
 
     def _status_line(self) -> str:
         best = winner(self._search.study.trials)

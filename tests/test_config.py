@@ -10,7 +10,8 @@ from meme.config import Config, NetworkConfig, even_intervals, split_choices, st
 from meme.errors import UserError
 from meme.presets import hand_made_split, preset, preset_names
 
-BASE = preset("digits-meme")  # widths 16 and 32, heads of 8, four experts, T = 1000
+TRAINING = {"steps": 1_500, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 20, "gradient_clip": 1.0, "ema_decay": 0.995}
+BASE = preset("digits-meme").with_(training=TRAINING)  # widths 16 and 32, heads of 8, four experts, T = 1000
 ALL_OF_T = {"interval": (0, 1000), "low_channels": (8, 16)}
 
 

@@ -1,0 +1,302 @@
+"""The commands as a user runs them: a whole small search, the winner trained further, and what is said of wrong input."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import CIFAR, ROOT
+from PIL import Image
+
+import meme.commands
+import run_search
+from meme.__main__ import main as meme_main
+from meme.config import Config
+from meme.pipeline import evaluate, load_ensemble, open_training_data, train
+from meme.presets import preset
+from meme_nas.settings import SearchSettings
+from meme_nas.study import read_trials
+
+SMALL = ["--engine", "local", "--proxy-steps", "6", "--samples", "64"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A search of four trials, done."""
+    folder = tmp_path_factory.mktemp("results") / "digits"
+    run_search.main(["--budget", "4", "--study", str(folder), *SMALL])
+    return folder
+
+
+def test_a_search_leaves_everything_it_should(study):
+    table = pd.read_csv(study / "trials.csv")
+    assert table["state"].tolist() == ["complete"] * 4
+    assert {"number", "fid", "macs", "params", "latency_ms", "seconds", "expert4.p"} <= set(table.columns)
+    assert (table["fid"] > 0).all()
+    assert Config.load(study / "winner.yaml").training.steps == preset("digits-meme").training.steps
+    assert sorted(path.name for path in (study / "yardsticks").iterdir()) == [
+        "hand-made.yaml",
+        "multi-expert.yaml",
+        "single-model.yaml",
+    ]
+    assert list((study / "front").glob("*.yaml"))
+    assert Image.open(study / "samples.png").size[0] >= 64
+    assert "Pareto" in (study / "report.html").read_text()
+
+
+def test_a_trial_can_be_opened_and_scored_to_the_same_number(study):
+    trial = read_trials(study)[0]
+    from meme_nas.objective import scoring_basis
+
+    images, space = scoring_basis("digits", trial.config.image, "classifier", "cpu", None)
+    score = evaluate(load_ensemble(study / "trials" / "000"), images, space)
+    assert score.fid == pytest.approx(trial.outcome.fid, rel=1e-6)
+
+
+def test_the_same_command_goes_on(study, capsys):
+    before = read_trials(study)
+    run_search.main(["--budget", "5", "--study", str(study), *SMALL])
+    after = read_trials(study)
+    assert after[:4] == before
+    assert len(after) == 5
+    run_search.main(["--budget", "5", "--study", str(study), *SMALL])
+    assert "all 5 trials are done" in capsys.readouterr().out
+    assert len(read_trials(study)) == 5
+
+
+def test_other_settings_are_refused(study, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_search.main(["--budget", "6", "--study", str(study), *SMALL, "--seed", "3"])
+    assert stop.value.code == 2
+    assert "seed: the study in" in capsys.readouterr().err
+
+
+def test_the_winner_trains_samples_and_scores_without_optuna_and_ray(study, tmp_path):
+    content = yaml.safe_load((study / "winner.yaml").read_text())
+    content["training"]["steps"] = 12
+    config = tmp_path / "winner.yaml"
+    config.write_text(yaml.safe_dump(content))
+    script = """
+import sys
+for name in ("optuna", "ray", "meme_nas", "search_spaces"):
+    sys.modules[name] = None
+from meme.__main__ import main
+folder = sys.argv[1]
+main(["train", folder + ".yaml"])
+main(["sample", folder, "--count", "9"])
+main(["evaluate", folder, "--seeds", "2", "--samples", "64"])
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "winner")]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=one_thread, check=False)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert re.search(r"FID \d+\.\d+ \+- \d+\.\d+ over 2 sampling seeds \(classifier\(digits\) features, 64 samples", said)
+    assert {path.name for path in (tmp_path / "winner").iterdir()} == {
+        "config.yaml",
+        "samples.png",
+        *(f"expert-{number}.safetensors" for number in range(1, 5)),
+    }
+
+
+def test_dry_run_trains_nothing(tmp_path, capsys):
+    run_search.main(["--dry-run", "--study", str(tmp_path / "study")])
+    said = capsys.readouterr().out
+    assert "12 dimensions" in said
+    assert "one trial" in said
+    assert not (tmp_path / "study").exists()
+
+
+# Wrong input
+
+
+def wrong_yaml(tmp_path, **changes):
+    content = preset("digits-meme").model_dump(mode="json") | changes
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def expert_with(**changes):
+    experts = preset("digits-meme").model_dump(mode="json")["experts"]
+    return [experts[0] | changes, *experts[1:]]
+
+
+def truncated(folder):
+    folder.mkdir()
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(folder / "whole.png")
+    (folder / "half.png").write_bytes((folder / "whole.png").read_bytes()[:60])
+    return str(folder)
+
+
+SEARCHES = {
+    "budget": (["--budget", "0"], r"budget: .*greater than or equal to 1, not 0"),
+    "preset": (["--preset", "digits-mem"], "preset: there is no 'digits-mem'; did you mean digits-meme"),
+    "nothing to search": (["--preset", "digits-ldm-s"], "preset: digits-ldm-s has no splits"),
+    "missing data": (["--data", "/nowhere/at/all"], "data: .*does not exist"),
+    "device": (["--device", "toaster"], "device: allowed are auto, cpu, cuda"),
+    "max-macs": (["--max-macs", "1000"], "max_macs: no candidate has so few"),
+    "workers": (["--workers", "4", "--proposal-lag", "2"], "workers: at most proposal_lag 2, not 4"),
+    "image size": (["--image-size", "9"], "image.size: must be a multiple of"),
+}
+
+
+@pytest.mark.parametrize("arguments, sentence", SEARCHES.values(), ids=SEARCHES)
+def test_wrong_settings_of_a_search(arguments, sentence, tmp_path, capsys):
+    assert_refused(run_search.main, [*arguments, "--study", str(tmp_path / "study")], sentence, capsys)
+    assert not (tmp_path / "study").exists()
+
+
+def test_wrong_data_of_a_search(tmp_path, capsys):
+    study = ["--study", str(tmp_path / "study")]
+    (tmp_path / "empty").mkdir()
+    assert_refused(run_search.main, ["--data", str(tmp_path / "empty"), *study], "data: .* has no image", capsys)
+    folder = truncated(tmp_path / "truncated")
+    assert_refused(run_search.main, ["--data", folder, "--strict", *study], "half.png", capsys)
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_results_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert_refused(run_search.main, ["--study", str(tmp_path / "file" / "x")], "study: .*can't be written", capsys)
+
+
+CONFIGS = {
+    "split": ({"experts": expert_with(low_channels=[4, 8])}, r"experts\[1\].low_channels\[1\]: must be a multiple of the head width 8"),
+    "probability": ({"experts": expert_with(p=1.5)}, r"experts\[1\].p: .*less than or equal to 1, not 1.5"),
+    "unknown key": ({"trainin": {}}, "trainin: unknown key; did you mean training"),
+    "no data": ({"data": ""}, "data: name a folder or a zip"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, sentence", CONFIGS.values(), ids=CONFIGS)
+def test_wrong_configs(changes, sentence, tmp_path, capsys):
+    assert_refused(meme_main, ["train", wrong_yaml(tmp_path, **changes)], sentence, capsys)
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_a_folder_without_a_trained_ensemble(tmp_path, capsys):
+    assert_refused(meme_main, ["sample", str(tmp_path)], "not a trained ensemble", capsys)
+
+
+def test_training_does_not_overwrite_another(study, capsys):
+    assert_refused(
+        meme_main, ["train", "digits-ldm-s", "--out", str(study / "trials" / "000")], "holds a training with other", capsys
+    )
+
+
+def assert_refused(main, arguments, sentence, capsys):
+    """Exit status 2 and one line on standard error."""
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert re.search(sentence, said), said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+# Data of one's own
+
+
+def test_a_folder_of_mixed_images_is_searched_with_one_flag(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    source = np.random.default_rng(0)
+    for number, (mode, shape) in enumerate([("RGB", (40, 50, 3)), ("L", (64, 33)), ("RGBA", (35, 35, 4)), ("RGB", (90, 40, 3))]):
+        Image.fromarray(source.integers(0, 255, shape, dtype=np.uint8), mode).save(folder / f"{number}.png")
+    (folder / "broken.png").write_bytes(b"not an image")
+    arguments = [
+        "--data",
+        str(folder),
+        "--budget",
+        "1",
+        "--proxy-steps",
+        "1",
+        "--samples",
+        "8",
+        "--engine",
+        "local",
+        "--image-size",
+        "8",
+    ]
+    run_search.main([*arguments, "--study", str(tmp_path / "study")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 5 files could not be read and were skipped: broken.png" in said
+    trials = read_trials(tmp_path / "study")
+    assert [trial.state for trial in trials] == ["complete"]
+    assert trials[0].outcome.features == "random-conv"
+
+
+@pytest.mark.skipif(not CIFAR.exists(), reason=f"needs {CIFAR}")
+def test_cifar10_trains(tmp_path):
+    small = {"training": {"steps": 2, "batch_size": 8}, "evaluation": {"samples": 16, "features": "random"}}
+    config = preset("cifar10-meme").with_(data=str(CIFAR), sampling={"steps": 4}, **small)
+    images = open_training_data(config.data, config.image)
+    assert images.pixels.shape == (50_000, 3, 32, 32)
+    ensemble = train(config, images, folder=tmp_path / "trained")
+    from meme.features import choose_features
+
+    score = evaluate(ensemble, images, choose_features("random", images))
+    assert score.fid > 0
+    assert score.grid.shape == (16, 3, 32, 32)
+
+
+def test_a_zip_is_the_folder_it_holds(tmp_path):
+    Image.fromarray(np.full((12, 12), 7, np.uint8)).save(tmp_path / "a.png")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+    images = open_training_data(str(tmp_path / "images.zip"), preset("digits-meme").image)
+    assert images.pixels.shape == (1, 1, 8, 8)
+
+
+# What the README says
+
+
+def readme_commands():
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_readme_has_its_commands():
+    commands = readme_commands()
+    assert any(command.startswith("make search") for command in commands)
+    assert any(command.startswith("python -m meme train") for command in commands)
+
+
+@pytest.mark.parametrize("command", readme_commands())
+def test_readme_command_is_one_the_program_takes(command, monkeypatch, tmp_path):
+    words = shlex.split(command)
+    if words[0] == "make":
+        done = subprocess.run([*words, "--dry-run"], capture_output=True, cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
+    elif words[:2] == ["python", "run_search.py"]:
+        from meme.cli import read_settings
+
+        assert read_settings(SearchSettings, words[2:], "run_search.py")
+    elif words[:3] == ["python", "-m", "meme"]:
+        called = []
+        for name in ("train_config", "sample_folder", "evaluate_folder", "print_costs"):
+            monkeypatch.setattr(meme.commands, name, lambda *args, **kwargs: called.append(args))
+        meme_main(words[3:])
+        assert called
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+    else:
+        assert words[0] in ("git", "cd", "source"), f"the test does not know {words[0]}"
+
+
+def test_help_names_every_setting():
+    surroundings = os.environ | {"COLUMNS": "100"}
+    command = [sys.executable, str(Path(run_search.__file__)), "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings).stdout
+    for name in SearchSettings.model_fields:
+        assert f"--{name.replace('_', '-')}" in said
