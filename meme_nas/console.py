@@ -3,9 +3,10 @@
 from rich.console import Console
 from rich.status import Status
 
+from meme_nas.progress import trained_share
 from meme_nas.report_words import duration, quantity
 from meme_nas.search import Search, winner
-from meme_nas.study import TrialRecord
+from meme_nas.study import TrialRecord, trial_folder
 
 
 class SearchDisplay:
@@ -45,9 +46,15 @@ class SearchDisplay:
 
     def _status_line(self) -> str:
         best = winner(self._search.study.trials)
-        running = sum(not trial.finished for trial in self._search.study.trials)
-        shown = f", best FID {best.outcome.fid:.3f} (trial {best.number})" if best else ""
-        return f"{self._done()}/{self._search.settings.budget} trials, {running} running{shown}, {self._time_left()}"
+        shown = f", best FID {best.outcome.fid:.3f} (#{best.number})" if best else ""
+        return f"{self._done()}/{self._search.settings.budget} trials{shown}{self._running()}, {self._time_left()}"
+
+    def _running(self) -> str:
+        """Which trials run and how far their training is."""
+        study = self._search.study
+        running = [trial.number for trial in study.trials if not trial.finished]
+        shares = [trained_share(trial_folder(study.folder, number)) or 0.0 for number in running]
+        return "".join(f", #{number} at {share:.0%}" for number, share in zip(running, shares, strict=True))
 
     def _done(self) -> int:
         return sum(trial.finished for trial in self._search.counted)

@@ -10,7 +10,7 @@ from meme.files import write_text
 from meme_nas.pareto import front
 from meme_nas.search import winner
 from meme_nas.settings import SearchSettings
-from meme_nas.study import TrialRecord
+from meme_nas.study import TrialRecord, trial_folder
 
 
 def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
@@ -50,7 +50,7 @@ def drop_weights(folder: Path, trials: Sequence[TrialRecord], keep: set[int]) ->
     """Delete the weights of finished trials that are not in ``keep``; their configs and samples stay."""
     for trial in trials:
         if trial.finished and trial.number not in keep:
-            for weights in (folder / "trials" / f"{trial.number:03d}").glob("*.safetensors"):
+            for weights in trial_folder(folder, trial.number).glob("*.safetensors"):
                 weights.unlink(missing_ok=True)
 
 

@@ -13,6 +13,8 @@ from meme.data import Images
 from meme.features import FeatureSpace, choose_features
 from meme.grids import save_grid
 from meme.pipeline import Score, evaluate, open_training_data, pick_device, train
+from meme_nas.progress import ProgressFile
+from meme_nas.study import trial_folder
 from meme_nas.trial import Outcome, Task
 
 
@@ -38,10 +40,18 @@ class Objective:
         images, space = scoring_basis(config.data, config.image, config.evaluation.features, self.device, self.inception_weights)
         device, folder = pick_device(self.device), trial_folder(self.folder, task.number)
         begun_at, begun = time.time(), time.perf_counter()
-        ensemble = train(config, images, folder=folder, device=device)
+        progress = ProgressFile(folder, len(config.experts))
+        ensemble = train(
+            config,
+            images,
+            folder=folder,
+            device=device,
+            on_progress=lambda now: progress.report(now.expert, now.step, now.steps),
+        )
         training_seconds = time.perf_counter() - begun
         score = evaluate(ensemble, images, space, device=device)
         save_grid(folder / "samples.png", score.grid)
+        progress.remove()
         return outcome_of(task.number, score, begun_at, training_seconds)
 
 
@@ -59,11 +69,6 @@ def outcome_of(number: int, score: Score, begun_at: float, training_seconds: flo
         sampling_seconds=score.sampling_seconds,
         scoring_seconds=score.scoring_seconds,
     )
-
-
-def trial_folder(study: Path, number: int) -> Path:
-    """Where trial ``number`` keeps its config, weights and samples."""
-    return study / "trials" / f"{number:03d}"
 
 
 @lru_cache(maxsize=2)

@@ -14,7 +14,7 @@ from meme.config import Config, ExpertConfig
 from meme.files import write_text
 from meme_nas import report_words as words
 from meme_nas.report_figures import pareto_figure, progress_figure
-from meme_nas.study import TrialRecord
+from meme_nas.study import TrialRecord, trial_folder
 from meme_nas.summary import Summary
 
 TEMPLATE = "report.html.j2"
@@ -146,7 +146,7 @@ def _sample(summary: Summary, title: str, trial: TrialRecord) -> dict:
     score = words.best_score(summary, trial) if trial.state == "complete" else None
     return {
         "title": title,
-        "image": _embedded(summary.folder / "trials" / f"{trial.number:03d}" / "samples.png"),
+        "image": _embedded(trial_folder(summary.folder, trial.number) / "samples.png"),
         "score": f"FID {score}" if score else "no score",
         "details": _cost(trial) if score else ": ".join(filter(None, (trial.state, trial.reason))),
     }

@@ -19,13 +19,13 @@ from meme.grids import save_grid
 from meme.pipeline import draw, evaluate, load_ensemble, open_training_data, pick_device
 from meme_nas.console import SearchDisplay
 from meme_nas.export import drop_weights, export_configs, trials_worth_keeping, write_trials
-from meme_nas.objective import Objective, trial_folder
+from meme_nas.objective import Objective
 from meme_nas.pareto import front
 from meme_nas.report import write_report
 from meme_nas.report_words import quantity
 from meme_nas.search import Search, check_macs_limit, winner
 from meme_nas.settings import LEAST_LAG, SearchSettings
-from meme_nas.study import Study, TrialRecord, recorded_settings
+from meme_nas.study import Study, TrialRecord, recorded_settings, trial_folder
 from meme_nas.summary import Finalist, Summary
 from search_spaces.domain import size
 from search_spaces.splits import SplitSpace
@@ -99,6 +99,8 @@ def _search(settings: SearchSettings, search: Search) -> None:
         finally:
             engine.close()
             on_change()
+    if not search.done:  # Ray Tune swallows Ctrl-C and returns
+        raise KeyboardInterrupt
     if search.exhausted:
         console.print("the search ends early: no candidate is left that is new and fits max_macs")
 
@@ -122,7 +124,7 @@ def _engine(settings: SearchSettings, workers: int):
         from meme_nas.engines.local import LocalEngine
 
         console.print(f"{workers} trials at a time in processes of this machine")
-        return LocalEngine(workers)
+        return LocalEngine(workers, gpus=torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0)
     from meme_nas.engines.ray import RayEngine
 
     console.print("starting Ray ...")

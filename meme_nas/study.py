@@ -21,6 +21,7 @@ from meme_nas.trial import Outcome
 from search_spaces.domain import Choices
 
 JOURNAL = "study.journal"
+TRIALS = "trials"
 STUDY_NAME = "meme-nas"
 LEAST_FOR_IMPORTANCE = 10  # scored trials
 _STATES = {
@@ -150,6 +151,8 @@ class Study:
     def _check(self, settings: dict) -> None:
         """Nothing is written before this: a study that is refused stays as it was."""
         try:
+            if not (self.folder / JOURNAL).exists() and (self.folder / TRIALS).exists():
+                raise UserError(f"study: {self.folder} holds trials but no {JOURNAL}; delete it or give another --study")
             found = recorded_settings(self.folder)
             for key in settings.keys() & found.keys():
                 if found[key] != settings[key]:
@@ -160,6 +163,11 @@ class Study:
         except BaseException:
             self.close()
             raise
+
+
+def trial_folder(study: Path, number: int) -> Path:
+    """Where trial ``number`` keeps its config, weights and samples."""
+    return study / TRIALS / f"{number:03d}"
 
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:

@@ -169,7 +169,7 @@ def test_a_results_folder_that_cannot_be_written(tmp_path, capsys):
 
 
 CONFIGS = {
-    "split": ({"experts": expert_with(low_channels=[4, 8])}, r"experts\[1\].low_channels\[1\]: must be a multiple of the head width 8"),
+    "split": ({"experts": expert_with(low_channels=[4, 8])}, r"experts\[1\].low_channels\[1\]: must be a multiple of"),
     "probability": ({"experts": expert_with(p=1.5)}, r"experts\[1\].p: .*less than or equal to 1, not 1.5"),
     "unknown key": ({"trainin": {}}, "trainin: unknown key; did you mean training"),
     "no data": ({"data": ""}, "data: name a folder or a zip"),

@@ -43,6 +43,11 @@ def test_soft_assignment_stays_within_all_timesteps(interval, p, seed):
         assert t.min() >= 0 and t.max() < T
 
 
+def test_without_expertise_every_timestep_can_come_and_the_interval_is_ignored():
+    t = draw_timesteps(ExpertConfig(interval=(250, 260), p=0.0), T, extremes())
+    assert t.tolist() == [0, 500, 999] * 2
+
+
 @pytest.mark.parametrize("interval", [(0, 250), (250, 500), (900, 1000)])
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.4, 0.8, 1.0])
 def test_the_share_inside_the_interval_is_p_and_its_part_of_the_rest(interval, p):
@@ -88,12 +93,8 @@ def test_training_noise_is_a_function_of_seed_and_step():
     first = training_noise(shape, seed=1, step=5)
     torch.rand(3)  # the global source does not matter
     assert same_noise(first, training_noise(shape, seed=1, step=5))
-    others = [
-        training_noise(shape, seed=2, step=5),
-        training_noise(shape, seed=1, step=6),
-        training_noise(shape, seed=15, step=0),
-    ]
-    assert not any(same_noise(first, other) for other in others)
+    others = [(2, 5), (1, 6), (6, 0), (0, 6), (5, 1)]  # also of equal sum, or swapped
+    assert not any(same_noise(first, training_noise(shape, seed, step)) for seed, step in others)
 
 
 def test_training_noise_is_standard_normal_and_uniform():

@@ -326,6 +326,13 @@ def test_all_drawn_weights_differ_between_seeds():
     assert all("norm" in name or "conv_out" in name or ".1.out." in name for name in equal), equal
 
 
+def test_no_two_layers_begin_with_the_same_weights():
+    network = expert_with((8, 16))
+    drawn = [layer.weight.flatten() for layer in layers(network, nn.Conv2d) + layers(network, nn.Linear) if layer.weight.any()]
+    beginnings = {tuple((weight[1:6] / weight[0]).round(decimals=3).tolist()) for weight in drawn}
+    assert len(beginnings) == len(drawn) > 20
+
+
 @settings(deadline=None, max_examples=15)
 @given(SPLITS, SPLITS)
 def test_two_candidates_begin_equal_wherever_their_shapes_agree(split, other_split):

@@ -17,8 +17,10 @@ ATTEMPTS = 2  # a task that takes its worker down so often is recorded as failed
 class LocalEngine:
     """``workers`` processes that stay alive from trial to trial. Each is a pool of one: a death harms no other trial."""
 
-    def __init__(self, workers: int):
-        self._pools = [_new_pool() for _ in range(workers)]
+    def __init__(self, workers: int, gpus: int = 0):
+        """With ``gpus``, worker i sees the GPU i modulo ``gpus`` alone."""
+        self._gpus = gpus
+        self._pools = [_new_pool(worker, gpus) for worker in range(workers)]
         self._running: dict[Future, tuple[int, Task]] = {}
         self._deaths: dict[int, int] = {}
 
@@ -51,7 +53,7 @@ class LocalEngine:
             search.record(future.result())
         except BrokenProcessPool:
             _end(self._pools[worker])
-            self._pools[worker] = _new_pool()
+            self._pools[worker] = _new_pool(worker, self._gpus)
             self._deaths[task.number] = self._deaths.get(task.number, 0) + 1
             if self._deaths[task.number] < ATTEMPTS:
                 self._submit(worker, task, objective)
@@ -62,12 +64,16 @@ class LocalEngine:
         self._running[self._pools[worker].submit(attempt, objective, task)] = worker, task
 
 
-def _new_pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+def _new_pool(worker: int, gpus: int) -> ProcessPoolExecutor:
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_worker, initargs=(worker, gpus))
 
 
-def _start_worker() -> None:
+def _start_worker(worker: int, gpus: int) -> None:
     """In a new worker: leave Ctrl-C to the search, and end when the search is gone, even by kill -9."""
+    if gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[worker % gpus]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
