@@ -25,6 +25,8 @@ def read_header(path: Path) -> dict[str, str | int]:
             header = json.loads((file.metadata() or {})["meme"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path}: not a readable checkpoint of this program ({error})") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path}: not a readable checkpoint of this program (its header is not a mapping)")
     return header
 
 

@@ -16,7 +16,7 @@ from meme.pipeline import Score, claim_folder, draw, evaluate, load_ensemble, op
 from meme.presets import preset, preset_names
 from meme.trainer import Progress as TrainingProgress
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def read_config(source: str | Path) -> Config:

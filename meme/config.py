@@ -20,6 +20,11 @@ Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(sentence)
+
+
 class Settings(BaseModel):
     """Base of all settings: frozen, and an unknown key is an error."""
 
@@ -109,6 +114,11 @@ class DiffusionConfig(Settings):
     beta_start: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.0015
     beta_end: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.0195
 
+    @model_validator(mode="after")
+    def _grows(self):
+        _require(self.beta_start <= self.beta_end, f"diffusion.beta_end: must be at least beta_start {self.beta_start}")
+        return self
+
 
 class TrainingConfig(Settings):
     """How each expert is trained."""
@@ -116,7 +126,7 @@ class TrainingConfig(Settings):
     steps: Positive
     """Optimiser steps an expert."""
     batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0.0)]
+    learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     """AdamW's step size after warm-up; constant from there on, so that a training can be continued."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -170,8 +180,7 @@ class Config(Settings):
         _check_intervals(self.experts, self.diffusion.timesteps)
         for number, expert in enumerate(self.experts, start=1):
             _check_split(expert.low_channels, self.network, f"experts[{number}].low_channels")
-        limit = self.diffusion.timesteps // 2 if self.sampling.sampler == "ddim" else self.diffusion.timesteps
-        _require(self.sampling.steps <= limit, f"sampling.steps: at most {limit} with {self.sampling.sampler}")
+        _check_sampling(self.sampling, self.diffusion.timesteps)
         return self
 
     def expert(self, number: int) -> ExpertConfig:
@@ -191,11 +200,14 @@ class Config(Settings):
     def architecture_id(self) -> str:
         """Equal for two configs that differ in nothing that can change what is trained (data, name and scoring aside)."""
         content = self.model_dump(mode="json", include={"image", "network", "experts", "diffusion", "training"})
-        for expert in content["experts"]:
-            first, end = expert["interval"]
-            if end - first == self.diffusion.timesteps:
-                expert["p"] = 1.0  # the interval is all of T: both draws are the same
+        content["experts"] = [self.canonical_expert(number + 1).model_dump(mode="json") for number in range(len(self.experts))]
         return stable_id(content)
+
+    def canonical_expert(self, number: int) -> ExpertConfig:
+        """Expert ``number`` less what cannot change its training: p where the interval is all of T, so that both draws agree."""
+        expert = self.expert(number)
+        everywhere = expert.interval == (0, self.diffusion.timesteps)
+        return expert.model_copy(update={"p": 1.0}) if everywhere else expert
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
@@ -293,6 +305,15 @@ def _check_intervals(experts: tuple[ExpertConfig, ...], timesteps: int) -> None:
     )
 
 
+def _check_sampling(sampling: SamplingConfig, timesteps: int) -> None:
+    """Steps are spaced T // S apart: where S does not divide T they would not reach the noise, and the last expert would idle."""
+    limit = timesteps // 2 if sampling.sampler == "ddim" else timesteps
+    _require(
+        sampling.steps <= limit and timesteps % sampling.steps == 0,
+        f"sampling.steps: must divide {timesteps} timesteps and be at most {limit} with {sampling.sampler}, not {sampling.steps}",
+    )
+
+
 def _check_split(low_channels: tuple[int, ...], network: NetworkConfig, field: str) -> None:
     if network.family == "ldm":
         _require(not low_channels, f"{field}: only the iU-Net splits channels; leave it empty with network.family ldm")
@@ -306,11 +327,6 @@ def _check_split(low_channels: tuple[int, ...], network: NetworkConfig, field: s
             low <= width and low % network.head_channels == 0,
             f"{field}[{level}]: must be a multiple of the head width {network.head_channels} from 0 to {width}, not {low}",
         )
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UserError(sentence)
 
 
 def _first_line(error: Exception) -> str:

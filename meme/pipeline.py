@@ -120,14 +120,10 @@ def evaluate(
 ) -> Score:
     """Score ``ensemble`` against ``images`` with the sampling noise of ``seed`` (default: the config's)."""
     config = ensemble.config
-    seed = config.evaluation.seed if seed is None else seed
     begun = time.perf_counter()
-    features, kept, sampling_seconds = [], [], 0.0
-    for batch in _timed(draw(ensemble, config.evaluation.samples, seed, device), took := [0.0]):
-        features.append(space(batch))
-        kept.append(batch[: max(0, GRID_IMAGES - sum(len(part) for part in kept))].cpu())
-    sampling_seconds = took[0]
-    fid = frechet_distance(statistics(features), reference_statistics(images, space))
+    drawn = _Drawn(draw(ensemble, config.evaluation.samples, config.evaluation.seed if seed is None else seed, device))
+    sampled = statistics(space(batch) for batch in drawn)
+    fid = frechet_distance(sampled, reference_statistics(images, space))
     cost = ensemble_cost(config)
     return Score(
         fid=fid,
@@ -135,21 +131,31 @@ def evaluate(
         samples=config.evaluation.samples,
         macs=cost.macs,
         params=cost.params,
-        latency_ms=1000 * sampling_seconds / config.evaluation.samples,
-        sampling_seconds=sampling_seconds,
-        scoring_seconds=time.perf_counter() - begun - sampling_seconds,
-        grid=torch.cat(kept),
+        latency_ms=1000 * drawn.seconds / config.evaluation.samples,
+        sampling_seconds=drawn.seconds,
+        scoring_seconds=time.perf_counter() - begun - drawn.seconds,
+        grid=torch.cat(drawn.first),
     )
 
 
-def _timed(batches: Iterator[Tensor], took: list[float]) -> Iterator[Tensor]:
-    """Pass batches on, adding to ``took[0]`` the seconds spent in making them."""
-    while True:
-        begun = time.perf_counter()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        if batch.is_cuda:
-            torch.cuda.synchronize()
-        took[0] += time.perf_counter() - begun
-        yield batch
+class _Drawn:
+    """Passes batches of images on, noting how long drawing them took and keeping the first few."""
+
+    def __init__(self, batches: Iterator[Tensor]):
+        self._batches = batches
+        self.seconds = 0.0
+        self.first: list[Tensor] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        missing = GRID_IMAGES
+        while True:
+            begun = time.perf_counter()
+            batch = next(self._batches, None)
+            if batch is None:
+                return
+            if batch.is_cuda:
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - begun
+            self.first.append(batch[:missing].cpu())
+            missing -= len(self.first[-1])
+            yield batch

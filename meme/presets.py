@@ -42,15 +42,25 @@ class _Setting:
 
 
 _LDM = {"multipliers": (1, 2, 3, 4), "attention_downsamples": (2, 4, 8), "head_channels": 32}
-_IU = {"pool_strides": (2, 2, 1, 1), "layer_scale_levels": (3, 4)}
+_IU_LDM = _LDM | {"pool_strides": (2, 2, 1, 1), "layer_scale_levels": (3, 4)}
 _DIGITS = {"multipliers": (1, 2), "depth": 1, "head_channels": 8, "norm_groups": 2}
+_IU_DIGITS = _DIGITS | {"pool_strides": (2, 1)}
 _CIFAR = {"multipliers": (1, 2, 2), "depth": 1, "attention_downsamples": (2, 4), "head_channels": 16, "norm_groups": 16}
+_IU_CIFAR = _CIFAR | {"pool_strides": (2, 2, 1)}
+
+_F4_LATENTS = ImageConfig(channels=3, size=64, space="latents")
 
 _SETTINGS = {
     "ffhq": _Setting(
-        ImageConfig(channels=3, size=64, space="latents"),
+        _F4_LATENTS,
         DiffusionConfig(),
         SamplingConfig(steps=200),
+        EvaluationConfig(samples=50_000),
+    ),
+    "celebahq": _Setting(
+        _F4_LATENTS,
+        DiffusionConfig(),
+        SamplingConfig(steps=50),
         EvaluationConfig(samples=50_000),
     ),
     "digits": _Setting(
@@ -68,8 +78,11 @@ _SETTINGS = {
     ),
 }
 
-_LARGE = TrainingConfig(steps=540_000, batch_size=42, learning_rate=9.6e-5)
-_SMALL = TrainingConfig(steps=135_000, batch_size=84, learning_rate=1.92e-4)
+# Table 3. Its iterations of the small networks are an expert's; a small network alone gets those of four experts.
+_FFHQ_LARGE = TrainingConfig(steps=540_000, batch_size=42, learning_rate=9.6e-5)
+_FFHQ_SMALL = TrainingConfig(steps=135_000, batch_size=84, learning_rate=1.92e-4)
+_CELEBA_LARGE = TrainingConfig(steps=410_000, batch_size=48, learning_rate=8.4e-5)
+_CELEBA_SMALL = TrainingConfig(steps=85_000, batch_size=96, learning_rate=1.68e-4)
 _DIGITS_EXPERT = TrainingConfig(
     steps=2_000, batch_size=32, learning_rate=3e-3, warmup_steps=20, gradient_clip=1.0, ema_decay=0.995
 )
@@ -78,23 +91,38 @@ _CIFAR_EXPERT = TrainingConfig(
 )
 
 
-def _times(training: TrainingConfig, factor: int) -> TrainingConfig:
-    """One model trained as long as ``factor`` experts together."""
-    return training.model_copy(update={"steps": training.steps * factor})
+def _alone(training: TrainingConfig) -> TrainingConfig:
+    """One model trained as long as four experts together."""
+    return training.model_copy(update={"steps": 4 * training.steps})
 
 
-# name: (network, experts, expertization probabilities or None for 1, training)
+_HARD = (1.0, 1.0, 1.0, 1.0)
+_ONE = (1.0,)
+
+# name:                      family, channels, network, p of every expert, training
 _ROWS = {
-    "ffhq-ldm-l":          ("ldm",    224, _LDM,         1, None,               _LARGE),
-    "ffhq-ldm-s":          ("ldm",    128, _LDM,         1, None,               _times(_SMALL, 4)),
-    "ffhq-multi-expert":   ("ldm",    128, _LDM,         4, SOFT_PROBABILITIES, _SMALL),
-    "ffhq-meme":           ("iu-net", 128, _LDM | _IU,   4, SOFT_PROBABILITIES, _SMALL),
-    "digits-ldm-s":        ("ldm",    16,  _DIGITS,      1, None,               _times(_DIGITS_EXPERT, 4)),
-    "digits-multi-expert": ("ldm",    16,  _DIGITS,      4, SOFT_PROBABILITIES, _DIGITS_EXPERT),
-    "digits-meme":         ("iu-net", 16,  _DIGITS | {"pool_strides": (2, 1)},    4, SOFT_PROBABILITIES, _DIGITS_EXPERT),
-    "cifar10-ldm-s":       ("ldm",    32,  _CIFAR,       1, None,               _times(_CIFAR_EXPERT, 4)),
-    "cifar10-multi-expert": ("ldm",   32,  _CIFAR,       4, SOFT_PROBABILITIES, _CIFAR_EXPERT),
-    "cifar10-meme":        ("iu-net", 32,  _CIFAR | {"pool_strides": (2, 2, 1)},  4, SOFT_PROBABILITIES, _CIFAR_EXPERT),
+    "ffhq-ldm-l":                 ("ldm",    224, _LDM,       _ONE,               _FFHQ_LARGE),
+    "ffhq-ldm-s":                 ("ldm",    128, _LDM,       _ONE,               _alone(_FFHQ_SMALL)),
+    "ffhq-iu-ldm-s":              ("iu-net", 128, _IU_LDM,    _ONE,               _alone(_FFHQ_SMALL)),
+    "ffhq-multi-expert-hard":     ("ldm",    128, _LDM,       _HARD,              _FFHQ_SMALL),
+    "ffhq-multi-expert":          ("ldm",    128, _LDM,       SOFT_PROBABILITIES, _FFHQ_SMALL),
+    "ffhq-meme-hard":             ("iu-net", 128, _IU_LDM,    _HARD,              _FFHQ_SMALL),
+    "ffhq-meme":                  ("iu-net", 128, _IU_LDM,    SOFT_PROBABILITIES, _FFHQ_SMALL),
+    "ffhq-lite-ldm":              ("ldm",     64, _LDM,       _ONE,               _alone(_FFHQ_SMALL)),
+    "celebahq-ldm-l":             ("ldm",    224, _LDM,       _ONE,               _CELEBA_LARGE),
+    "celebahq-ldm-s":             ("ldm",    128, _LDM,       _ONE,               _alone(_CELEBA_SMALL)),
+    "celebahq-iu-ldm-s":          ("iu-net", 128, _IU_LDM,    _ONE,               _alone(_CELEBA_SMALL)),
+    "celebahq-multi-expert-hard": ("ldm",    128, _LDM,       _HARD,              _CELEBA_SMALL),
+    "celebahq-multi-expert":      ("ldm",    128, _LDM,       SOFT_PROBABILITIES, _CELEBA_SMALL),
+    "celebahq-meme-hard":         ("iu-net", 128, _IU_LDM,    _HARD,              _CELEBA_SMALL),
+    "celebahq-meme":              ("iu-net", 128, _IU_LDM,    SOFT_PROBABILITIES, _CELEBA_SMALL),
+    "celebahq-lite-ldm":          ("ldm",     64, _LDM,       _ONE,               _alone(_CELEBA_SMALL)),
+    "cifar10-ldm-s":              ("ldm",     32, _CIFAR,     _ONE,               _alone(_CIFAR_EXPERT)),
+    "cifar10-multi-expert":       ("ldm",     32, _CIFAR,     SOFT_PROBABILITIES, _CIFAR_EXPERT),
+    "cifar10-meme":               ("iu-net",  32, _IU_CIFAR,  SOFT_PROBABILITIES, _CIFAR_EXPERT),
+    "digits-ldm-s":               ("ldm",     16, _DIGITS,    _ONE,               _alone(_DIGITS_EXPERT)),
+    "digits-multi-expert":        ("ldm",     16, _DIGITS,    SOFT_PROBABILITIES, _DIGITS_EXPERT),
+    "digits-meme":                ("iu-net",  16, _IU_DIGITS, SOFT_PROBABILITIES, _DIGITS_EXPERT),
 }  # fmt: skip
 
 
@@ -108,7 +136,7 @@ def preset(name: str) -> Config:
         near = difflib.get_close_matches(name, _ROWS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(_ROWS)}"
         raise UserError(f"preset: there is no {name!r}; {hint}")
-    family, channels, details, count, probabilities, training = _ROWS[name]
+    family, channels, details, probabilities, training = _ROWS[name]
     setting = _SETTINGS[name.split("-")[0]]
     network = NetworkConfig(family=family, channels=channels, **details)
     return Config(
@@ -116,7 +144,7 @@ def preset(name: str) -> Config:
         data=setting.data,
         image=setting.image,
         network=network,
-        experts=experts_of(network, count, probabilities or (1.0,) * count, setting.diffusion.timesteps),
+        experts=experts_of(network, probabilities, setting.diffusion.timesteps),
         diffusion=setting.diffusion,
         training=training,
         sampling=setting.sampling,
@@ -135,8 +163,9 @@ def yardsticks(name: str) -> dict[str, Config]:
     return found
 
 
-def experts_of(network: NetworkConfig, count: int, probabilities: tuple[float, ...], timesteps: int) -> tuple[ExpertConfig, ...]:
-    """``count`` experts on even intervals; in the iU-Net with the paper's hand-made split."""
+def experts_of(network: NetworkConfig, probabilities: tuple[float, ...], timesteps: int) -> tuple[ExpertConfig, ...]:
+    """An expert for each p_n on even intervals; in the iU-Net with the paper's hand-made split."""
+    count = len(probabilities)
     splits = [hand_made_split(network, number, count) if network.family == "iu-net" else () for number in range(1, count + 1)]
     intervals = even_intervals(count, timesteps)
     return tuple(

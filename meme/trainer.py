@@ -150,7 +150,7 @@ class Training:
 
     def load(self, path: Path) -> None:
         tensors = load_tensors(path, str(self.device))
-        self.step = int(read_header(path)["step"])
+        self.step = read_header(path)["step"]
         self.expert.load_state_dict(_part(tensors, "expert."))
         self.averaged.load_state_dict(_part(tensors, "averaged."))
         parts = {key: _part(tensors, f"optimizer.{key}.") for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -203,7 +203,7 @@ def _architecture(config: Config, number: int) -> str:
 def _header(config: Config, number: int, images: Images, step: int) -> dict[str, str | int]:
     """What an expert is made of: two trainings with equal headers but for ``step`` are one training at two moments."""
     training = config.training.model_dump(exclude={"steps"})
-    made_of = [training, config.expert(number).model_dump(), config.diffusion.model_dump(), images.content_id]
+    made_of = [training, config.canonical_expert(number).model_dump(), config.diffusion.model_dump(), images.content_id]
     return {"architecture": _architecture(config, number), "training": stable_id(made_of), "step": step}
 
 
@@ -212,8 +212,8 @@ def _holds(path: Path, config: Config, number: int, images: Images) -> int:
     if not path.is_file():
         return 0
     found = read_header(path)
-    expected = _header(config, number, images, int(found["step"]))
-    return int(found["step"]) if found == expected else 0
+    step = found.get("step", 0)
+    return step if found == _header(config, number, images, step) else 0
 
 
 def _laid_out_as(weight: Tensor, moment: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from search_spaces.splits import SplitSpace
 
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def run(settings: SearchSettings) -> Summary:
@@ -80,7 +80,8 @@ def _search(settings: SearchSettings, search: Search) -> None:
         console.print(f"all {settings.budget} trials are done; give a larger --budget to go on")
         return
     workers = workers_for(settings)
-    objective = Objective(settings.folder.absolute(), settings.device, settings.cpus_per_trial, settings.inception_weights)
+    weights = settings.inception_weights and settings.inception_weights.absolute()  # workers run elsewhere
+    objective = Objective(settings.folder.absolute(), settings.device, settings.cpus_per_trial, weights)
     engine = _engine(settings, workers)
     with SearchDisplay(search, workers, console) as display:
         seen = -1
@@ -131,6 +132,8 @@ def _engine(settings: SearchSettings, workers: int):
     on_gpu = pick_device(settings.device).type == "cuda"
     engine = RayEngine(workers, settings.cpus_per_trial, settings.gpus_per_trial if on_gpu else 0, settings.folder)
     console.print(f"{workers} trials at a time on Ray; dashboard: {engine.dashboard or 'could not be started'}")
+    if engine.asks_for_token:
+        console.print("  (it asks for the token that this prints: .venv/bin/ray get-auth-token)")
     return engine
 
 

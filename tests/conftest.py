@@ -3,11 +3,15 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10-train.zip"
+
+hypothesis.settings.register_profile("meme", deadline=None)  # no test here is about time, and machines are noisy
+hypothesis.settings.load_profile("meme")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -54,7 +54,7 @@ def searched(folder=Path("nowhere"), fids=((10.9, 11.2, 11.5), (12.5, 12.9, 13.3
         trial(1, "multi-expert", 14.1, 4.4e6, params=None, latency_ms=None),
         trial(2, "single-model", 15.0, 4.4e6),
         trial(3, fid=13.0, macs=3.9e6, config=with_split(16, 0)),
-        trial(4, fid=11.0, macs=4.018e6, config=with_split(8, 8)),
+        trial(4, fid=11.0, macs=4.018e6, config=with_split(16, 8)),
         trial(5, state="failed", reason=f"OSError: {ATTACK}"),
         trial(6, state="refused", reason="4.41e+06 MACs, over max_macs 4.2e+06"),
         trial(7, state="running"),
@@ -154,7 +154,7 @@ def test_every_trial_is_in_the_table_with_its_scores_or_its_reason(tmp_path):
     assert "won" in rows[4][0] and "yardstick" in rows[0][0]
     cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rows[4][1])]
     assert cells[:8] == ["4", "candidate", "complete", "11.0", "4.02M", "660k", "5.25 ms", "41 s"]
-    assert cells[8].startswith("8·8@0.8  0·24@0.4")
+    assert cells[8].startswith("16·8@0.8  8·24@0.4")
     assert "no splits (LDM U-Net)" in rows[1][1] and "over max_macs 4.2e+06" in rows[6][1]
 
 
@@ -204,7 +204,7 @@ def test_ratios_of_the_winner_stand_beside_the_hand_made_ones(tmp_path):
         for low, width in zip(expert.low_channels, HAND_MADE.network.widths, strict=True)
     ]
     assert cells[0][2:] == cells[1][2:]
-    assert cells[0][:2] == ["8 / 16 ▲", "8 / 32 ▼"]  # against 0 and 16
+    assert cells[0][:2] == ["16 / 16 ▲", "8 / 32 ▼"]  # against 8 and 16
 
 
 def test_importance_is_shown_or_its_absence_explained(tmp_path):
@@ -215,14 +215,14 @@ def test_importance_is_shown_or_its_absence_explained(tmp_path):
 
 def one_expert() -> Summary:
     network = HAND_MADE.network
-    config = HAND_MADE.with_(experts=[expert.model_dump() for expert in experts_of(network, 1, (1.0,), 1000)])
+    config = HAND_MADE.with_(experts=[expert.model_dump() for expert in experts_of(network, (1.0,), 1000)])
     trials = [trial(0, "hand-made", 12.0, config=config), trial(1, fid=11.0, config=config)]
     return summary(trials, trials[1])
 
 
 def many_experts() -> Summary:
     config = preset("ffhq-meme")
-    experts = experts_of(config.network, 9, (0.5,) * 9, 1000)
+    experts = experts_of(config.network, (0.5,) * 9, 1000)
     config = config.with_(experts=[expert.model_dump() for expert in experts])
     trials = [trial(0, "hand-made", 12.0, config=config), trial(1, fid=300.0, config=config)]
     return summary(trials, trials[0])
@@ -262,7 +262,7 @@ def test_the_figure_shows_front_yardsticks_winner_and_error_bars():
     assert traces["Pareto front"]["x"] == [3.9e6, 4.018e6] and traces["Pareto front"]["line"]["shape"] == "hv"
     winner = traces["winner: trial 4"]
     assert winner["y"] == [pytest.approx(11.2)] and winner["error_y"]["array"] == [pytest.approx(0.3)]
-    for part in ("trial 4", "candidate", "FID 11.0", "4.02M MACs", "660k parameters", "5.25 ms", "8·8@0.8"):
+    for part in ("trial 4", "candidate", "FID 11.0", "4.02M MACs", "660k parameters", "5.25 ms", "16·8@0.8"):
         assert part in winner["hovertext"][0]
     assert pareto_figure(searched())["layout"]["yaxis"]["title"]["text"] == "FID (classifier(digits) features)"
 

@@ -311,7 +311,7 @@ def test_a_finished_expert_is_returned_without_training(train, tmp_path):
     assert os.listdir(tmp_path) == ["expert-1.safetensors"]
 
 
-@pytest.mark.parametrize("sections", [{"name": "x"}, {"data": "x"}, {"sampling": {"steps": 3}}, {"evaluation": {"samples": 3}}])
+@pytest.mark.parametrize("sections", [{"name": "x"}, {"data": "x"}, {"sampling": {"steps": 4}}, {"evaluation": {"samples": 3}}])
 def test_a_finished_expert_serves_configs_that_train_the_same(sections, train):
     train(BRIEF)
     assert train(BRIEF.with_(**sections))[1] == []

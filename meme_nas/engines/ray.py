@@ -7,11 +7,12 @@ every run of the command is a new Tune run that goes on where the study stands.
 import logging
 import os
 import shutil
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "0")
+# Without it Ray warns, at every start on a machine without a GPU, of a change in how it hides GPUs from CPU actors.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
@@ -39,6 +40,8 @@ class RayEngine:
         )
         self.dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
         """Address of the dashboard, or None where Ray could not start it."""
+        self.asks_for_token = self.dashboard is not None and _asks_for_token(self.dashboard)
+        """Whether the dashboard opens only with the token that ``ray get-auth-token`` prints, as Ray has it by default."""
 
     def run(self, search: Search, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
         """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second."""
@@ -126,6 +129,16 @@ class _OnChange(_NotPickled, tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list, **info) -> None:
         self._on_change()
+
+
+def _asks_for_token(dashboard: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{dashboard}/api/version", timeout=5):
+            return False
+    except urllib.error.HTTPError as error:
+        return error.code == 401
+    except OSError:
+        return False
 
 
 def _trial_name(trial) -> str:
