@@ -102,6 +102,8 @@ def _search(settings: SearchSettings, search: Search) -> None:
             on_change()
     if not search.done:  # Ray Tune swallows Ctrl-C and returns
         raise KeyboardInterrupt
+    if search.repeats:
+        console.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
     if search.exhausted:
         console.print("the search ends early: no candidate is left that is new and fits max_macs")
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import replace
 
+from meme.config import Config
 from meme.cost import ensemble_cost
 from meme.errors import UserError
 from meme.presets import yardsticks
@@ -85,11 +86,12 @@ class Search:
             self.exhausted = True
             return None
         config = self.space.config(choices, f"trial-{number:03d}")
-        trial = self.study.start(config, "candidate", choices, self._distributions)
-        macs = ensemble_cost(config).macs
-        if self.settings.max_macs and macs > self.settings.max_macs:
-            return self.study.refuse(trial.number, f"{macs:.4g} MACs, over max_macs {self.settings.max_macs:.4g}")
-        return trial
+        return self.study.start(config, "candidate", choices, self._distributions, refused=self._refusal(config))
+
+    def _refusal(self, config: Config) -> str | None:
+        """Why ``config`` is not worth training, known before any training; None where nothing speaks against it."""
+        macs, limit = ensemble_cost(config).macs, self.settings.max_macs
+        return f"{macs:.4g} MACs, over max_macs {limit:.4g}" if limit and macs > limit else None
 
     def _unseen_choices(self, number: int, known: list) -> Choices | None:
         """The proposal for trial ``number``; where it repeats an architecture, another one, at no cost."""
@@ -107,11 +109,10 @@ class Search:
 
     def _walk(self, start: Choices, seen: set[str], source: random.Random) -> Choices | None:
         """The first unseen point that fits ``max_macs`` on a random walk from ``start``, with jumps; None if there is none."""
-        domains, limit = self.space.domains, self.settings.max_macs or math.inf
-        point = start
+        domains, point = self.space.domains, start
         for step in range(2_000):
-            fits = ensemble_cost(self.space.config(point, "walk")).macs <= limit
-            if fits and self._architecture(point) not in seen:
+            config = self.space.config(point, "")
+            if config.architecture_id not in seen and not self._refusal(config):
                 return point
             point = draw(domains, source) if step % 50 == 49 else source.choice(list(neighbours(domains, point)))
         return None

@@ -96,16 +96,27 @@ class Study:
         """All trials, in order of number."""
         return self._records
 
-    def start(self, config: Config, kind: str, choices: Choices, distributions: dict[str, BaseDistribution]) -> TrialRecord:
-        """Record a new trial as running; killed from here on, it is found as running when the study is opened again."""
+    def start(
+        self,
+        config: Config,
+        kind: str,
+        choices: Choices,
+        distributions: dict[str, BaseDistribution],
+        refused: str | None = None,
+    ) -> TrialRecord:
+        """Record a new trial as running, or as ``refused`` for that reason.
+
+        It is one record of the journal: a kill leaves all of it or nothing, and a running trial is found as such when the study
+        is opened again.
+        """
         attributes = {"kind": kind, "config": config.model_dump(mode="json"), "architecture_id": config.architecture_id}
-        running = optuna.trial.create_trial(
-            state=TrialState.RUNNING,
+        new = optuna.trial.create_trial(
+            state=TrialState.PRUNED if refused else TrialState.RUNNING,
             params=choices,
             distributions=distributions if choices else {},
-            user_attrs=attributes,
+            user_attrs=attributes | ({"reason": refused} if refused else {}),
         )
-        self.optuna_study.add_trial(running)  # one record of the journal, so that a kill leaves all of it or nothing
+        self.optuna_study.add_trial(new)
         self._records.append(_record(self.frozen_trials()[-1]))
         return self._records[-1]
 
@@ -120,12 +131,6 @@ class Study:
         else:
             self._annotate(number, {"outcome": outcome.to_dict(), "reason": outcome.failure})
             self.optuna_study.tell(number, state=TrialState.FAIL)
-        return self._reread(number)
-
-    def refuse(self, number: int, reason: str) -> TrialRecord:
-        """Record that a trial is refused before any training."""
-        self._annotate(number, {"reason": reason})
-        self.optuna_study.tell(number, state=TrialState.PRUNED)
         return self._reread(number)
 
     def importance(self) -> dict[str, float]:

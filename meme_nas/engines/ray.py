@@ -12,6 +12,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+# Tune's newer output prints boxes about an experiment, whatever its verbosity.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 # Without it Ray warns, at every start on a machine without a GPU, of a change in how it hides GPUs from CPU actors.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
