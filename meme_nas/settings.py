@@ -86,7 +86,8 @@ class SearchSettings(Settings):
         """``config`` with this search's data, size, scoring and seed."""
         image = {"size": self.image_size} if self.image_size else {}
         evaluation = {"seed": self.seed}
-        evaluation |= {"features": self.features} if self.features else {}
+        own_images = self.data not in (None, "digits")  # which a preset's choice of features does not know
+        evaluation |= {"features": self.features or "auto"} if self.features or own_images else {}
         evaluation |= {"samples": self.samples} if self.samples else {}
         return config.with_(
             data=_absolute(self.data) if self.data else config.data,
