@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from meme.config import Config
 from meme.files import write_text
 from meme_nas.pareto import front
 from meme_nas.search import winner
@@ -40,7 +41,7 @@ def export_configs(folder: Path, trials: Sequence[TrialRecord], settings: Search
         full_training(trial, settings, name).save(folder / "front" / f"{name}.yaml")
 
 
-def full_training(trial: TrialRecord, settings: SearchSettings, name: str):
+def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Config:
     """The trial's config with the training length of its preset."""
     share = trial.config.training.steps / settings.steps_of_a_proxy(settings.full_config())
     return trial.config.with_(name=name, training={"steps": round(share * settings.full_config().training.steps)})

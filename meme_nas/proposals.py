@@ -28,11 +28,11 @@ def distribution(domain: Domain) -> BaseDistribution:
 class Proposer:
     """Proposes points of ``domains`` for two objectives to minimise."""
 
-    def __init__(self, domains: Mapping[str, Domain], sampler: str, directions: Sequence[str] = ("minimize", "minimize")):
+    def __init__(self, domains: Mapping[str, Domain], sampler: str):
         self.domains = domains
         self._sampler = sampler
         self._distributions = {name: distribution(domain) for name, domain in domains.items()}
-        self._known = optuna.create_study(directions=list(directions))
+        self._known = optuna.create_study(directions=["minimize", "minimize"])
         self._seen = 0
 
     def propose(self, known: Sequence[FrozenTrial], seed: int) -> Choices:
