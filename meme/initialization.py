@@ -1,7 +1,7 @@
 """Initial weights as a function of (seed, parameter name), so that two candidates start equal wherever their architectures agree.
 
-Where a split changes a tensor's shape, the tensor is a slice of the largest one that any split could have: a pilot found the
-luck of the initial weights as large as the effect of the split, and nesting takes most of that luck out of a comparison.
+Where a split changes a shape, the tensor is a slice of the largest one that any split could have, so that the luck of the
+draw is common to the candidates that are compared.
 """
 
 import math

@@ -1,5 +1,6 @@
 """Train one expert: the loop, the averaged weights, checkpoint and resume."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
         losses += loss.detach()
         if training.step % REPORT_EVERY == 0 or training.step == settings.steps:
             mean = float(losses) / (training.step - reported)
-            if not torch.isfinite(torch.tensor(mean)):
+            if not math.isfinite(mean):
                 raise TrainingDiverged(f"expert {training.number}: loss is {mean} at step {training.step}")
             losses.zero_()
             reported = training.step

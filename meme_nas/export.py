@@ -56,7 +56,12 @@ def drop_weights(folder: Path, trials: Sequence[TrialRecord], keep: set[int]) ->
 
 
 def trials_worth_keeping(trials: Sequence[TrialRecord]) -> set[int]:
-    """Numbers of the trials whose weights are looked at again: the front, the yardsticks and the winner."""
+    """Numbers of the trials whose weights are looked at again: the front, the yardsticks and the winner.
+
+    Until every yardstick is finished that is all of them: the hand-made pattern's MACs decide on the winner.
+    """
+    if not all(trial.finished for trial in trials if trial.is_yardstick):
+        return {trial.number for trial in trials}
     best = winner(trials)
     chosen = [*front(trials), *(trial for trial in trials if trial.is_yardstick), *([best] if best else [])]
     return {trial.number for trial in chosen}

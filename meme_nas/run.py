@@ -3,10 +3,10 @@
 import os
 import platform
 import shlex
+import shutil
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -15,8 +15,8 @@ from meme.config import Config
 from meme.cost import ensemble_cost
 from meme.data import Images
 from meme.features import FeatureSpace, choose_features
-from meme.grids import save_grid
-from meme.pipeline import draw, evaluate, load_ensemble, open_training_data, pick_device
+from meme.files import written_whole
+from meme.pipeline import evaluate, load_ensemble, open_training_data, pick_device
 from meme_nas.console import SearchDisplay
 from meme_nas.export import drop_weights, export_configs, trials_worth_keeping, write_trials
 from meme_nas.objective import Objective
@@ -140,7 +140,7 @@ def _engine(settings: SearchSettings, workers: int):
 
 
 def _finish(settings: SearchSettings, search: Search, images: Images, space: FeatureSpace) -> Summary:
-    """Export configs, score winner and yardsticks with fresh noise, draw samples.png, write the report."""
+    """Export configs, score winner and yardsticks with fresh noise, copy the winner's samples, write the report."""
     folder, trials = settings.folder, search.study.trials
     write_trials(folder, trials)
     export_configs(folder, trials, settings)
@@ -155,7 +155,8 @@ def _finish(settings: SearchSettings, search: Search, images: Images, space: Fea
         facts=_facts(settings, images, space),
     )
     if best:
-        save_grid(folder / "samples.png", _samples_of(folder, best))
+        with written_whole(folder / "samples.png") as partial:
+            shutil.copyfile(trial_folder(folder, best.number) / "samples.png", partial)
     write_report(summary, folder / "report.html")
     return summary
 
@@ -171,11 +172,6 @@ def _score_again(settings, trials, best: TrialRecord | None, images: Images, spa
             scores = [evaluate(ensemble, images, space, seed=seed, device=device) for seed in FRESH_SEEDS]
             finalists.append(Finalist(trial, tuple(score.fid for score in scores)))
     return finalists
-
-
-def _samples_of(folder: Path, trial: TrialRecord) -> torch.Tensor:
-    ensemble = load_ensemble(trial_folder(folder, trial.number))
-    return torch.cat(list(draw(ensemble, 64, trial.config.evaluation.seed)))
 
 
 def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:

@@ -12,7 +12,6 @@ from meme.presets import preset
 
 LEAST_LAG = 2  # so that one worker and two propose the same
 PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
-LEAST_SIZE_FOR_CIFAR = 32
 
 
 class SearchSettings(Settings):

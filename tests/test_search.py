@@ -268,6 +268,11 @@ def test_only_weights_worth_a_second_look_are_kept(tmp_path):
     assert len(list(tmp_path.glob("trials/*/samples.png"))) == 6
 
 
+def test_no_weights_are_dropped_before_the_hand_made_pattern_sets_the_limit():
+    running = TrialRecord(0, "running", "hand-made", BASE, {"expert1.p": 0.5}, "", None)
+    assert trials_worth_keeping([running, *TRIALS[1:]]) == {0, 1, 2, 3, 4, 5}
+
+
 def test_records_are_read_beside_a_running_search(tmp_path):
     study = opened(settings_in(tmp_path))
     study.start(BASE, "candidate", {}, {})
