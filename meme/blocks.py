@@ -5,11 +5,31 @@ in memory order channels_last, which the convolutions of CPUs and tensor cores p
 """
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+Resample = Literal["down", "up"]
+
+
+def halved(x: Tensor) -> Tensor:
+    """Means of 2x2 pixels: (B, C, H, W) to (B, C, H/2, W/2)."""
+    return F.avg_pool2d(x, 2)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Nearest neighbours: (B, C, H, W) to (B, C, 2H, 2W)."""
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+RESAMPLINGS = {"down": halved, "up": doubled, None: unchanged}
 
 
 def starts_at_zero(module: nn.Module) -> nn.Module:
@@ -33,23 +53,43 @@ def self_attention(qkv: Tensor, head_channels: int) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with the time embedding added between them; a 1x1 skip where the width changes."""
+    """Two 3x3 convolutions with the time embedding added between them; a 1x1 skip where the width changes.
 
-    def __init__(self, in_channels: int, out_channels: int, embedding: int, groups: int, dropout: float):
+    ADM's version (Dhariwal and Nichol 2021) lets the time scale and shift the second norm instead (``scale_shift``), and may
+    halve or double the resolution of both branches itself (``resample``).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        groups: int,
+        dropout: float,
+        *,
+        scale_shift: bool = False,
+        resample: Resample | None = None,
+    ):
         super().__init__()
+        self.scale_shift, self.resample = scale_shift, RESAMPLINGS[resample]
         self.norm_in = nn.GroupNorm(groups, in_channels)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time = nn.Linear(embedding, out_channels)
+        self.time = nn.Linear(embedding, 2 * out_channels if scale_shift else out_channels)
         self.norm_out = nn.GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = starts_at_zero(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, C_in, H, W) and (B, E) to (B, C_out, H, W)."""
-        hidden = self.conv_in(F.silu(self.norm_in(x)))
-        hidden = hidden + self.time(F.silu(embedding))[:, :, None, None]
-        return self.skip(x) + self.conv_out(self.dropout(F.silu(self.norm_out(hidden))))
+        """(B, C_in, H, W) and (B, E) to (B, C_out, H', W'): the same size, half or twice."""
+        hidden = self.conv_in(self.resample(F.silu(self.norm_in(x))))
+        time = self.time(F.silu(embedding))[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            hidden = self.norm_out(hidden) * (1 + scale) + shift
+        else:
+            hidden = self.norm_out(hidden + time)
+        return self.skip(self.resample(x)) + self.conv_out(self.dropout(F.silu(hidden)))
 
 
 class AttentionBlock(nn.Module):
@@ -83,4 +123,4 @@ class Upsample(nn.Conv2d):
         super().__init__(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return super().forward(doubled(x))

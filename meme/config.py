@@ -36,21 +36,37 @@ class ImageConfig(Settings):
 
     channels: Positive = 3
     size: Positive
-    space: Literal["pixels", "latents"] = "pixels"
+
+
+class FirstStageConfig(Settings):
+    """The autoencoder between images and the latents that are denoised (Rombach et al. 2022)."""
+
+    kind: Literal["vq", "kl"] = "vq"
+    """VQModel or AutoencoderKL of diffusers."""
+    source: str = ""
+    """A folder as diffusers writes it, or a name on the Hugging Face hub."""
+    subfolder: str = ""
+    """Where in the source the autoencoder lies, if it is part of a pipeline."""
+    downsample: Positive = 4
+    """Pixels a side that one latent stands for (f)."""
+    image_channels: Literal[1, 3] = 3
+    scale_factor: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    """Latents are multiplied by it; None: one over their standard deviation over the data, measured once."""
 
 
 class NetworkConfig(Settings):
     """What all experts of one ensemble share: the U-Net around the searched blocks."""
 
-    family: Literal["ldm", "iu-net"]
-    """The U-Net of latent diffusion, or the paper's iU-Net: the same decoder behind an encoder of iFormer blocks."""
+    family: Literal["ldm", "adm", "iu-net", "iu-adm"]
+    """The U-Net of latent diffusion or of ADM (Dhariwal and Nichol 2021), or the paper's iU-Net on either: the same decoder
+    behind an encoder of iFormer blocks."""
     channels: Positive
     """Width of level 1; level k has channels * multipliers[k - 1]."""
     multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)]
     depth: Positive = 2
     """Blocks a level in the encoder; the decoder has one more."""
     attention_downsamples: tuple[Positive, ...] = ()
-    """Down-factors whose residual blocks are followed by attention (in the iU-Net: of the decoder only)."""
+    """Down-factors whose blocks are followed by attention; in the iU-Net those of the decoder only, unless there are classes."""
     head_channels: Positive = 32
     """Width of an attention head, and the step in which a split can move."""
     norm_groups: Positive = 32
@@ -59,6 +75,25 @@ class NetworkConfig(Settings):
     """iU-Net: by how much each level's low-frequency mixer pools before attention (Eq. 6); empty means 1 everywhere."""
     layer_scale_levels: tuple[Positive, ...] = ()
     """iU-Net: the levels (1 = finest) whose iFormer blocks have LayerScale."""
+    iformer_blocks: tuple[Positive, ...] = ()
+    """iU-Net: how many of each level's blocks are iFormer blocks, residual blocks following; empty: one, and all at the deepest
+    level, as in the paper's Table 4."""
+    learned_variance: bool = False
+    """Predict the variance of each step beside the noise (Nichol and Dhariwal 2021): twice as many output channels."""
+    classes: Annotated[int, Field(ge=0)] = 0
+    """Classes of images the network is told of, by cross-attention in the place of self-attention; 0: unconditional."""
+    context_channels: Positive = 512
+    """Width of a class's embedding."""
+
+    @property
+    def splits_channels(self) -> bool:
+        """Whether the encoder consists of iFormer blocks, whose channels are split into high and low."""
+        return self.family in ("iu-net", "iu-adm")
+
+    @property
+    def is_adm(self) -> bool:
+        """Whether residual blocks are ADM's: scaled and shifted by the time, and resampling themselves."""
+        return self.family in ("adm", "iu-adm")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -69,6 +104,12 @@ class NetworkConfig(Settings):
     def levels(self) -> int:
         return len(self.multipliers)
 
+    def iformers(self, level: int) -> int:
+        """Blocks at ``level`` (1 = finest) of the iU-Net's encoder that are iFormer blocks."""
+        if self.iformer_blocks:
+            return self.iformer_blocks[level - 1]
+        return self.depth if level == self.levels else 1
+
     def pool_stride(self, level: int) -> int:
         """Stride of the low-frequency mixer at ``level`` (1 = finest)."""
         return self.pool_strides[level - 1] if self.pool_strides else 1
@@ -76,7 +117,7 @@ class NetworkConfig(Settings):
     @model_validator(mode="after")
     def _fits_together(self):
         _require(self.channels % 2 == 0, f"network.channels: must be even (the time embedding halves it), not {self.channels}")
-        fits = self.family == "ldm" or self.head_channels % 2 == 0
+        fits = not self.splits_channels or self.head_channels % 2 == 0
         _require(fits, f"network.head_channels: must be even (the iU-Net halves high channels), not {self.head_channels}")
         for width in self.widths:
             _require(width % self.head_channels == 0, f"network.head_channels: must divide every level's width {self.widths}")
@@ -88,8 +129,15 @@ class NetworkConfig(Settings):
             f"network.pool_strides: needs one stride for each of {self.levels} levels",
         )
         _require(
+            len(self.iformer_blocks) in (0, self.levels) and all(count <= self.depth for count in self.iformer_blocks),
+            f"network.iformer_blocks: needs one number for each of {self.levels} levels, at most the depth {self.depth}",
+        )
+        _require(
             all(level <= self.levels for level in self.layer_scale_levels),
             f"network.layer_scale_levels: levels go from 1 to {self.levels}",
+        )
+        _require(
+            not (self.classes and self.is_adm), f"network.classes: only families ldm and iu-net take classes, not {self.family}"
         )
         return self
 
@@ -134,6 +182,11 @@ class TrainingConfig(Settings):
     """Largest norm of the gradient; 0 means no limit."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
     """Of the averaged weights that are sampled from; ramped up as min(decay, (1 + step) / (10 + step))."""
+    p2_gamma: Annotated[float, Field(ge=0.0)] = 0.0
+    """P2 loss weights 1 / (k + SNR)^gamma (Choi et al. 2022); 0 weighs all timesteps alike, as Eq. 2."""
+    p2_k: Annotated[float, Field(gt=0.0)] = 1.0
+    label_dropout: Probability = 0.0
+    """Share of images trained without their class, which classifier-free guidance needs (Ho and Salimans 2021)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of initial weights, order of the data, timesteps and noise."""
 
@@ -148,6 +201,8 @@ class SamplingConfig(Settings):
     clip: bool = False
     """Clip each predicted image to [-1, 1]; right for pixels, wrong for latents."""
     batch_size: Positive = 256
+    guidance_scale: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
+    """Classifier-free guidance (Ho and Salimans 2021): 1 follows the class as trained, more overdoes it, 0 ignores it."""
 
 
 class EvaluationConfig(Settings):
@@ -166,6 +221,8 @@ class Config(Settings):
     data: str = "digits"
     """``digits``, or the path of a folder or zip of images."""
     image: ImageConfig
+    first_stage: FirstStageConfig | None = None
+    """Latent diffusion's autoencoder; None: pixels are denoised."""
     network: NetworkConfig
     experts: Annotated[tuple[ExpertConfig, ...], Field(min_length=1)]
     """Expert 1, nearest to the data, first."""
@@ -181,6 +238,7 @@ class Config(Settings):
         for number, expert in enumerate(self.experts, start=1):
             _check_split(expert.low_channels, self.network, f"experts[{number}].low_channels")
         _check_sampling(self.sampling, self.diffusion.timesteps)
+        _check_guidance(self.network, self.training, self.sampling)
         return self
 
     def expert(self, number: int) -> ExpertConfig:
@@ -197,9 +255,18 @@ class Config(Settings):
         return Config.model_validate(merged)
 
     @property
+    def pixels(self) -> ImageConfig:
+        """Channels and size of the images themselves, which with a first stage are not what is denoised."""
+        stage = self.first_stage
+        return ImageConfig(channels=stage.image_channels, size=self.image.size * stage.downsample) if stage else self.image
+
+    @property
     def architecture_id(self) -> str:
-        """Equal for two configs that differ in nothing that can change what is trained (data, name and scoring aside)."""
-        content = self.model_dump(mode="json", include={"image", "network", "experts", "diffusion", "training"})
+        """Equal for two configs that differ in nothing that can change what is trained (data, where a first stage lies, name and
+        scoring aside)."""
+        content = self.model_dump(mode="json", include={"image", "first_stage", "network", "experts", "diffusion", "training"})
+        if content["first_stage"]:
+            content["first_stage"] |= {"source": None, "subfolder": None}
         content["experts"] = [self.canonical_expert(number + 1).model_dump(mode="json") for number in range(len(self.experts))]
         return stable_id(content)
 
@@ -314,9 +381,22 @@ def _check_sampling(sampling: SamplingConfig, timesteps: int) -> None:
     )
 
 
+def _check_guidance(network: NetworkConfig, training: TrainingConfig, sampling: SamplingConfig) -> None:
+    classless = "only a class-conditional network (network.classes) "
+    _require(bool(network.classes) or not training.label_dropout, f"training.label_dropout: {classless}has labels to drop")
+    guided = sampling.guidance_scale != 1
+    _require(bool(network.classes) or not guided, f"sampling.guidance_scale: {classless}can be guided")
+    _require(
+        not guided or training.label_dropout > 0,
+        "sampling.guidance_scale: must be 1 unless training.label_dropout teaches the network to do without a class",
+    )
+
+
 def _check_split(low_channels: tuple[int, ...], network: NetworkConfig, field: str) -> None:
-    if network.family == "ldm":
-        _require(not low_channels, f"{field}: only the iU-Net splits channels; leave it empty with network.family ldm")
+    if not network.splits_channels:
+        _require(
+            not low_channels, f"{field}: only the iU-Net splits channels; leave it empty with network.family {network.family}"
+        )
         return
     _require(
         len(low_channels) == network.levels,

@@ -1,5 +1,7 @@
 """Parameters and MACs of an ensemble, attention counted, weighted by the sampler steps each expert takes."""
 
+import contextlib
+import io
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,11 +9,15 @@ from functools import lru_cache
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from meme.blocks import Downsample, Upsample, doubled
 from meme.config import Config, ExpertConfig, ImageConfig, NetworkConfig
 from meme.denoiser import Denoiser
 from meme.ensemble import expert_at
+from meme.iformer import LowMixer
 from meme.sampler import sampling_timesteps
 from meme.torchvision_compat import make_torchvision_importable
+
+PAPER_IMAGES = 3  # its printed MACs are those of three images, which the released networks show
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,8 @@ class ExpertCost:
 
     params: int
     macs: int
+    class_params: int = 0
+    """Those of ``params`` that are embeddings of classes, which latent diffusion counts apart."""
 
 
 @dataclass(frozen=True)
@@ -37,20 +45,49 @@ class Cost:
 
 
 def ensemble_cost(config: Config) -> Cost:
-    """Cost of ``config`` without building its weights: takes milliseconds, cached by architecture."""
+    """Cost of ``config`` without building its weights: takes milliseconds, cached by architecture.
+
+    Classifier-free guidance asks an expert twice a step, which ``macs`` counts.
+    """
     experts = tuple(expert_cost(config.image, config.network, expert.low_channels) for expert in config.experts)
     taken = Counter(expert_at(config, t) for t in sampling_timesteps(config.diffusion, config.sampling))
     macs = sum(experts[number - 1].macs * steps for number, steps in taken.items()) / taken.total()
-    return Cost(experts, macs)
+    return Cost(experts, macs if config.sampling.guidance_scale == 1 else 2 * macs)
 
 
 @lru_cache(maxsize=100_000)
 def expert_cost(image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...]) -> ExpertCost:
     """Cost of one expert's network, which its interval and p do not change."""
+    expert, inputs = _on_meta(image, network, low_channels)
+    params = sum(weight.numel() for weight in expert.parameters())
+    return ExpertCost(params, count_macs(expert, inputs), 0 if expert.classes is None else expert.classes.weight.numel())
+
+
+@lru_cache(maxsize=1_000)
+def paper_macs(image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...]) -> int:
+    """MACs as the paper prints them: of three images, by ptflops's count of layers, which leaves latent diffusion's attention
+    out and has that of iFormer blocks."""
+    expert, inputs = _on_meta(image, network, low_channels)
+    attention = []
+
+    def count_products(qkv: torch.nn.Module, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        _, tokens, channels = arguments[0].shape
+        attention.append(2 * tokens * tokens * channels)
+
+    for layer in expert.modules():
+        if isinstance(layer, LowMixer):
+            layer.qkv.register_forward_hook(count_products)
+    return PAPER_IMAGES * (_count_layers(expert, inputs) + sum(attention))
+
+
+def _on_meta(image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...]) -> tuple[Denoiser, dict]:
+    """A network without memory, and the inputs of one image."""
     with torch.device("meta"):
         expert = Denoiser(image, network, ExpertConfig(interval=(0, 1), low_channels=low_channels))
         inputs = {"x": torch.empty(1, image.channels, image.size, image.size), "t": torch.empty(1)}
-    return ExpertCost(sum(weight.numel() for weight in expert.parameters()), count_macs(expert, inputs))
+        if network.classes:
+            inputs["labels"] = torch.empty(1, dtype=torch.long)
+    return expert, inputs
 
 
 def count_macs(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
@@ -59,18 +96,32 @@ def count_macs(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
     ptflops knows matrix products and convolutions, not the fused attention call, which it would count as nothing: that would
     bias a search toward attention. So attention runs here as the products it consists of.
     """
+    with sdpa_kernel(SDPBackend.MATH):
+        return _ptflops(module, inputs, backend="aten")
+
+
+def _count_layers(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """MACs of the layers alone; ptflops knows a layer by its exact type, so ours that are convolutions must be named."""
+    make_torchvision_importable()
+    from ptflops.pytorch_ops import conv_flops_counter_hook
+
+    def upsample(layer: Upsample, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        conv_flops_counter_hook(layer, (doubled(arguments[0]),), output)
+
+    hooks = {Downsample: conv_flops_counter_hook, Upsample: upsample}
+    layers_only = {"count_functional": False}  # or linear layers would count twice, as module and as function
+    return _ptflops(module, inputs, backend="pytorch", custom_modules_hooks=hooks, backend_specific_config=layers_only)
+
+
+def _ptflops(module: torch.nn.Module, inputs: dict[str, torch.Tensor], **options) -> int:
     make_torchvision_importable()
     import ptflops
 
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    remarks = io.StringIO()  # it prints that inputs by keyword are a batch of one, which they are
+    with torch.no_grad(), contextlib.redirect_stdout(remarks):
         macs, _ = ptflops.get_model_complexity_info(
-            module,
-            (1,),
-            input_constructor=lambda _: inputs,
-            backend="aten",
-            as_strings=False,
-            print_per_layer_stat=False,
+            module, (1,), input_constructor=lambda _: inputs, as_strings=False, print_per_layer_stat=False, **options
         )
     if macs is None:
-        raise RuntimeError("ptflops could not run the network")
+        raise RuntimeError(f"ptflops could not run the network: {remarks.getvalue()}")
     return int(macs)

@@ -43,6 +43,11 @@ def draw_timesteps(expert: ExpertConfig, timesteps: int, noise: TrainingNoise) -
     return torch.where(noise.soft < expert.p, own, anywhere)
 
 
+def dropped_labels(count: int, share: float, seed: int, step: int) -> Tensor:
+    """Which of a batch's images are trained without their class: (B,) booleans, a function of (seed, step)."""
+    return torch.rand(count, generator=generator(seed, "label dropout", step)) < share
+
+
 def forward_process(diffusion: DiffusionConfig) -> DDPMScheduler:
     """The noise schedule; its ``add_noise(x_0, epsilon, t)`` is Eq. 1."""
     return DDPMScheduler(**schedule_arguments(diffusion))

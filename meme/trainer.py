@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from meme.checkpoint import load_tensors, read_header, save_tensors
 from meme.config import Config, stable_id
-from meme.data import Images, batch_indices
+from meme.data import TrainingData, batch_indices
 from meme.denoiser import Denoiser, build_expert
-from meme.diffusion import draw_timesteps, forward_process, training_noise
+from meme.diffusion import draw_timesteps, dropped_labels, forward_process, training_noise
 from meme.errors import UserError
+from meme.losses import DenoisingLoss
 from meme.seeding import derive_seed
 
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
@@ -44,7 +45,7 @@ OnProgress = Callable[[Progress], None]
 def train_expert(
     config: Config,
     number: int,
-    images: Images,
+    data: TrainingData,
     *,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
@@ -57,11 +58,11 @@ def train_expert(
     again after any interruption ends with the same weights. Raises ``TrainingDiverged`` when the loss is not finite.
     """
     finished = folder and expert_file(folder, number)
-    if finished and _holds(finished, config, number, images) == config.training.steps:
+    if finished and _holds(finished, config, number, data) == config.training.steps:
         return load_expert(config, number, folder, device)
-    training = Training(config, number, images, device)
+    training = Training(config, number, data, device)
     unfinished = folder and folder / f"expert-{number}.training.safetensors"
-    if unfinished and 0 < _holds(unfinished, config, number, images) <= config.training.steps:
+    if unfinished and 0 < _holds(unfinished, config, number, data) <= config.training.steps:
         training.load(unfinished)
     try:
         _run(training, on_progress, unfinished, checkpoint_seconds)
@@ -72,8 +73,7 @@ def train_expert(
             training.save(unfinished)
         raise
     if finished:
-        header = _header(config, number, images, config.training.steps)
-        save_tensors(finished, training.averaged.module.state_dict(), header)
+        save_expert(training.averaged.module, config, number, data, folder)
         unfinished.unlink(missing_ok=True)
     return training.averaged.module.eval()
 
@@ -85,11 +85,12 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
     losses, saved_at = torch.zeros((), device=training.device), time.monotonic()
     reported = training.step
     while training.step < settings.steps:
-        x_0, t, epsilon = training.batch()
+        x_0, t, epsilon, labels = training.batch()
+        x_t = training.process.add_noise(x_0, epsilon, t)
         training.optimizer.param_groups[0]["lr"] = learning_rate(settings.learning_rate, settings.warmup_steps, training.step)
         with torch.autocast(training.device.type, torch.bfloat16, enabled=training.device.type == "cuda"):
-            predicted = expert(training.process.add_noise(x_0, epsilon, t), t)
-        loss = F.mse_loss(predicted.float(), epsilon)  # Eq. 2
+            predicted = expert(x_t, t) if labels is None else expert(x_t, t, labels)
+        loss = training.loss(predicted, x_0, x_t, epsilon, t)
         loss.backward()
         if settings.gradient_clip:
             torch.nn.utils.clip_grad_norm_(expert.parameters(), settings.gradient_clip)
@@ -115,8 +116,8 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
 class Training:
     """Everything that changes while one expert is trained, and what its steps need."""
 
-    def __init__(self, config: Config, number: int, images: Images, device: torch.device | str):
-        self.config, self.number, self.images = config, number, images
+    def __init__(self, config: Config, number: int, data: TrainingData, device: torch.device | str):
+        self.config, self.number, self.data = config, number, data
         self.device = torch.device(device)
         self.step = 0
         self.updating = False  # weights, averages and step do not belong together at this moment
@@ -126,11 +127,14 @@ class Training:
             self.expert.parameters(), lr=0.0, weight_decay=config.training.weight_decay, fused=True
         )
         self.process = forward_process(config.diffusion)
+        self.loss = DenoisingLoss(config, self.process, self.device)
 
-    def batch(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (B, C, H, W), timesteps (B,) and noise (B, C, H, W) of this step: a function of (seed, step)."""
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Images (B, C, H, W), timesteps (B,), noise (B, C, H, W) and labels (B,), if the network takes them, of this step:
+        a function of (seed, step)."""
         seed, size = self.config.training.seed, self.config.training.batch_size
-        x_0 = self.images.tensor(batch_indices(len(self.images.pixels), size, seed, self.step))
+        indices = batch_indices(len(self.data), size, seed, self.step)
+        x_0 = self.data.tensor(indices)
         noise = training_noise(tuple(x_0.shape), seed, self.step)
         t = draw_timesteps(self.config.expert(self.number), self.config.diffusion.timesteps, noise)
         if self.config.network.dropout:
@@ -139,7 +143,15 @@ class Training:
             x_0.to(self.device, memory_format=torch.channels_last, non_blocking=True),
             t.to(self.device, non_blocking=True),
             noise.epsilon.to(self.device, memory_format=torch.channels_last, non_blocking=True),
+            self._labels(indices) if self.config.network.classes else None,
         )
+
+    def _labels(self, indices: np.ndarray) -> Tensor:
+        """The images' classes, some of them withheld so that guidance has a network without classes to start from."""
+        training, classes = self.config.training, self.config.network.classes
+        withheld = dropped_labels(len(indices), training.label_dropout, training.seed, self.step)
+        labels = torch.from_numpy(np.asarray(self.data.labels)[indices])
+        return torch.where(withheld, classes, labels).to(self.device, non_blocking=True)
 
     def save(self, path: Path) -> None:
         """Weights, averaged weights and the optimiser's moments."""
@@ -147,7 +159,7 @@ class Training:
         tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         for name, weight in self.expert.named_parameters():
             tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state.get(weight, {}).items()}
-        save_tensors(path, tensors, _header(self.config, self.number, self.images, self.step))
+        save_tensors(path, tensors, _header(self.config, self.number, self.data, self.step))
 
     def load(self, path: Path) -> None:
         tensors = load_tensors(path, str(self.device))
@@ -173,17 +185,29 @@ def expert_file(folder: Path, number: int) -> Path:
     return folder / f"expert-{number}.safetensors"
 
 
-def load_expert(config: Config, number: int, folder: Path, device: torch.device | str = "cpu") -> Denoiser:
-    """A finished expert from ``folder``; ``UserError`` if it is missing or of another architecture."""
+def save_expert(expert: Denoiser, config: Config, number: int, data: TrainingData, folder: Path) -> None:
+    """Write a finished expert with what it was made of, for ``load_expert``."""
+    header = _header(config, number, data, config.training.steps)
+    save_tensors(expert_file(folder, number), expert.state_dict(), header)
+
+
+def check_expert(config: Config, number: int, folder: Path) -> Path:
+    """The file of a finished expert in ``folder``; ``UserError`` if it is missing or of another architecture."""
     path = expert_file(folder, number)
     if not path.is_file():
         raise UserError(f"{path}: missing; train this config first (python -m meme train ...)")
     if read_header(path).get("architecture") != _architecture(config, number):
         raise UserError(f"{path}: holds an expert of another architecture than the config beside it")
+    return path
+
+
+def load_expert(config: Config, number: int, folder: Path, device: torch.device | str = "cpu") -> Denoiser:
+    """A finished expert from ``folder``; ``UserError`` if it is missing or of another architecture."""
+    path = check_expert(config, number, folder)
     with torch.device("meta"):
         expert = build_expert(config, number)
     expert.load_state_dict(load_tensors(path, str(device)), assign=True)
-    return expert.to(memory_format=torch.channels_last).eval()
+    return expert.eval()
 
 
 def _averaging(decay: float) -> Callable:
@@ -201,20 +225,20 @@ def _architecture(config: Config, number: int) -> str:
     return stable_id([config.image.model_dump(), config.network.model_dump(), list(config.expert(number).low_channels)])
 
 
-def _header(config: Config, number: int, images: Images, step: int) -> dict[str, str | int]:
+def _header(config: Config, number: int, data: TrainingData, step: int) -> dict[str, str | int]:
     """What an expert is made of: two trainings with equal headers but for ``step`` are one training at two moments."""
     training = config.training.model_dump(exclude={"steps"})
-    made_of = [training, config.canonical_expert(number).model_dump(), config.diffusion.model_dump(), images.content_id]
+    made_of = [training, config.canonical_expert(number).model_dump(), config.diffusion.model_dump(), data.content_id]
     return {"architecture": _architecture(config, number), "training": stable_id(made_of), "step": step}
 
 
-def _holds(path: Path, config: Config, number: int, images: Images) -> int:
+def _holds(path: Path, config: Config, number: int, data: TrainingData) -> int:
     """Steps of this very training found at ``path``; 0 where there is none, or that of another config or data."""
     if not path.is_file():
         return 0
     found = read_header(path)
     step = found.get("step", 0)
-    return step if found == _header(config, number, images, step) else 0
+    return step if found == _header(config, number, data, step) else 0
 
 
 def _laid_out_as(weight: Tensor, moment: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def complaint(load):
     def complaint(**sections):
         content = BASE.model_dump(mode="json")
         for key, value in sections.items():
-            content[key] = {**content[key], **value} if isinstance(value, dict) and key in content else value
+            content[key] = {**(content[key] or {}), **value} if isinstance(value, dict) and key in content else value
         with pytest.raises(UserError) as error:
             load(yaml.safe_dump(_plain(content)))
         return str(error.value)
@@ -86,7 +86,23 @@ WRONG = {
     "groups do not fit": ({"network": {"norm_groups": 5}}, "network.norm_groups", "divide every level's width (16, 32)"),
     "odd heads": ({"network": {"channels": 10, "head_channels": 5}}, "network.head_channels", "must be even"),
     "odd width": ({"network": {"channels": 15, "head_channels": 5}}, "network.channels", "must be even"),
-    "unknown family": ({"network": {"family": "vit"}}, "network.family", "'ldm' or 'iu-net', not 'vit'"),
+    "classes of ADM": ({"network": {"family": "iu-adm", "classes": 3}}, "network.classes", "only families ldm and iu-net"),
+    "iFormer blocks of too few levels": ({"network": {"iformer_blocks": (1,)}}, "network.iformer_blocks", "each of 2 levels"),
+    "more iFormer blocks than blocks": ({"network": {"iformer_blocks": (1, 2)}}, "network.iformer_blocks", "at most the depth 1"),
+    "guidance without classes": ({"sampling": {"guidance_scale": 2.0}}, "sampling.guidance_scale", "only a class-conditional"),
+    "dropped labels without classes": (
+        {"training": {"label_dropout": 0.1}},
+        "training.label_dropout",
+        "only a class-conditional",
+    ),
+    "guidance without dropped labels": (
+        {"network": {"classes": 3}, "sampling": {"guidance_scale": 2.0}},
+        "sampling.guidance_scale",
+        "must be 1 unless training.label_dropout",
+    ),
+    "unknown first stage": ({"first_stage": {"kind": "gan"}}, "first_stage.kind", "'vq' or 'kl', not 'gan'"),
+    "scale of nothing": ({"first_stage": {"scale_factor": 0.0}}, "first_stage.scale_factor", "greater than 0"),
+    "unknown family": ({"network": {"family": "vit"}}, "network.family", "'ldm', 'adm', 'iu-net' or 'iu-adm', not 'vit'"),
     "too many DDIM steps": ({"sampling": {"steps": 501}}, "sampling.steps", "at most 500 with ddim"),
     "too many DDPM steps": ({"sampling": {"sampler": "ddpm", "steps": 1001}}, "sampling.steps", "at most 1000 with ddpm"),
     "no training": ({"training": {"steps": 0}}, "training.steps", "greater than or equal to 1, not 0"),
@@ -167,7 +183,7 @@ def changed_first_expert(**fields):
 MATTERS = [
     {"image": {"channels": 3}},
     {"image": {"size": 16}},
-    {"image": {"space": "latents"}},
+    {"first_stage": {"downsample": 4}},
     {"network": {"channels": 32}, **changed_first_expert(low_channels=(8, 16))},
     {"network": {"depth": 2}},
     {"network": {"attention_downsamples": (2,)}},
@@ -175,6 +191,14 @@ MATTERS = [
     {"network": {"dropout": 0.1}},
     {"network": {"pool_strides": (1, 1)}},
     {"network": {"layer_scale_levels": (2,)}},
+    {"network": {"learned_variance": True}},
+    {"network": {"classes": 10}},
+    {"network": {"classes": 10, "context_channels": 8}},
+    {"network": {"family": "iu-adm"}},
+    {"network": {"depth": 2, "iformer_blocks": (2, 1)}},
+    {"network": {"classes": 10}, "training": {"label_dropout": 0.1}},
+    {"training": {"p2_gamma": 1.0}},
+    {"training": {"p2_gamma": 1.0, "p2_k": 2.0}},
     changed_first_expert(p=0.5),
     changed_first_expert(low_channels=(0, 0)),
     {"experts": [ALL_OF_T]},

@@ -1,5 +1,7 @@
 """Parameters and MACs: attention is counted, however it is computed, and steps weigh the experts."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from meme.__main__ import main
 from meme.blocks import AttentionBlock
 from meme.config import split_choices
-from meme.cost import count_macs, ensemble_cost, expert_cost
+from meme.cost import count_macs, ensemble_cost, expert_cost, paper_macs
+from meme.cost_table import cost_rows
 from meme.denoiser import build_expert
 from meme.iformer import IFormerBlock
+from meme.paper import PRINTED, printed_params, rounds_to
 from meme.presets import preset
 
 BASE = preset("digits-meme")  # widths 16 and 32, heads of 8, pool strides 2 and 1 at 8 and 4 pixels
@@ -140,3 +145,77 @@ def test_interval_and_p_do_not_change_an_experts_cost():
 def test_a_network_that_cannot_run_is_an_error_and_not_a_cost():
     with pytest.raises(RuntimeError, match="could not run"):
         macs_of(AttentionBlock(16, 8, 4), 8, 4, 4)
+
+
+# Beside the paper
+
+
+IMAGENET = {"imagenet-ldm-l", "imagenet-meme"}
+EXACT_TO = 1e-3  # of the printed figure, or its last printed digit
+
+
+def close_to(ours: float, printed: str) -> bool:
+    return rounds_to(ours, printed) or abs(ours / float(printed) - 1) <= EXACT_TO
+
+
+@pytest.mark.parametrize("name", sorted(PRINTED))
+def test_every_row_has_the_papers_parameters(name):
+    rows = cost_rows(preset(name))
+    if len(PRINTED[name].params) > 1:
+        assert all(close_to(row.params / 1e6, printed_params(name, row.expert)) for row in rows)
+    elif name == "imagenet-meme":  # the known exception
+        assert all(-0.01 < row.params_difference < 0 for row in rows)
+    else:  # one figure for all experts
+        assert close_to(sum(row.params for row in rows) / len(rows) / 1e6, PRINTED[name].params[0])
+
+
+@pytest.mark.parametrize("name", sorted(name for name, row in PRINTED.items() if row.macs and name not in IMAGENET))
+def test_every_row_has_the_papers_macs_in_its_own_convention(name):
+    first = cost_rows(preset(name))[0]  # of the experts it prints one figure, which is the first's
+    assert close_to(first.macs_convention / 1e9, PRINTED[name].macs)
+    assert first.macs_difference == pytest.approx(first.macs_convention / 1e9 / float(PRINTED[name].macs) - 1)
+
+
+def test_the_papers_convention_leaves_latent_diffusions_attention_out():
+    config = preset("ffhq-ldm-s")
+    places = [(1024, 256, 5), (256, 384, 5), (64, 512, 6)]  # tokens, channels, blocks of encoder, middle and decoder
+    attention = sum(blocks * attention_macs(tokens, channels) for tokens, channels, blocks in places)
+    layers = paper_macs(config.image, config.network, ()) / 3
+    assert expert_cost(config.image, config.network, ()).macs - layers == pytest.approx(attention, rel=0.02)
+
+
+def test_the_papers_convention_counts_the_attention_of_iformer_blocks():
+    config = preset("ffhq-meme")
+    places = [(128, 4096, 2, 1), (256, 1024, 2, 1), (384, 256, 1, 1), (512, 64, 1, 2)]  # width, pixels, pool stride, blocks
+    difference = sum(
+        blocks * (iformer_macs(width, width, pixels, stride) - iformer_macs(width, 0, pixels, stride))
+        for width, pixels, stride, blocks in places
+    )
+    all_low, all_high = (paper_macs(config.image, config.network, split) for split in (config.network.widths, (0, 0, 0, 0)))
+    assert (all_low - all_high) / 3 == pytest.approx(difference, rel=0.02)
+
+
+def test_a_sampled_pair_of_predictions_costs_twice():
+    config = preset("imagenet-meme")
+    unguided = config.with_(sampling={"guidance_scale": 1.0})
+    assert ensemble_cost(config).macs == 2 * ensemble_cost(unguided).macs
+    assert ensemble_cost(config).experts == ensemble_cost(unguided).experts
+
+
+def test_the_table_names_every_expert_and_json_is_the_same_numbers(capsys):
+    main(["cost", "ffhq-meme", "digits-multi-expert", "--json"])
+    records = json.loads(capsys.readouterr().out)
+    assert [(record["config"], record["expert"]) for record in records] == [
+        (name, number) for name in ("ffhq-meme", "digits-multi-expert") for number in (1, 2, 3, 4)
+    ]
+    assert [record["params"] for record in records[:4]] == [82_555_779, 82_852_739, 83_112_323, 83_322_243]
+    assert {record["params_paper"] for record in records[4:]} == {None}
+    main(["cost", "ffhq-meme", "digits-multi-expert"])
+    said = capsys.readouterr().out
+    for number in ("82.556", "82.853", "83.112", "83.322", "90.453", "1-4", "31.895"):
+        assert number in said
+
+
+@pytest.mark.parametrize(("value", "printed", "same"), [(90.409, "90", True), (90.6, "90", False), (23.64, "23.6", True)])
+def test_rounding_to_what_was_printed(value, printed, same):
+    assert rounds_to(value, printed) is same

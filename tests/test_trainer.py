@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from meme import trainer
 from meme.checkpoint import load_tensors, read_header, save_tensors
 from meme.config import Config
-from meme.data import open_images
+from meme.data import batch_indices, open_images
 from meme.errors import UserError
 from meme.presets import preset
 from meme.trainer import Training, TrainingDiverged, expert_file, learning_rate, load_expert, train_expert
@@ -114,7 +114,10 @@ def test_a_diverging_training_is_stopped_and_leaves_nothing(train, tmp_path):
 
 def test_poisoned_images_stop_the_training(train, images):
     class Poisoned:
-        pixels, content_id = images.pixels, "poisoned"
+        content_id = "poisoned"
+
+        def __len__(self):
+            return len(images)
 
         def tensor(self, indices):
             return torch.full((len(indices), 1, 8, 8), float("nan"))
@@ -137,7 +140,7 @@ def test_candidates_see_the_same_batches_timesteps_and_noise(number, images):
     one, other = (Training(config, number, images, "cpu") for config in (SMALL, SMALL.with_(experts=experts)))
     for step in (0, 1, 300):
         one.step = other.step = step
-        assert all(map(torch.equal, one.batch(), other.batch()))
+        assert all(map(torch.equal, one.batch()[:3], other.batch()[:3]))
 
 
 def test_experts_see_the_same_batches_and_noise_at_other_timesteps(images):
@@ -148,9 +151,52 @@ def test_experts_see_the_same_batches_and_noise_at_other_timesteps(images):
 
 def test_steps_see_different_batches_and_dropout(images):
     training = Training(SMALL.with_(network={"dropout": 0.5}), 1, images, "cpu")
-    first = [*training.batch(), F.dropout(torch.ones(64))]
+    first = [*training.batch()[:3], F.dropout(torch.ones(64))]
     training.step = 1
-    assert not any(map(torch.equal, first, [*training.batch(), F.dropout(torch.ones(64))]))
+    assert not any(map(torch.equal, first, [*training.batch()[:3], F.dropout(torch.ones(64))]))
+
+
+# Classes, and ADM's loss
+
+CONDITIONAL = SMALL.with_(network={"classes": 10}, training={"label_dropout": 0.25, "batch_size": 64})
+
+
+def test_labels_are_those_of_the_images_but_for_a_share_without(images):
+    training, seen = Training(CONDITIONAL, 1, images, "cpu"), []
+    for step in range(20):
+        training.step = step
+        labels = training.batch()[3]
+        true = torch.tensor(images.labels[batch_indices(len(images), 64, CONDITIONAL.training.seed, step)])
+        assert ((labels == true) | (labels == 10)).all()
+        assert torch.equal(labels, training.batch()[3])
+        seen.append(labels == 10)
+    withheld = torch.stack(seen)
+    assert withheld.float().mean().item() == pytest.approx(0.25, abs=0.05)
+    assert len(withheld.unique(dim=0)) == 20
+
+
+def test_without_classes_there_are_no_labels_and_the_same_noise(images):
+    plain, conditional = (Training(config, 1, images, "cpu").batch() for config in (SMALL, CONDITIONAL))
+    assert plain[3] is None
+    same = Training(CONDITIONAL.with_(training={"batch_size": len(plain[0])}), 1, images, "cpu").batch()
+    assert all(map(torch.equal, plain[:3], same[:3]))
+    assert len(conditional[3]) == 64
+
+
+def test_a_class_conditional_expert_learns_to_tell_classes_apart(train):
+    steps = {"training": {"steps": 60, "batch_size": 32, "label_dropout": 0.1}}
+    expert, _ = train(CONDITIONAL.with_(**steps), folder=None)
+    x, t = torch.randn(1, 1, 8, 8), torch.tensor([400])
+    assert not torch.equal(expert(x, t, torch.tensor([3])), expert(x, t, torch.tensor([7])))
+
+
+def test_the_hybrid_loss_trains_noise_and_variance(train):
+    config = SMALL.with_(network={"learned_variance": True}, training={"p2_gamma": 1.0, "steps": 60})
+    expert, losses = train(config, folder=None)
+    assert losses[-1][1] < losses[0][1]
+    predicted = expert(torch.randn(2, 1, 8, 8), torch.tensor([10, 700]))
+    assert predicted.shape == (2, 2, 8, 8)
+    assert predicted[:, 1].abs().max() > 0
 
 
 # What one step does
