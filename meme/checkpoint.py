@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from meme.errors import UserError
 from meme.files import written_whole
+
+TENSORS_AT_ONCE = 16
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str | int]) -> None:
@@ -31,8 +34,24 @@ def read_header(path: Path) -> dict[str, str | int]:
 
 
 def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a file written by ``save_tensors``; ``UserError`` if they can't be read."""
+    """The tensors of a file written by ``save_tensors``, those of four dimensions channels_last; ``UserError`` if it can't be
+    read.
+
+    They are copies, made a few at a time: the file is mapped, and as long as it is open, or one view of it is kept, all pages
+    that were read count as memory of this process.
+    """
+    tensors: dict[str, Tensor] = {}
     try:
-        return load_file(path, device=device)
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+        for first in range(0, len(names), TENSORS_AT_ONCE):
+            with safe_open(path, framework="pt", device=device) as file:
+                for name in names[first : first + TENSORS_AT_ONCE]:
+                    tensors[name] = _copied(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: not a readable checkpoint of this program ({error})") from None
+    return tensors
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.clone(memory_format=torch.channels_last if tensor.dim() == 4 else torch.contiguous_format)

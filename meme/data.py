@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -27,10 +27,22 @@ from meme.image_decoding import square
 from meme.image_sources import ALLOWED, Layout, Skipped, decode_all, open_layout, printable
 from meme.seeding import generator
 
-__all__ = ["Images", "Skipped", "batch_indices", "open_images"]
+__all__ = ["Images", "Skipped", "TrainingData", "batch_indices", "open_images"]
 
-_FORMAT = 1  # of the cache and of how pixels are made: raise it when either changes
+_FORMAT = 2  # of the cache and of how pixels are made: raise it when either changes
 _NAMED = 5  # skipped files named in a message
+
+
+class TrainingData(Protocol):
+    """What experts are trained on: `Images`, or the latents of a first stage."""
+
+    content_id: str
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def tensor(self, indices: ArrayLike) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +58,8 @@ class Images:
     classes: tuple[str, ...]  # class names, label 0 first; empty without labels
     content_id: str  # 16 hex digits of a SHA-256: the same images, labels and classes have the same id wherever they lie
     skipped: tuple[Skipped, ...]  # files that could not be read
+    source_side: int | None = None  # median of the shorter sides in pixels, before anything was resized
+    colour_share: float | None = None  # of the source's images, those stored in colour
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -120,7 +134,7 @@ def _digits(size: int, channels: int) -> Images:
     labels = digits.target.astype(np.int64)
     classes = tuple(str(name) for name in digits.target_names)
     identity = _content_id(pixels.shape, hashlib.sha256(pixels.tobytes()).digest(), labels, classes)
-    return Images("digits", pixels, labels, classes, identity, ())
+    return Images("digits", pixels, labels, classes, identity, (), source_side=grey.shape[-1], colour_share=0.0)
 
 
 def _existing(source: str | Path) -> Path:
@@ -203,18 +217,19 @@ def _read_entry(entry: Path, name: str, shape: tuple[int, int, int]) -> Images |
         labels = np.load(entry / "labels.npy", allow_pickle=False) if classes else None
         skipped = tuple(Skipped(*each) for each in facts["skipped"])
         identity = facts["content_id"]
+        origin = {key: facts[key] for key in ("source_side", "colour_share")}
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
     if (pixels.shape, pixels.dtype) != ((count, *shape), np.uint8):
         return None
     if labels is not None and (labels.shape, labels.dtype) != ((count,), np.int64):
         return None
-    return Images(name, pixels, labels, classes, identity, skipped)
+    return Images(name, pixels, labels, classes, identity, skipped, **origin)
 
 
 def _build(folder: Path, path: Path, layout: Layout, shape: tuple[int, int, int]) -> None:
     """Decode ``layout`` into ``folder``; pixels go straight to disk, as they may be more than memory holds."""
-    digest, labels, skipped = hashlib.sha256(), [np.empty(0, np.int64)], list(layout.skipped)
+    digest, labels, skipped, origins = hashlib.sha256(), [np.empty(0, np.int64)], list(layout.skipped), []
     with written_whole(folder / "pixels.npy") as partial, partial.open("wb") as file:
         _write_header(file, (0, *shape))
         for result in decode_all(layout, size=shape[-1], channels=shape[0]):
@@ -225,6 +240,7 @@ def _build(folder: Path, path: Path, layout: Layout, shape: tuple[int, int, int]
             digest.update(contents)
             file.write(contents)
             labels.append(result.labels)
+            origins.append(result.origin)
         targets = np.concatenate(labels)
         file.seek(0)
         _write_header(file, (len(targets), *shape))
@@ -234,7 +250,14 @@ def _build(folder: Path, path: Path, layout: Layout, shape: tuple[int, int, int]
     with written_whole(folder / "labels.npy") as partial, partial.open("wb") as file:
         np.save(file, targets, allow_pickle=False)
     identity = _content_id((len(targets), *shape), digest.digest(), targets if layout.classes else None, layout.classes)
-    facts = {"count": len(targets), "content_id": identity, "classes": layout.classes, "skipped": skipped}
+    facts = {
+        "count": len(targets),
+        "content_id": identity,
+        "classes": layout.classes,
+        "skipped": skipped,
+        "source_side": int(np.median([origin.side for origin in origins])),
+        "colour_share": float(np.mean([origin.in_colour for origin in origins])),
+    }
     write_text(folder / "entry.json", json.dumps(facts))
 
 

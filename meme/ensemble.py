@@ -1,6 +1,9 @@
 """Experts and their intervals as one ``denoise(x, t)``. It does not know how sampling works."""
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,22 +11,59 @@ from torch import Tensor, nn
 from meme.config import Config
 
 
-class Ensemble(nn.Module):
-    """The cascade of experts: at timestep t the one whose interval holds t denoises."""
+class Ensemble:
+    """The cascade of experts: at timestep t the one whose interval holds t denoises.
+
+    ``experts``: all resident, a list; or ``OneAtATime``.
+    """
 
     def __init__(self, config: Config, experts: Sequence[nn.Module]):
-        super().__init__()
         if len(experts) != len(config.experts):
             raise ValueError(f"experts: the config has {len(config.experts)}, not {len(experts)}")
         self.config = config
-        self.experts = nn.ModuleList(experts)
+        self.experts = experts
 
-    def denoise(self, x: Tensor, t: int) -> Tensor:
-        """Predicted noise in x_t: (B, C, H, W) to the same, one ``t`` for the whole batch; float32 whatever the device."""
+    def denoise(self, x: Tensor, t: int, labels: Tensor | None = None) -> Tensor:
+        """What the expert at ``t``, one for the whole batch, predicts from x_t (B, C, H, W): noise (B, C, H, W), with a learned
+        variance (B, 2C, H, W); float32 whatever the device. ``labels`` (B,) are for class-conditional experts."""
         expert = self.experts[expert_at(self.config, t) - 1]
         timesteps = torch.full((x.shape[0],), t, device=x.device)
+        inputs = (x, timesteps, labels) if self.config.network.classes else (x, timesteps)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-            return expert(x, timesteps).float()
+            return expert(*inputs).float()
+
+    def hand_overs(self, timesteps: Sequence[int]) -> list[list[int]]:
+        """``timesteps`` cut wherever another expert takes over."""
+        return [list(run) for _, run in itertools.groupby(timesteps, key=lambda t: expert_at(self.config, t))]
+
+
+class OneAtATime(Sequence[nn.Module]):
+    """Experts of which only the one last asked for is in memory."""
+
+    def __init__(self, count: int, load: Callable[[int], nn.Module]):
+        self._count, self._load = count, load
+        self._held: tuple[int, nn.Module] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> nn.Module:
+        """Expert ``index + 1``, loaded unless it is the one in memory."""
+        if not 0 <= index < self._count:
+            raise IndexError(index)
+        if self._held is None or self._held[0] != index:
+            self._held = None  # before the next is loaded, or two would be in memory
+            _give_memory_back()
+            self._held = index, self._load(index + 1)
+        return self._held[1]
+
+
+def _give_memory_back() -> None:
+    """What was freed goes back to the system: else the C library keeps it in pieces that the next expert's weights do not fit."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def expert_at(config: Config, t: int) -> int:

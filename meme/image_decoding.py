@@ -7,6 +7,7 @@ nearly any exception, as Pillow's readers do on damaged bytes; `why_unreadable` 
 import io
 import os
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,6 +19,8 @@ CIFAR_SHAPE = (3, 32, 32)
 # EPS would run a stranger's program in Ghostscript; the others are no pictures, or have no decoder in Pillow.
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "FITS", "GRIB", "HDF5", "IPTC", "MPEG"}
 
+_GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+
 
 class UnreadableError(Exception):
     """A file that breaks one of our own rules; the message is the reason, in a few words."""
@@ -28,12 +31,20 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in _extensions()
 
 
-def decode_image(contents: bytes, size: int, channels: int) -> np.ndarray:
-    """An image file as uint8 (C, size, size); of an animation, its first frame."""
+class Origin(NamedTuple):
+    """What an image was before it was converted."""
+
+    side: int
+    """Pixels of the shorter side."""
+    in_colour: bool
+
+
+def decode_image(contents: bytes, size: int, channels: int) -> tuple[np.ndarray, Origin]:
+    """An image file as uint8 (C, size, size), of an animation its first frame; and what it was."""
     with Image.open(io.BytesIO(contents), formats=_formats()) as image:
         if image.width * image.height > MAX_PIXELS:  # known from the header: nothing is decoded yet
             raise UnreadableError(f"more than {MAX_PIXELS // 10**6} megapixels")
-        return square(image, size, channels)
+        return square(image, size, channels), Origin(min(image.size), image.mode not in _GREY_MODES)
 
 
 def decode_cifar(contents: bytes, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:

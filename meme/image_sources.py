@@ -21,6 +21,8 @@ import numpy as np
 from meme.errors import UserError
 from meme.image_decoding import (
     CIFAR_CLASSES,
+    CIFAR_SHAPE,
+    Origin,
     UnreadableError,
     decode_cifar,
     decode_image,
@@ -72,6 +74,7 @@ class Block(NamedTuple):
 
     pixels: np.ndarray  # uint8 (K, C, H, W)
     labels: np.ndarray  # int64 (K,), zeros where the source has no classes
+    origin: Origin  # of all of them
 
 
 def printable(text: str) -> str:
@@ -135,8 +138,9 @@ def _decode(member: Member, labels: dict[str, int] | None, size: int, channels: 
         raise UnreadableError("empty")
     contents = member.read()
     if labels is None:
-        return Block(*decode_cifar(contents, size, channels))
-    return Block(decode_image(contents, size, channels)[None], np.array([labels.get(member.name, 0)], np.int64))
+        return Block(*decode_cifar(contents, size, channels), Origin(CIFAR_SHAPE[-1], in_colour=True))
+    pixels, origin = decode_image(contents, size, channels)
+    return Block(pixels[None], np.array([labels.get(member.name, 0)], np.int64), origin)
 
 
 def _list_folder(root: Path) -> Iterator[Member | Skipped]:

@@ -4,31 +4,36 @@ A trained ensemble is a folder: ``config.yaml`` and an ``expert-N.safetensors`` 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from meme.config import Config, ImageConfig
+from meme.autoencoder import open_first_stage
+from meme.config import Config
 from meme.cost import ensemble_cost
-from meme.data import Images, open_images
-from meme.ensemble import Ensemble
+from meme.data import Images, TrainingData, open_images
+from meme.ensemble import Ensemble, OneAtATime
 from meme.errors import UserError
 from meme.features import FeatureSpace
-from meme.metrics import frechet_distance, reference_statistics, statistics
-from meme.sampler import draw_images
-from meme.trainer import OnProgress, load_expert, train_expert
+from meme.latents import Latents, latents_of
+from meme.metrics import Measured, Metric, measure, require_metrics
+from meme.sampler import draw_images, sampling_timesteps
+from meme.trainer import OnProgress, check_expert, load_expert, train_expert
 
 GRID_IMAGES = 64
+LARGEST_ENLARGEMENT = 2
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Score:
     """What one sampling seed says of a trained ensemble."""
 
-    fid: float
+    measured: dict[Metric, Measured]
     features: str
     """Name of the feature space; distances of different spaces do not compare."""
     samples: int
@@ -43,6 +48,11 @@ class Score:
     grid: Tensor
     """The first images drawn: uint8 (up to 64, C, H, W)."""
 
+    @property
+    def fid(self) -> float:
+        """Where it was among the metrics asked for."""
+        return self.measured["fid"].value
+
 
 def pick_device(choice: str) -> torch.device:
     """``auto`` is the first GPU if there is one, else the CPU; ``UserError`` for a device that is not there."""
@@ -56,33 +66,65 @@ def pick_device(choice: str) -> torch.device:
         raise UserError(f"device: allowed are auto, cpu, cuda and cuda:N, not {choice!r}") from None
 
 
-def open_training_data(
-    data: str, image: ImageConfig, *, strict: bool = False, on_message: Callable[[str], None] = lambda message: None
-) -> Images:
-    """The images that ``data`` names, at the size and channels the network takes; unreadable files are skipped or refused."""
-    if image.space == "latents":
-        raise UserError("image.space: these are latents of a first stage, and this version trains on pixels only")
-    if not data:
+def open_reference(config: Config, *, strict: bool = False, on_message: OnMessage = lambda message: None) -> Images:
+    """The images that ``config.data`` names, in their own pixels; unreadable files are skipped, or refused if ``strict``.
+
+    ``UserError`` where they do not fit the config: no data, or a class-conditional network and other classes.
+    """
+    if not config.data:
         raise UserError("data: name a folder or a zip of images, or digits")
-    return open_images(data, size=image.size, channels=image.channels, strict=strict, on_message=on_message)
+    size, channels = config.pixels.size, config.pixels.channels
+    images = open_images(config.data, size=size, channels=channels, strict=strict, on_message=on_message)
+    _check_fit(config, images)
+    return images
+
+
+def _check_fit(config: Config, images: Images) -> None:
+    """Images are converted to what the network takes, but not where that would make up most of them, or lose it."""
+    size, wanted, found = config.pixels.size, config.network.classes, len(images.classes)
+    if images.source_side and images.source_side * LARGEST_ENLARGEMENT < size:
+        raise UserError(
+            f"data: most images of {images.name} have {images.source_side} pixels a side, and {config.name} takes {size}: "
+            f"enlarged more than {LARGEST_ENLARGEMENT} times they would teach it blur"
+        )
+    if config.pixels.channels == 1 and images.colour_share and images.colour_share > 0.5:
+        raise UserError(f"data: most images of {images.name} are in colour, and {config.name} takes grey (image.channels 1)")
+    if wanted and wanted != found:
+        kind = f"{found} classes" if found else "no classes (a folder for each class names them)"
+        raise UserError(f"data: {images.name} has {kind}, and {config.name} takes {wanted} (network.classes)")
+
+
+def training_data(
+    config: Config, images: Images, device: torch.device | str = "cpu", on_message: OnMessage = lambda message: None
+) -> TrainingData:
+    """What experts train on: the images, or their latents, computed once and cached."""
+    if config.first_stage is None:
+        return images
+    return latents_of(images, config.first_stage, config.image, device, on_message=on_message)
 
 
 def train(
     config: Config,
-    images: Images,
+    data: TrainingData,
     *,
     folder: Path | None = None,
     device: torch.device | str = "cpu",
     on_progress: OnProgress = lambda progress: None,
 ) -> Ensemble:
     """Train every expert in turn. With a ``folder`` the result is kept there, and the same call again continues it."""
+    config = _with_scale(config, data)
     if folder:
         claim_folder(folder, config)
     experts = [
-        train_expert(config, number, images, folder=folder, device=device, on_progress=on_progress)
+        train_expert(config, number, data, folder=folder, device=device, on_progress=on_progress)
         for number in range(1, len(config.experts) + 1)
     ]
     return Ensemble(config, experts)
+
+
+def _with_scale(config: Config, data: TrainingData) -> Config:
+    """With a first stage, the config says what latents were multiplied by: sampling has no data to measure it on."""
+    return config.with_(first_stage={"scale_factor": data.scale_factor}) if isinstance(data, Latents) else config
 
 
 def claim_folder(folder: Path, config: Config) -> None:
@@ -96,18 +138,40 @@ def claim_folder(folder: Path, config: Config) -> None:
         raise UserError(f"out: {folder} can't be written ({error.strerror})") from None
 
 
-def load_ensemble(folder: Path, device: torch.device | str = "cpu") -> Ensemble:
-    """A trained ensemble from its folder."""
+def load_ensemble(folder: Path, device: torch.device | str = "cpu", *, one_at_a_time: bool = False) -> Ensemble:
+    """A trained ensemble from its folder: all experts in memory, or only the one in use (the paper's Appendix A)."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: not a trained ensemble (it has no config.yaml)")
     config = Config.load(folder / "config.yaml")
-    return Ensemble(config, [load_expert(config, number, folder, device) for number in range(1, len(config.experts) + 1)])
+    numbers = range(1, len(config.experts) + 1)
+    for number in numbers:
+        check_expert(config, number, folder)
+    if one_at_a_time:
+        return Ensemble(config, OneAtATime(len(numbers), lambda number: load_expert(config, number, folder, device)))
+    return Ensemble(config, [load_expert(config, number, folder, device) for number in numbers])
 
 
 def draw(ensemble: Ensemble, count: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
-    """Yield ``count`` images in batches, uint8 (B, C, H, W); image i is a function of (weights, seed, i)."""
+    """Yield ``count`` images in batches, uint8 (B, C, H, W); image i is a function of (weights, seed, i).
+
+    Where only one expert is in memory, all images pass it before the next one is loaded.
+    """
     config = ensemble.config
-    return draw_images(ensemble.denoise, count, config.image, config.diffusion, config.sampling, seed, device)
+    timesteps = sampling_timesteps(config.diffusion, config.sampling)
+    segments = ensemble.hand_overs(timesteps) if isinstance(ensemble.experts, OneAtATime) else [timesteps]
+    return draw_images(ensemble.denoise, count, config, seed, device, decode=_decoder(config, device), segments=segments)
+
+
+def _decoder(config: Config, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+    """From what is denoised to images in [-1, 1]."""
+    if config.first_stage is None:
+        return lambda x: x
+    first_stage = _first_stage(config.first_stage, config.image, device)
+    scale = config.first_stage.scale_factor or 1.0
+    return lambda x: first_stage.decode(x / scale)
+
+
+_first_stage = lru_cache(maxsize=1)(open_first_stage)  # it takes a second, and every seed's images need the same one
 
 
 def evaluate(
@@ -115,18 +179,23 @@ def evaluate(
     images: Images,
     space: FeatureSpace,
     *,
+    metrics: Sequence[Metric] = ("fid",),
     seed: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Score:
-    """Score ``ensemble`` against ``images`` with the sampling noise of ``seed`` (default: the config's)."""
+    """Score ``ensemble`` against ``images`` by ``metrics`` with the sampling noise of ``seed`` (default: the config's).
+
+    Images are drawn, looked at and dropped batch by batch. ``UserError`` for a metric that the space does not offer.
+    """
     config = ensemble.config
+    require_metrics(metrics, space)
+    seed = config.evaluation.seed if seed is None else seed
     begun = time.perf_counter()
-    drawn = _Drawn(draw(ensemble, config.evaluation.samples, config.evaluation.seed if seed is None else seed, device))
-    sampled = statistics(space(batch) for batch in drawn)
-    fid = frechet_distance(sampled, reference_statistics(images, space))
+    drawn = _Drawn(draw(ensemble, config.evaluation.samples, seed, device))
+    measured = measure(drawn, images, space, metrics, seed)
     cost = ensemble_cost(config)
     return Score(
-        fid=fid,
+        measured=measured,
         features=space.name,
         samples=config.evaluation.samples,
         macs=cost.macs,

@@ -1,28 +1,37 @@
-"""Images from noise: a plain function over any ``denoise(x, t)``. It does not know that experts exist.
+"""Images from noise: a plain function over any ``denoise(x, t, labels)``. It does not know that experts exist.
 
 Shapes: ``B`` batch, ``C H W`` image.
 """
 
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from torch import Tensor
 
-from meme.config import DiffusionConfig, ImageConfig, SamplingConfig
+from meme.config import Config, DiffusionConfig, ImageConfig, SamplingConfig
 from meme.diffusion import schedule_arguments
 from meme.seeding import generator
 
 Denoise = Callable[[Tensor, int], Tensor]
+"""Predicted noise in x_t (B, C, H, W) at one t for the whole batch, or with a learned variance (B, 2C, H, W)."""
+FreshNoise = Callable[[int], list[torch.Generator]]
+"""The sources of what a stochastic sampler adds at timestep t, one an image."""
 
 
-def build_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig) -> SchedulerMixin:
-    """The scheduler of diffusers with its timesteps set: T/S apart, from 1 for DDIM (as latent diffusion has it), 0 for DDPM."""
+def build_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, learned_variance: bool = False) -> SchedulerMixin:
+    """The scheduler of diffusers with its timesteps set: T/S apart, from 1 for DDIM (as latent diffusion has it), 0 for DDPM.
+
+    DDPM takes a learned variance (Nichol and Dhariwal 2021, Eq. 15); DDIM has its own.
+    """
     arguments = schedule_arguments(diffusion) | {"clip_sample": sampling.clip, "timestep_spacing": "leading"}
     if sampling.sampler == "ddim":
         scheduler = DDIMScheduler(**arguments, steps_offset=1, set_alpha_to_one=False)
     else:
-        scheduler = DDPMScheduler(**arguments)
+        scheduler = DDPMScheduler(**arguments, variance_type="learned_range" if learned_variance else "fixed_small")
     scheduler.set_timesteps(sampling.steps)
     return scheduler
 
@@ -34,17 +43,44 @@ def sampling_timesteps(diffusion: DiffusionConfig, sampling: SamplingConfig) -> 
 
 @torch.inference_mode()
 def sample(
-    denoise: Denoise, x: Tensor, diffusion: DiffusionConfig, sampling: SamplingConfig, fresh_noise: list[torch.Generator]
+    denoise: Denoise,
+    x: Tensor,
+    diffusion: DiffusionConfig,
+    sampling: SamplingConfig,
+    fresh_noise: FreshNoise,
+    timesteps: Sequence[int] | None = None,
+    *,
+    learned_variance: bool = False,
 ) -> Tensor:
     """Denoise ``x`` (B, C, H, W), standard normal, to images of the training data's range.
 
-    ``fresh_noise``, one generator an image, is drawn from only where the sampler is stochastic (DDPM, or DDIM with eta > 0).
+    With ``timesteps``, a run of those of ``sampling_timesteps``, only these steps are taken, from ``x`` as the steps before
+    left it. ``fresh_noise`` is asked only where the sampler is stochastic: DDPM, or DDIM with eta > 0.
     """
-    scheduler = build_scheduler(diffusion, sampling)
-    eta = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
-    for t in scheduler.timesteps.tolist():
-        x = scheduler.step(denoise(x, t), t, x, generator=fresh_noise, **eta).prev_sample
+    scheduler = build_scheduler(diffusion, sampling, learned_variance=learned_variance)
+    is_ddim = sampling.sampler == "ddim"
+    eta = {"eta": sampling.eta} if is_ddim else {}
+    stochastic = not is_ddim or sampling.eta > 0
+    for t in scheduler.timesteps.tolist() if timesteps is None else timesteps:
+        predicted = denoise(x, t)
+        if learned_variance and is_ddim:
+            predicted = predicted[:, : x.shape[1]]
+        x = scheduler.step(predicted, t, x, generator=fresh_noise(t) if stochastic else None, **eta).prev_sample
     return x
+
+
+def guided(denoise: Callable[[Tensor, int, Tensor], Tensor], labels: Tensor, scale: float, no_class: int) -> Denoise:
+    """Classifier-free guidance (Ho and Salimans 2021, Eq. 6, w = scale - 1): from the prediction without a class toward, and
+    beyond, that with the class. ``labels`` (B,); ``scale`` 1 asks only once."""
+    if scale == 1:
+        return lambda x, t: denoise(x, t, labels)
+
+    def denoise_guided(x: Tensor, t: int) -> Tensor:
+        twice = denoise(torch.cat([x, x]), t, torch.cat([labels, torch.full_like(labels, no_class)]))
+        with_class, without = twice.chunk(2)
+        return without + scale * (with_class - without)
+
+    return denoise_guided
 
 
 def starting_noise(image: ImageConfig, seed: int, first: int, count: int) -> Tensor:
@@ -54,19 +90,49 @@ def starting_noise(image: ImageConfig, seed: int, first: int, count: int) -> Ten
 
 
 def draw_images(
-    denoise: Denoise,
+    denoise: Callable[[Tensor, int, Tensor], Tensor],
     count: int,
-    image: ImageConfig,
-    diffusion: DiffusionConfig,
-    sampling: SamplingConfig,
+    config: Config,
     seed: int,
     device: torch.device | str = "cpu",
+    *,
+    decode: Callable[[Tensor], Tensor] = lambda x: x,
+    segments: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[Tensor]:
-    """Yield ``count`` images in batches, uint8 (B, C, H, W) on ``device``; image i does not depend on the batch size."""
-    for first in range(0, count, sampling.batch_size):
-        indices = range(first, min(first + sampling.batch_size, count))
-        x = starting_noise(image, seed, first, len(indices)).to(device).contiguous(memory_format=torch.channels_last)
-        yield to_uint8(sample(denoise, x, diffusion, sampling, [generator(seed, "fresh noise", index) for index in indices]))
+    """Yield ``count`` images in batches, uint8 (B, C, H, W) on ``device``; image i does not depend on the batch size.
+
+    Where the network takes classes, image i is of class i modulo their number. ``decode`` turns what was denoised into images
+    in [-1, 1]. ``segments`` cut ``sampling_timesteps`` into runs, each of which all batches pass before the next begins, while
+    their states wait on disk: so whatever ``denoise`` keeps in memory for a run is needed once.
+    """
+    size, classes = config.sampling.batch_size, config.network.classes
+    segments = segments or [sampling_timesteps(config.diffusion, config.sampling)]
+    with tempfile.TemporaryDirectory(prefix="meme-states-") as folder:
+        for position, timesteps in enumerate(segments):
+            for first in range(0, count, size):
+                indices = range(first, min(first + size, count))
+                state = Path(folder) / f"{first}.npy"
+                x = torch.from_numpy(np.load(state)) if position else starting_noise(config.image, seed, first, len(indices))
+                x = x.to(device).contiguous(memory_format=torch.channels_last)
+                labels = torch.tensor([index % max(classes, 1) for index in indices], device=device)
+                x = sample(
+                    guided(denoise, labels, config.sampling.guidance_scale, classes),
+                    x,
+                    config.diffusion,
+                    config.sampling,
+                    _fresh_noise(seed, indices),
+                    timesteps,
+                    learned_variance=config.network.learned_variance,
+                )
+                if position < len(segments) - 1:
+                    np.save(state, x.cpu().numpy())
+                else:
+                    yield to_uint8(decode(x))
+
+
+def _fresh_noise(seed: int, indices: range) -> FreshNoise:
+    """A function of (seed, image, t): nothing of it needs to be kept between segments."""
+    return lambda t: [generator(seed, "fresh noise", index, t) for index in indices]
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -1,16 +1,25 @@
 """Experts as one denoiser: identical experts are one model, and each is asked for exactly the timesteps of its interval."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 from meme.config import Config, even_intervals
+from meme.data import open_images
 from meme.denoiser import build_expert
-from meme.ensemble import Ensemble, expert_at
+from meme.ensemble import Ensemble, OneAtATime, expert_at
+from meme.pipeline import draw, load_ensemble
 from meme.presets import preset
 from meme.sampler import draw_images, sampling_timesteps
+from meme.trainer import save_expert
 
 BASE = preset("digits-meme").with_(sampling={"steps": 20, "batch_size": 2})
+
+
+DIGITS = open_images("digits", size=8, channels=1)
 
 
 def config_of(*intervals: tuple[int, int], **sampling) -> Config:
@@ -21,7 +30,7 @@ def config_of(*intervals: tuple[int, int], **sampling) -> Config:
 
 def drawn(ensemble: Ensemble, count: int = 3) -> torch.Tensor:
     config = ensemble.config
-    return torch.cat(list(draw_images(ensemble.denoise, count, config.image, config.diffusion, config.sampling, seed=0)))
+    return torch.cat(list(draw_images(ensemble.denoise, count, config, seed=0)))
 
 
 class Marker(nn.Module):
@@ -108,3 +117,68 @@ def test_predictions_are_float32_in_the_shape_asked_for():
     config = config_of((0, 1000))
     predicted = Ensemble(config, [trained_looking(config)]).denoise(torch.zeros(3, 1, 8, 8), 7)
     assert (predicted.dtype, predicted.shape) == (torch.float32, (3, 1, 8, 8))
+
+
+# One expert in memory at a time
+
+
+def one_at_a_time(count: int):
+    loaded = []
+    return OneAtATime(count, lambda number: loaded.append(number) or Marker(number, [])), loaded
+
+
+def test_an_expert_is_loaded_when_it_is_asked_for_and_kept_until_another_is():
+    experts, loaded = one_at_a_time(3)
+    assert len(experts) == 3 and not loaded
+    assert experts[2] is experts[2] and experts[0] is not experts[2]
+    assert loaded == [3, 1, 3]
+
+
+def test_an_expert_is_let_go_before_the_next_is_loaded():
+    held = []
+
+    def load(number: int) -> nn.Module:
+        gc.collect()
+        assert not [reference for reference in held if reference() is not None]
+        expert = nn.Identity()
+        held.append(weakref.ref(expert))
+        return expert
+
+    experts = OneAtATime(3, load)
+    for index in (2, 1, 0):
+        experts[index](torch.zeros(1))
+
+
+def test_there_are_as_many_as_said():
+    experts, _ = one_at_a_time(2)
+    assert len(list(experts)) == 2
+    for index in (-1, 2):
+        with pytest.raises(IndexError):
+            experts[index]
+
+
+def test_timesteps_are_cut_where_another_expert_takes_over():
+    config = config_of(*UNEVEN)
+    times = sampling_timesteps(config.diffusion, config.sampling)
+    cut = Ensemble(config, [nn.Identity()] * 4).hand_overs(times)
+    assert cut == [[951, 901], list(range(851, 52, -50)), [51], [1]]
+
+
+@pytest.mark.parametrize("sampling", [{}, {"eta": 1.0}, {"sampler": "ddpm"}], ids=["ddim", "ddim with noise", "ddpm"])
+def test_images_are_the_same_bit_for_bit_with_one_expert_in_memory(tmp_path, sampling):
+    config = config_of(*even_intervals(4, 1000), **sampling)
+    for number in range(1, 5):
+        expert = trained_looking(config.with_(training={"seed": number}))
+        save_expert(expert, config, number, DIGITS, tmp_path)
+    config.save(tmp_path / "config.yaml")
+    resident, swapped = (load_ensemble(tmp_path, one_at_a_time=each) for each in (False, True))
+    whole, cut = (torch.cat(list(draw(ensemble, 5, seed=3))) for ensemble in (resident, swapped))
+    assert torch.equal(whole, cut)
+    assert len(whole.unique()) > 10
+
+
+def test_with_one_expert_in_memory_each_is_loaded_once_for_all_images():
+    config = config_of((0, 500), (500, 1000))
+    experts, loaded = one_at_a_time(2)
+    list(draw(Ensemble(config, experts), 5, seed=0))
+    assert loaded == [2, 1]

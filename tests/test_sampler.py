@@ -1,5 +1,8 @@
 """Samplers against their papers' formulas in float64, against diffusers run by hand, and their independence of batches."""
 
+import itertools
+import tempfile
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,8 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meme.config import DiffusionConfig, ImageConfig, SamplingConfig
-from meme.sampler import build_scheduler, draw_images, sample, sampling_timesteps, starting_noise, to_uint8
+from meme.config import Config, DiffusionConfig, ImageConfig, SamplingConfig
+from meme.sampler import build_scheduler, draw_images, guided, sample, sampling_timesteps, starting_noise, to_uint8
 from meme.seeding import generator
 
 DIFFUSION = DiffusionConfig()
@@ -17,7 +20,7 @@ DIFFUSERS = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "bet
 IMAGE = ImageConfig(channels=3, size=4)
 
 
-def predicted_noise(x, t):
+def predicted_noise(x, t, labels=None):
     """Some smooth function of x and t, for torch and numpy alike; large enough that clipping has work."""
     return 0.8 * x - 0.3 * x**3 / (1 + x**2) + t / 1500 - 0.2
 
@@ -29,7 +32,8 @@ def generators(count: int) -> list[torch.Generator]:
 def sampled(sampling: SamplingConfig, denoise=predicted_noise, count: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     """Starting noise and images."""
     x = starting_noise(IMAGE, 0, 0, count)
-    return x, sample(denoise, x, DIFFUSION, sampling, generators(count))
+    sources = generators(count)
+    return x, sample(denoise, x, DIFFUSION, sampling, lambda t: sources)
 
 
 def fresh_noise(steps: int, count: int) -> list[np.ndarray]:
@@ -140,9 +144,17 @@ def test_a_perfect_denoiser_recovers_the_image(sampling):
     assert (images - x_0).std() <= 1.2 * (1 - ALPHAS[0]) ** 0.5
 
 
+def config_of(sampling: SamplingConfig) -> Config:
+    """A config of which only image, diffusion and sampling matter here."""
+    network = {"family": "ldm", "channels": 8, "multipliers": (1,), "head_channels": 8, "norm_groups": 8}
+    training = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3}
+    experts = [{"interval": (0, 1000)}]
+    return Config(name="", image=IMAGE, network=network, experts=experts, training=training, sampling=sampling)
+
+
 def drawn(batch_size: int, count: int = 7, seed: int = 0, **fields) -> torch.Tensor:
     sampling = SamplingConfig(steps=10, batch_size=batch_size, clip=True, **fields)
-    return torch.cat(list(draw_images(predicted_noise, count, IMAGE, DIFFUSION, sampling, seed)))
+    return torch.cat(list(draw_images(predicted_noise, count, config_of(sampling), seed)))
 
 
 def test_starting_noise_of_an_image_is_a_function_of_seed_and_number():
@@ -164,7 +176,7 @@ def test_images_do_not_depend_on_the_batch_size_or_on_how_many_follow(batch_size
 
 def test_batches_are_uint8_of_the_asked_sizes():
     sampling = SamplingConfig(steps=2, batch_size=3)
-    batches = list(draw_images(predicted_noise, 7, IMAGE, DIFFUSION, sampling, 0))
+    batches = list(draw_images(predicted_noise, 7, config_of(sampling), 0))
     assert [tuple(batch.shape) for batch in batches] == [(3, 3, 4, 4), (3, 3, 4, 4), (1, 3, 4, 4)]
     assert {batch.dtype for batch in batches} == {torch.uint8}
 
@@ -183,3 +195,132 @@ def test_to_uint8_maps_the_ends_and_clips_what_lies_beyond():
 def test_to_uint8_inverts_how_images_are_read():
     pixels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(pixels.float() / 127.5 - 1), pixels)
+
+
+# Learned variance
+
+
+def with_variance(x, t, labels=None):
+    """The predicted noise, and beside it where between least and largest the log-variance lies."""
+    return torch.cat([predicted_noise(x, t), torch.tanh(x + t / 1000)], dim=1)
+
+
+def test_ddpm_takes_the_learned_variance():
+    """Nichol and Dhariwal 2021, Eq. 15, on timesteps 0, T/S, ..."""
+    sources, sampling = generators(3), SamplingConfig(sampler="ddpm", steps=20)
+    start = starting_noise(IMAGE, 0, 0, 3)
+    images = sample(with_variance, start, DIFFUSION, sampling, lambda t: sources, learned_variance=True)
+    x, times, noise = start.double().numpy(), [number * 50 for number in range(20)], fresh_noise(20, 3)
+    for number in reversed(range(20)):
+        alpha, before = ALPHAS[times[number]], ALPHAS[times[number - 1]] if number else 1.0
+        beta = 1 - alpha / before
+        x_0 = (x - np.sqrt(1 - alpha) * predicted_noise(x, times[number])) / np.sqrt(alpha)
+        mean = np.sqrt(before) * beta / (1 - alpha) * x_0 + np.sqrt(1 - beta) * (1 - before) / (1 - alpha) * x
+        share = (np.tanh(x + times[number] / 1000) + 1) / 2
+        least = np.log(max((1 - before) / (1 - alpha) * beta, 1e-20))
+        x = mean + (np.exp((share * np.log(beta) + (1 - share) * least) / 2) * noise[19 - number] if number else 0)
+    assert_follows(images, x)
+
+
+def test_ddim_has_its_own_variance():
+    sampling = SamplingConfig(steps=20, eta=0.5)
+    x = starting_noise(IMAGE, 0, 0, 2)
+    learned, plain = (
+        sample(
+            denoise, x, DIFFUSION, sampling, lambda t: [generator(0, index, t) for index in range(2)], learned_variance=learned
+        )
+        for denoise, learned in ((with_variance, True), (predicted_noise, False))
+    )
+    assert torch.equal(learned, plain)
+
+
+# Guidance
+
+
+def of_class(x, t, labels):
+    return predicted_noise(x, t) * (1 + labels.view(-1, 1, 1, 1))
+
+
+def test_guidance_goes_from_no_class_toward_the_class_and_beyond():
+    x, labels = torch.randn(2, 3, 4, 4), torch.tensor([0, 4])
+    toward = guided(of_class, labels, scale=3.0, no_class=9)
+    without, with_class = (of_class(x, 5, each) for each in (torch.tensor([9, 9]), labels))
+    torch.testing.assert_close(toward(x, 5), without + 3.0 * (with_class - without))
+
+
+@pytest.mark.parametrize(("scale", "label"), [(0.0, 9), (1.0, 4)])
+def test_guidance_of_zero_ignores_the_class_and_of_one_follows_it(scale, label):
+    x = torch.randn(1, 3, 4, 4)
+    found = guided(of_class, torch.tensor([4]), scale, no_class=9)(x, 5)
+    torch.testing.assert_close(found, of_class(x, 5, torch.tensor([label])))
+
+
+def test_guidance_of_one_asks_once():
+    asked = []
+
+    def counting(x, t, labels):
+        asked.append((len(x), labels.tolist()))
+        return x
+
+    guided(counting, torch.tensor([1, 2]), 1.0, no_class=9)(torch.zeros(2, 3, 4, 4), 0)
+    guided(counting, torch.tensor([1, 2]), 1.5, no_class=9)(torch.zeros(2, 3, 4, 4), 0)
+    assert asked == [(2, [1, 2]), (4, [1, 2, 9, 9])]
+
+
+def test_image_i_is_of_class_i_modulo_their_number_whatever_the_batch():
+    asked = []
+
+    def counting(x, t, labels):
+        asked.append(labels.tolist())
+        return x
+
+    config = config_of(SamplingConfig(steps=1, batch_size=4)).with_(network={"classes": 3})
+    list(draw_images(counting, 7, config, 0))
+    assert asked == [[0, 1, 2, 0], [1, 2, 0]]
+
+
+# Segments
+
+
+@pytest.mark.parametrize("fields", [{}, {"eta": 1.0}, {"sampler": "ddpm"}], ids=["ddim", "ddim with noise", "ddpm"])
+@pytest.mark.parametrize("cuts", [[5], [1, 2, 9], [3, 7]])
+def test_segments_give_the_same_images_bit_for_bit(cuts, fields):
+    config = config_of(SamplingConfig(steps=10, batch_size=3, **fields))
+    times = sampling_timesteps(config.diffusion, config.sampling)
+    segments = [times[first:end] for first, end in itertools.pairwise([0, *cuts, len(times)])]
+    whole, cut = (torch.cat(list(draw_images(predicted_noise, 7, config, 0, segments=each))) for each in (None, segments))
+    assert torch.equal(whole, cut)
+    assert len(whole.unique()) > 10
+
+
+def test_all_batches_pass_a_segment_before_the_next_begins():
+    asked = []
+    config = config_of(SamplingConfig(steps=4, batch_size=2))
+    list(draw_images(lambda x, t, labels: asked.append((t, len(x))) or x, 3, config, 0, segments=[[751, 501], [251], [1]]))
+    assert asked == [(751, 2), (501, 2), (751, 1), (501, 1), (251, 2), (251, 1), (1, 2), (1, 1)]
+
+
+def test_no_state_is_left_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = config_of(SamplingConfig(steps=2, batch_size=2))
+    images = draw_images(predicted_noise, 4, config, 0, segments=[[501], [1]])
+    next(images)
+    states = list(tmp_path.rglob("*.npy"))
+    assert len(states) == 2
+    images.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_images_are_decoded_before_they_become_bytes():
+    config = config_of(SamplingConfig(steps=2, batch_size=2))
+    plain, negative = (
+        torch.cat(list(draw_images(predicted_noise, 3, config, 0, decode=decode))) for decode in (lambda x: x, lambda x: -x)
+    )
+    assert (plain.int() + negative.int() - 255).abs().max() <= 1
+
+
+def test_a_deterministic_sampler_never_asks_for_fresh_noise():
+    def refuse(t):
+        raise AssertionError
+
+    sample(predicted_noise, torch.zeros(1, 3, 4, 4), DIFFUSION, SamplingConfig(steps=4), refuse)
