@@ -1,170 +1,175 @@
-"""Frechet distance between two sets of features: FID when the features are Inception's.
+"""How near drawn images are to data, in a feature space: all metrics of papers, from one pass over images that stream by.
 
-Shapes: ``N`` samples, ``D`` features. Statistics are float64 whatever the features are.
+Shapes: ``B`` batch, ``C`` channels, ``H W`` space.
 """
 
-import warnings
-import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from types import FunctionType, SimpleNamespace
-from typing import Any
+from typing import Literal, get_args
 
 import numpy as np
-import torch
-from scipy import linalg
+from torch import Tensor
 
 from meme.data import Images
-from meme.features import FeatureSpace
-from meme.files import cache_folder, written_whole
-from meme.torchvision_compat import make_torchvision_importable
+from meme.errors import UserError
+from meme.features.space import FeatureSpace, Views
+from meme.fidelity import INCEPTION_SPLITS, KID_SUBSETS, NEIGHBOURS, inception_scores, kernel_distances, precision_and_recall
+from meme.frechet import RunningStatistics, Statistics, frechet_distance, statistics
+from meme.reference import FEATURES_KEPT, Part, Reference, reference, reference_statistics
+from meme.seeding import derive_seed
 
-REFERENCE_BATCH = 256
+__all__ = [
+    "METRICS",
+    "Measured",
+    "Metric",
+    "Statistics",
+    "frechet_distance",
+    "measure",
+    "offered_metrics",
+    "protocol",
+    "reference_statistics",
+    "require_metrics",
+    "statistics",
+]
+
+Metric = Literal["fid", "sfid", "kid", "inception_score", "precision", "recall"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+_FEWEST = {"precision": NEIGHBOURS + 1, "recall": NEIGHBOURS + 1, "inception_score": 1}  # samples; the others need 2
+_REFERENCE_PARTS: dict[Metric, Part] = {
+    "fid": "pooled",
+    "sfid": "spatial",
+    "kid": "features",
+    "precision": "features",
+    "recall": "features",
+}
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """The Gaussian fitted to ``count`` feature vectors.
+class Measured:
+    """One metric of one set of samples."""
 
-    mean: (D,) float64; covariance: (D, D) float64, with denominator count - 1, not a number where count is 1.
+    value: float
+    spread: float | None = None
+    """Standard deviation over KID's subsets or the inception score's splits, as papers print it; None for the others."""
+
+
+def offered_metrics(space: FeatureSpace) -> tuple[Metric, ...]:
+    """The metrics this space has the features for, in the order of ``METRICS``."""
+    missing = {"sfid": space.spatial_dim is None, "inception_score": space.classes is None}
+    return tuple(metric for metric in METRICS if not missing.get(metric))
+
+
+def require_metrics(metrics: Sequence[str], space: FeatureSpace) -> None:
+    """Raises UserError for no metric, an unknown one, or one that this space does not offer."""
+    if not metrics:
+        raise UserError(f"metrics: name at least one of {', '.join(METRICS)}")
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UserError(f"metrics: {metric!r} is not one of {', '.join(METRICS)}")
+        if metric not in offered_metrics(space):
+            raise UserError(f"metrics: {_refusal(metric)}, not {space.name}, which offers {', '.join(offered_metrics(space))}")
+
+
+def _refusal(metric: Metric) -> str:
+    if metric == "inception_score":
+        return "inception_score needs class probabilities, which the spaces inception and classifier have"
+    return "sfid needs spatial features, which clean-fid's Inception file and the spaces classifier and random have"
+
+
+def measure(
+    batches: Iterable[Tensor],
+    images: Images,
+    space: FeatureSpace,
+    metrics: Sequence[Metric] = ("fid",),
+    seed: int = 0,
+) -> dict[Metric, Measured]:
+    """Compare images, uint8 (B, C, H, W) a batch, with the data ``images`` in ``space``, by ``metrics``, in their order.
+
+    ``batches`` is consumed once and no image is kept; of KID, precision and recall the features of all samples are held, of
+    the inception score the class probabilities. ``seed`` is of KID's random subsets.
+
+    fid: Heusel et al. 2017 (1706.08500), as clean-fid. sfid: the same on spatial features, Nash et al. 2021 (2103.03841).
+    kid: Binkowski et al. 2018 (1801.01401), mean over subsets. precision, recall: Kynkaanniemi et al. 2019 (1904.06991).
+    inception_score: Salimans et al. 2016 (1606.03498), mean over splits; it does not look at the data.
+
+    Raises UserError for a metric this space does not offer, or that needs more samples than came.
     """
-
-    mean: np.ndarray
-    covariance: np.ndarray
-    count: int
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """What can be merged: count, mean (D,) and the sum of centred outer products (D, D)."""
-
-    count: int
-    mean: np.ndarray
-    scatter: np.ndarray
+    require_metrics(metrics, space)
+    drawn = _Drawn(metrics)
+    for batch in batches:
+        drawn.add(space.views(batch) if drawn.needs_views else Views(space(batch), None, None))
+    for metric in metrics:
+        if drawn.count < (fewest := _FEWEST.get(metric, 2)):
+            raise UserError(f"samples: {metric} needs at least {fewest}, not {drawn.count}")
+    known = reference(images, space, {_REFERENCE_PARTS[metric] for metric in metrics if metric in _REFERENCE_PARTS})
+    computed = _computed(drawn, known, space, seed)
+    return {metric: computed[metric] for metric in metrics}
 
 
-def statistics(features: Iterable[torch.Tensor | np.ndarray]) -> Statistics:
-    """Mean and covariance of features that arrive as batches (B, D); only one batch is held at a time.
+class _Drawn:
+    """What the metrics need to know of the samples, gathered batch by batch."""
 
-    Equals ``np.mean`` and ``np.cov(rowvar=False)`` of all rows together. Centred moments are merged pairwise (Chan,
-    Golub, LeVeque 1983), because sums of squares lose all digits where the mean is large beside the spread.
+    def __init__(self, metrics: Sequence[Metric]):
+        self.metrics = frozenset(metrics)
+        self.needs_views = not self.metrics.isdisjoint({"sfid", "inception_score"})
+        self.count = 0
+        self.pooled, self.spatial = RunningStatistics(), RunningStatistics()
+        self._features: list[np.ndarray] = []
+        self._probabilities: list[np.ndarray] = []
 
-    Raises ValueError when there is no row at all or a batch is not two-dimensional.
-    """
-    total = None
-    for batch in features:
-        if len(batch):
-            part = _moments(batch)
-            total = part if total is None else _merged(total, part)
-    if total is None:
-        raise ValueError("statistics of no samples: at least one feature vector is needed")
-    covariance = total.scatter / (total.count - 1) if total.count > 1 else np.full_like(total.scatter, np.nan)
-    return Statistics(total.mean, covariance, total.count)
+    def add(self, views: Views) -> None:
+        self.count += len(views.pooled)
+        if "fid" in self.metrics:
+            self.pooled.add(views.pooled)
+        if "sfid" in self.metrics:
+            self.spatial.add(views.spatial)
+        if not self.metrics.isdisjoint({"kid", "precision", "recall"}):
+            self._features.append(views.pooled.cpu().numpy())
+        if "inception_score" in self.metrics:
+            self._probabilities.append(views.probabilities.cpu().numpy())
 
+    @property
+    def features(self) -> np.ndarray:
+        return np.concatenate(self._features)
 
-def _moments(batch: torch.Tensor | np.ndarray) -> _Moments:
-    if isinstance(batch, torch.Tensor):
-        batch = batch.detach().cpu().numpy()
-    rows = np.asarray(batch, dtype=np.float64)
-    if rows.ndim != 2:
-        raise ValueError(f"features must have shape (B, D), not {rows.shape}")
-    mean = rows.mean(axis=0)
-    centred = rows - mean
-    return _Moments(len(rows), mean, centred.T @ centred)
-
-
-def _merged(a: _Moments, b: _Moments) -> _Moments:
-    count = a.count + b.count
-    shift = b.mean - a.mean
-    scatter = a.scatter + b.scatter + np.outer(shift, shift) * (a.count * b.count / count)
-    return _Moments(count, a.mean + shift * (b.count / count), scatter)
+    @property
+    def probabilities(self) -> np.ndarray:
+        return np.concatenate(self._probabilities)
 
 
-def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """||m_a - m_b||^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Heusel et al. 2017 (1706.08500), as clean-fid computes it.
-
-    Where clean-fid gives a number, this is that number, so a distance of equal statistics may be -1e-6. With as few
-    samples as features, or fewer, the product of covariances is singular, and clean-fid may refuse over an imaginary
-    part or find no root; the trace is then taken from the symmetric product, which is equal in exact arithmetic.
-
-    Raises ValueError when a statistic has fewer than 2 samples, is not finite, or the two differ in D.
-    """
-    _check(a, "first")
-    _check(b, "second")
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"the statistics have {a.mean.size} and {b.mean.size} features: not the same feature space")
-    try:
-        distance = float(_clean_fid_distance()(a.mean, a.covariance, b.mean, b.covariance))
-    except ValueError as error:
-        if "Imaginary component" not in str(error):
-            raise
-        return _symmetric_distance(a, b)
-    return distance if np.isfinite(distance) else _symmetric_distance(a, b)
+def _computed(drawn: _Drawn, known: Reference, space: FeatureSpace, seed: int) -> dict[Metric, Measured]:
+    results: dict[Metric, Measured] = {}
+    if "fid" in drawn.metrics:
+        results["fid"] = Measured(frechet_distance(drawn.pooled.result(), known.pooled))
+    if "sfid" in drawn.metrics:
+        results["sfid"] = Measured(frechet_distance(drawn.spatial.result(), known.spatial))
+    if "inception_score" in drawn.metrics:
+        results["inception_score"] = _mean_and_spread(inception_scores(drawn.probabilities))
+    if known.features is not None:
+        features = drawn.features
+        if "kid" in drawn.metrics:
+            draw = np.random.RandomState(derive_seed(seed, "kid subsets") % 2**32)
+            results["kid"] = _mean_and_spread(kernel_distances(known.features, features, draw, space.device))
+        if not drawn.metrics.isdisjoint({"precision", "recall"}):
+            both = precision_and_recall(known.features, features, space.device)
+            results |= {"precision": Measured(both[0]), "recall": Measured(both[1])}
+    return results
 
 
-def _check(statistic: Statistics, which: str) -> None:
-    if statistic.count < 2:
-        raise ValueError(f"the {which} statistic has {statistic.count} sample(s): a covariance needs at least 2")
-    if not (np.isfinite(statistic.mean).all() and np.isfinite(statistic.covariance).all()):
-        raise ValueError(f"the {which} statistic is not finite: some features are infinite or not a number")
+def _mean_and_spread(values: np.ndarray) -> Measured:
+    return Measured(float(values.mean()), float(values.std()))
 
 
-@cache
-def _clean_fid_distance() -> Callable[..., Any]:
-    """``cleanfid.fid.frechet_distance``, its code unchanged, with two of the names it looks up bound anew.
-
-    ``linalg.sqrtm``: clean-fid 0.1.35 passes ``disp``, which scipy deprecates since 1.16 and removes in 1.18.
-    ``print``: it prints when the product is singular. Nothing inside clean-fid itself is altered.
-    """
-    make_torchvision_importable()
-    from cleanfid import fid
-
-    names = {**vars(fid), "linalg": SimpleNamespace(sqrtm=_sqrtm), "print": lambda *_: None}
-    original = fid.frechet_distance
-    return FunctionType(original.__code__, names, original.__name__, original.__defaults__)
-
-
-def _sqrtm(matrix: np.ndarray, disp: bool = True) -> Any:
-    """scipy's square root behind its old signature: with ``disp=False`` a pair whose second part clean-fid drops."""
-    with warnings.catch_warnings():
-        # A singular product is the rule with few samples; what cannot be used is caught by clean-fid's own checks.
-        warnings.simplefilter("ignore", linalg.LinAlgWarning)
-        root = linalg.sqrtm(matrix)
-    return root if disp else (root, None)
-
-
-def _symmetric_distance(a: Statistics, b: Statistics) -> float:
-    """The same distance by Tr (S_a S_b)^(1/2) = Tr (R S_b R)^(1/2), R = S_a^(1/2): real whatever the rank."""
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ b.covariance @ root)
-    difference = a.mean - b.mean
-    traces = np.trace(a.covariance) + np.trace(b.covariance)
-    return float(difference @ difference + traces - 2 * np.sqrt(product.clip(min=0)).sum())
-
-
-def reference_statistics(images: Images, space: FeatureSpace) -> Statistics:
-    """Statistics of the whole data set in ``space``, computed once and kept under ``cache_folder()/"statistics"``.
-
-    The file is named by what determines it: the images' content and the feature space. An unreadable one is replaced.
-    """
-    path = cache_folder() / "statistics" / f"{images.content_id}-{space.feature_id}.npz"
-    kept = _read(path, space.dim)
-    if kept is not None:
-        return kept
-    starts = range(0, len(images.pixels), REFERENCE_BATCH)
-    fresh = statistics(space(torch.tensor(images.pixels[i : i + REFERENCE_BATCH])) for i in starts)
-    with written_whole(path) as partial, partial.open("wb") as file:
-        np.savez(file, mean=fresh.mean, covariance=fresh.covariance, count=fresh.count)
-    return fresh
-
-
-def _read(path: Path, dim: int) -> Statistics | None:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            kept = Statistics(file["mean"], file["covariance"], int(file["count"]))
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
-        return None
-    return kept if kept.mean.shape == (dim,) and kept.covariance.shape == (dim, dim) else None
+def protocol(images: Images, space: FeatureSpace, samples: int, metrics: Sequence[Metric] = ("fid",)) -> str:
+    """What a score must be quoted with, in one line; sampler and steps are the caller's to add."""
+    text = f"{space.name} features, {samples:,} samples against all {len(images):,} images of {images.name}"
+    if len(images) > FEATURES_KEPT and not {"kid", "precision", "recall"}.isdisjoint(metrics):
+        text += f" (KID, precision and recall: against {FEATURES_KEPT:,} of them)"
+    if "precision" in metrics or "recall" in metrics:
+        text += f", {NEIGHBOURS} nearest neighbours"
+    if "kid" in metrics:
+        text += f", KID over {KID_SUBSETS} subsets"
+    if "inception_score" in metrics:
+        text += f", inception score over {INCEPTION_SPLITS} splits"
+    return text

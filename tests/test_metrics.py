@@ -1,146 +1,250 @@
-"""Frechet distance against clean-fid and closed forms; streamed statistics against numpy."""
+"""All metrics from one stream of images; what of the data they are computed against is computed once and kept."""
 
-import inspect
-from itertools import pairwise
+import dataclasses
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from meme import metrics
+from meme import metrics, reference
 from meme.data import Images, open_images
-from meme.features import choose_features
-from meme.metrics import Statistics, frechet_distance, reference_statistics, statistics
-from meme.torchvision_compat import make_torchvision_importable
+from meme.errors import UserError
+from meme.features import FeatureSpace, choose_features
+from meme.fidelity import inception_scores, kernel_distances, precision_and_recall
+from meme.files import cache_folder
+from meme.frechet import frechet_distance, statistics
+from meme.metrics import METRICS, Measured, measure, offered_metrics, protocol, reference_statistics
+from meme.seeding import derive_seed
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEME_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEME_CACHE", str(tmp_path))
+    return tmp_path
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory) -> Images:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEME_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("MEME_INCEPTION", "off")
-        yield open_images("digits", size=8, channels=1)
+def digits(_own_cache) -> Images:
+    return open_images("digits", size=8, channels=1)
 
 
-def gaussian(mean, covariance, count=1000) -> Statistics:
-    return Statistics(np.asarray(mean, float), np.asarray(covariance, float), count)
+@pytest.fixture(scope="module")
+def classifier(digits) -> FeatureSpace:
+    return choose_features("classifier", digits)
 
 
-def random_features(seed: int, count: int, dim: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return rng.normal(size=(count, dim)) @ rng.normal(size=(dim, dim)) + rng.normal(size=dim)
+@pytest.fixture(scope="module")
+def random(digits) -> FeatureSpace:
+    return choose_features("random", digits)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    cuts=st.lists(st.integers(0, 101), max_size=8),
-    mean=st.sampled_from([0.0, 1.0, -1e6]),
-    as_tensor=st.booleans(),
-)
-def test_streamed_statistics_equal_numpy_for_any_split(cuts, mean, as_tensor):
-    rows = random_features(0, 101, 5) + mean
-    edges = [0, *sorted(cuts), 101]
-    parts = [rows[start:stop] for start, stop in pairwise(edges)]
-    streamed = statistics(torch.from_numpy(part) if as_tensor else part for part in parts)
-    assert streamed.count == 101
-    np.testing.assert_allclose(streamed.mean, rows.mean(axis=0), rtol=1e-10)
-    expected = np.cov(rows, rowvar=False)
-    # An entry near zero is only as exact as the largest, hence the absolute part.
-    np.testing.assert_allclose(streamed.covariance, expected, rtol=1e-10, atol=1e-10 * abs(expected).max())
+@pytest.fixture(scope="module")
+def noised(digits) -> torch.Tensor:
+    noise = torch.randn(600, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    return (torch.tensor(digits.pixels[:600]) + 40 * noise).clip(0, 255).to(torch.uint8)
 
 
-def test_statistics_refuse_what_is_no_batch_of_features():
-    with pytest.raises(ValueError, match="no samples"):
-        statistics([])
-    with pytest.raises(ValueError, match=r"shape \(B, D\)"):
-        statistics([np.zeros((2, 3, 4))])
+def batches(pixels: torch.Tensor, size: int = 128) -> Iterator[torch.Tensor]:
+    yield from pixels.split(size)
 
 
-@pytest.mark.skipif("disp" not in inspect.signature(scipy.linalg.sqrtm).parameters, reason="clean-fid needs scipy<1.18")
-@pytest.mark.parametrize(("count", "dim"), [(500, 16), (500, 64), (20, 32)])
-def test_distance_is_clean_fids_own(count, dim):
-    make_torchvision_importable()
-    from cleanfid.fid import fid_from_feats
-
-    a, b = random_features(1, count, dim), random_features(2, count, dim)
-    with pytest.warns(DeprecationWarning, match="disp"):
-        expected = fid_from_feats(a, b)
-    assert frechet_distance(statistics([a]), statistics([b])) == pytest.approx(expected, rel=1e-9)
+# --- Values ----------------------------------------------------------------------------------------
 
 
-def test_distance_of_diagonal_gaussians_has_a_closed_form():
-    a, b = gaussian([0, 1, 2], np.diag([1, 4, 9])), gaussian([1, 1, 0], np.diag([4, 4, 1]))
-    assert frechet_distance(a, b) == pytest.approx((1 + 0 + 4) + (1 - 2) ** 2 + 0 + (3 - 1) ** 2)
+def test_every_metric_is_its_own_function_of_the_views(digits, classifier, noised):
+    found = measure(batches(noised), digits, classifier, METRICS, seed=3)
+    data, drawn = classifier.views(torch.tensor(digits.pixels)), classifier.views(noised)
+    precision, recall = precision_and_recall(data.pooled.numpy(), drawn.pooled.numpy())
+    draw = np.random.RandomState(derive_seed(3, "kid subsets") % 2**32)
+    kid = kernel_distances(data.pooled.numpy(), drawn.pooled.numpy(), draw)
+    scores = inception_scores(drawn.probabilities.numpy())
+    assert list(found) == list(METRICS)
+    assert found["fid"].value == pytest.approx(frechet_distance(statistics([drawn.pooled]), statistics([data.pooled])), rel=1e-4)
+    assert found["sfid"].value == pytest.approx(
+        frechet_distance(statistics([drawn.spatial]), statistics([data.spatial])), rel=1e-4
+    )
+    assert found["sfid"].value != pytest.approx(found["fid"].value, rel=0.01)
+    assert (found["kid"].value, found["kid"].spread) == (pytest.approx(kid.mean(), rel=1e-4), pytest.approx(kid.std(), rel=1e-3))
+    assert found["precision"] == Measured(pytest.approx(precision, abs=0.005))
+    assert found["recall"] == Measured(pytest.approx(recall, abs=0.005))
+    assert found["inception_score"].value == pytest.approx(scores.mean(), rel=1e-4)
+    assert found["inception_score"].spread == pytest.approx(scores.std(), rel=1e-3)
 
 
-def test_distance_of_commuting_covariances_has_a_closed_form():
-    rng = np.random.default_rng(3)
-    basis, _ = np.linalg.qr(rng.normal(size=(12, 12)))
-    first, second = rng.uniform(0.1, 5, (2, 12))
-    a, b = gaussian(np.zeros(12), basis * first @ basis.T), gaussian(np.ones(12), basis * second @ basis.T)
-    assert frechet_distance(a, b) == pytest.approx(12 + ((np.sqrt(first) - np.sqrt(second)) ** 2).sum())
+@pytest.mark.parametrize("kind", ["classifier", "random"])
+def test_fid_alone_costs_and_gives_what_it_always_did(digits, noised, kind, request, monkeypatch):
+    space = request.getfixturevalue(kind)
+    expected = frechet_distance(statistics(space(batch) for batch in batches(noised)), reference_statistics(digits, space))
+    together = measure(batches(noised), digits, space, ("recall", "fid", "sfid"))
+    monkeypatch.setattr(space.network, "views", lambda _: pytest.fail("more than needed"))
+    assert measure(batches(noised), digits, space) == {"fid": Measured(expected)}
+    assert list(together) == ["recall", "fid", "sfid"] and together["fid"].value == expected
 
 
-def test_distance_is_silent_and_right_with_fewer_samples_than_features(capsys, recwarn):
-    a, b = statistics([random_features(4, 10, 48)]), statistics([random_features(5, 12, 48)])
-    assert frechet_distance(a, b) == pytest.approx(metrics._symmetric_distance(a, b), rel=1e-6)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-3)
-    constant = gaussian(np.zeros(4), np.zeros((4, 4)))
-    assert frechet_distance(constant, gaussian(np.zeros(4), np.eye(4))) == pytest.approx(4, abs=0.02)
-    assert capsys.readouterr().out == "" and not recwarn.list
+def test_the_data_itself_is_perfect_and_worse_images_are_worse(digits, random, noised):
+    names = ("fid", "sfid", "precision", "recall")
+    perfect = measure(batches(torch.tensor(digits.pixels)), digits, random, names)
+    worse = measure(batches(noised), digits, random, names)
+    assert (perfect["precision"].value, perfect["recall"].value) == (1.0, 1.0)
+    assert all(abs(perfect[name].value) < 1e-3 for name in ("fid", "sfid"))
+    assert all(worse[name].value > perfect[name].value for name in ("fid", "sfid"))
+    assert all(worse[name].value < 0.9 for name in ("precision", "recall"))
 
 
-@pytest.mark.parametrize("trouble", ["imaginary", "not finite"])
-def test_distance_falls_back_where_clean_fid_gives_no_number(monkeypatch, trouble):
-    def refuse(*_):
-        if trouble == "imaginary":
-            raise ValueError("Imaginary component 1.0")
-        return float("nan")
-
-    monkeypatch.setattr(metrics, "_clean_fid_distance", lambda: refuse)
-    a, b = gaussian([0, 0], np.diag([1, 0])), gaussian([2, 0], np.diag([9, 0]))
-    assert frechet_distance(a, b) == pytest.approx(4 + (1 - 3) ** 2)
+def test_leaving_out_digits_costs_recall_and_inception_score_only(digits, classifier):
+    pixels = torch.tensor(digits.pixels)
+    names = ("precision", "recall", "inception_score")
+    whole = measure(batches(pixels), digits, classifier, names)
+    half = measure(batches(pixels[torch.tensor(digits.labels) < 5]), digits, classifier, names)
+    assert half["precision"].value == 1.0 and half["recall"].value < 0.7 < whole["recall"].value
+    assert 3.5 < half["inception_score"].value < 5 < whole["inception_score"].value <= 10
 
 
-def test_distance_works_where_scipy_has_dropped_disp(monkeypatch):
-    original = scipy.linalg.sqrtm
-    monkeypatch.setattr(scipy.linalg, "sqrtm", lambda A: original(A))
-    assert frechet_distance(gaussian([0, 0], np.eye(2)), gaussian([3, 4], np.eye(2))) == pytest.approx(25)
+@pytest.mark.parametrize("size", [1, 7, 256, 700])
+def test_the_size_of_batches_does_not_matter(digits, random, noised, size):
+    names = ("fid", "sfid", "precision", "recall")
+    expected, found = (measure(batches(noised, each), digits, random, names) for each in (128, size))
+    for name in names:
+        assert found[name].value == pytest.approx(expected[name].value, rel=1e-3, abs=2e-3)
+
+
+def test_the_seed_is_of_kids_subsets(digits, random, noised):
+    first, again, other = (measure(batches(noised), digits, random, ("kid", "recall"), seed=seed) for seed in (1, 1, 2))
+    assert first == again and first["recall"] == other["recall"]
+    assert first["kid"] != other["kid"] and abs(first["kid"].value - other["kid"].value) < first["kid"].spread
+
+
+def test_images_stream_by(digits, classifier):
+    alive: list[weakref.ref] = []
+
+    def stream():
+        for index in range(20):
+            assert sum(reference() is not None for reference in alive) <= 1  # the one just handed out
+            batch = torch.full((5, 1, 8, 8), index, dtype=torch.uint8)
+            alive.append(weakref.ref(batch))
+            yield batch
+
+    assert set(measure(stream(), digits, classifier, METRICS)) == set(METRICS)
+
+
+# --- Refusals --------------------------------------------------------------------------------------
+
+
+def test_what_a_space_offers(classifier, random):
+    assert offered_metrics(classifier) == METRICS
+    assert offered_metrics(random) == ("fid", "sfid", "kid", "precision", "recall")
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"),
+    ("asked", "message"),
     [
-        (gaussian([0, 0], np.eye(2), count=1), "at least 2"),
-        (statistics([np.zeros((1, 2))]), "at least 2"),
-        (gaussian([0, np.nan], np.eye(2)), "not finite"),
-        (gaussian([0, 0], np.full((2, 2), np.inf)), "not finite"),
-        (gaussian([0, 0, 0], np.eye(3)), "not the same feature space"),
+        (("fid", "inception_score"), "inception_score needs class probabilities, which the spaces inception and classifier have"),
+        (("fid", "FID"), "'FID' is not one of fid, sfid, kid"),
+        ((), "at least one of fid"),
     ],
 )
-def test_distance_refuses_unusable_statistics(broken, message):
-    whole = gaussian([0, 0], np.eye(2))
-    with pytest.raises(ValueError, match=message):
-        frechet_distance(broken, whole)
-    with pytest.raises(ValueError, match=message):
-        frechet_distance(whole, broken)
+def test_metrics_are_refused_before_the_first_image_is_drawn(digits, random, asked, message):
+    with pytest.raises(UserError, match=f"metrics: .*{message}"):
+        measure((pytest.fail("drawn") for _ in range(1)), digits, random, asked)
 
 
-def test_reference_statistics_are_computed_once_and_repaired(digits, monkeypatch):
-    space = choose_features("random", digits)
-    fresh = reference_statistics(digits, space)
-    expected = space(torch.tensor(digits.pixels)).numpy()
-    assert fresh.count == len(digits.pixels)
-    np.testing.assert_allclose(fresh.covariance, np.cov(expected, rowvar=False), rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize(("metric", "fewest"), [("fid", 2), ("kid", 2), ("precision", 4), ("recall", 4), ("inception_score", 1)])
+def test_too_few_samples_are_refused(digits, classifier, metric, fewest):
+    pixels = torch.tensor(digits.pixels)
+    assert np.isfinite(measure(batches(pixels[:fewest]), digits, classifier, (metric,))[metric].value)
+    with pytest.raises(UserError, match=f"samples: {metric} needs at least {fewest}, not {fewest - 1}"):
+        measure(batches(pixels[: fewest - 1]), digits, classifier, (metric,))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(metrics, "statistics", lambda _: pytest.fail("computed again"))
-        kept = reference_statistics(digits, space)
-    np.testing.assert_array_equal(kept.covariance, fresh.covariance)
 
-    (file,) = (metrics.cache_folder() / "statistics").glob("*.npz")
-    file.write_bytes(file.read_bytes()[:1000])
-    np.testing.assert_array_equal(reference_statistics(digits, space).mean, fresh.mean)
+# --- Reference -------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_computed_in_one_pass_and_kept(digits, random, noised, empty_cache, monkeypatch):
+    seen: list[int] = []
+    original = random.network._levels
+    monkeypatch.setattr(random.network, "_levels", lambda pixels: seen.append(len(pixels)) or original(pixels))
+    names = ("fid", "sfid", "recall")
+    first = measure(batches(noised), digits, random, names)
+    assert sum(seen) == len(digits) + len(noised)
+    assert measure(batches(noised), digits, random, names) == first
+    assert sum(seen) == len(digits) + 2 * len(noised)
+
+
+def test_reference_parts_are_of_the_data(digits, random, empty_cache):
+    known = reference.reference(digits, random, {"pooled", "spatial", "features"})
+    views = random.views(torch.tensor(digits.pixels))
+    assert isinstance(known.features, np.memmap) and known.features.dtype == np.float32
+    np.testing.assert_allclose(known.features, views.pooled.numpy(), rtol=1e-4, atol=1e-5)
+    for found, rows in ((known.pooled, views.pooled.numpy()), (known.spatial, views.spatial.numpy())):
+        assert found.count == len(digits)
+        np.testing.assert_allclose(found.covariance, np.cov(rows, rowvar=False), rtol=1e-3, atol=1e-5)
+    assert reference.reference(digits, random, {"pooled"}).features is None
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_features_of_large_data_are_those_of_a_fixed_choice(digits, random, empty_cache, monkeypatch, together):
+    monkeypatch.setattr(reference, "FEATURES_KEPT", 300)
+    chosen = reference.kept_images(len(digits))
+    assert len(set(chosen)) == 300 and (np.diff(chosen) > 0).all() and chosen[-1] > 1500
+    known = reference.reference(digits, random, {"features", "pooled"} if together else {"features"})
+    expected = random(torch.tensor(digits.pixels[chosen])).numpy()
+    assert known.features.shape == expected.shape
+    np.testing.assert_allclose(known.features, expected, rtol=1e-4, atol=1e-5)
+    assert not together or known.pooled.count == len(digits)
+    assert (reference.kept_images(250) == np.arange(250)).all()
+
+
+def test_damaged_parts_are_replaced_and_whole_ones_left(digits, random, empty_cache):
+    parts = {"pooled", "spatial", "features"}
+    fresh = reference.reference(digits, random, parts)
+    files = [path for path in cache_folder().rglob("*.np[yz]") if random.feature_id in path.name]
+    assert len(files) == 3
+    for file in files:
+        content = file.read_bytes()
+        for damaged in (content[: len(content) // 2], b"", b"\x93NUMPY"):
+            file.unlink()  # cut off in place, it would take from under us what is mapped
+            file.write_bytes(damaged)
+            times = {other: other.stat().st_mtime_ns for other in files if other != file}
+            again = reference.reference(digits, random, parts)
+            np.testing.assert_array_equal(again.pooled.covariance, fresh.pooled.covariance)
+            np.testing.assert_array_equal(again.spatial.mean, fresh.spatial.mean)
+            np.testing.assert_allclose(again.features, fresh.features)
+            assert file.read_bytes() == content and all(other.stat().st_mtime_ns == times[other] for other in times)
+
+
+def test_features_of_another_shape_are_replaced(digits, random, empty_cache):
+    reference.reference(digits, random, {"features"})
+    (file,) = (cache_folder() / "reference-features").iterdir()
+    for other in (np.zeros((3, random.dim), np.float32), np.zeros((len(digits), random.dim))):
+        np.save(file, other)
+        assert reference.reference(digits, random, {"features"}).features.any()
+
+
+def test_other_data_and_other_spaces_have_files_of_their_own(digits, random, classifier, empty_cache):
+    other = dataclasses.replace(digits, pixels=255 - digits.pixels, content_id="0" * 16)
+    assert reference_statistics(digits, random).mean[0] != reference_statistics(other, random).mean[0]
+    assert reference_statistics(digits, classifier).mean.shape == (classifier.dim,)
+    assert len(list((cache_folder() / "statistics").iterdir())) == 3
+
+
+# --- Protocol --------------------------------------------------------------------------------------
+
+
+def test_the_protocol_names_what_a_score_depends_on(digits, random, monkeypatch):
+    assert protocol(digits, random, 50_000) == "random-conv features, 50,000 samples against all 1,797 images of digits"
+    monkeypatch.setattr(metrics, "FEATURES_KEPT", 1000)
+    line = protocol(digits, random, 100, ("fid", "kid", "recall", "inception_score"))
+    assert line.endswith(
+        "(KID, precision and recall: against 1,000 of them), 3 nearest neighbours, KID over 100 subsets, "
+        "inception score over 10 splits"
+    )
+    assert "\n" not in line

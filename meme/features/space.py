@@ -1,0 +1,82 @@
+"""What every feature space offers: a frozen network that sees an image in up to three ways.
+
+Shapes: ``B`` images, ``C`` channels, ``H W`` space, ``D`` features, ``S`` spatial features, ``K`` classes.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+FeatureKind = Literal["auto", "inception", "classifier", "random"]
+OnMessage = Callable[[str], None]
+
+SPATIAL_CHANNELS = 7  # of the intermediate level, as ADM's evaluator has it: about as many numbers as pooled features
+
+
+class Views(NamedTuple):
+    """One pass over a batch; None is what the space's network does not have."""
+
+    pooled: Tensor
+    """(B, D): what FID, KID, precision and recall compare."""
+    spatial: Tensor | None
+    """(B, S): an intermediate level before it is averaged over space, which sFID compares (Nash et al. 2021, 2103.03841)."""
+    probabilities: Tensor | None
+    """(B, K): of classes, rows sum to 1, for the inception score (Salimans et al. 2016, 1606.03498)."""
+
+
+class FeatureNetwork(Protocol):
+    """What a feature space asks of its network; uint8 (B, C, H, W) on the network's device goes in."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Pooled features (B, D), the same numbers that ``views`` gives."""
+
+    def views(self, pixels: Tensor) -> Views: ...
+
+
+@dataclass(frozen=True)
+class FeatureSpace:
+    """A frozen network that turns images into features.
+
+    kind: what was chosen, never ``auto``; name: shown beside every score; feature_id: hash of everything that determines the
+    features; dim: D; spatial_dim: S, None without spatial features; classes: K, None without class probabilities; chunk: images
+    the network sees at a time, of however many are given.
+    """
+
+    kind: FeatureKind
+    name: str
+    feature_id: str
+    dim: int
+    network: FeatureNetwork
+    device: torch.device
+    spatial_dim: int | None = None
+    classes: int | None = None
+    chunk: int = 32  # a CPU's caches hold the activations of so many small images; 0.5 GiB of Inception's
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, C, H, W) -> float32 (B, D) on this space's device."""
+        with _exact_convolutions():
+            return torch.cat([self.network(part).float() for part in pixels.to(self.device).split(self.chunk)])
+
+    @torch.no_grad()
+    def views(self, pixels: Tensor) -> Views:
+        """uint8 (B, C, H, W) -> all views in one pass, float32 on this space's device; the pooled one equals ``self(pixels)``."""
+        with _exact_convolutions():
+            parts = [self.network.views(part) for part in pixels.to(self.device).split(self.chunk)]
+        return Views(*(None if view[0] is None else torch.cat(view).float() for view in zip(*parts, strict=True)))
+
+
+def _exact_convolutions():
+    # Without TF32 a GPU's features equal a CPU's up to float32 rounding, so cached statistics serve both.
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
