@@ -3,19 +3,46 @@
 import gc
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from meme.config import ImageConfig
-from meme.data import Images
+from meme.config import Config
+from meme.data import Images, TrainingData
 from meme.features import FeatureSpace, choose_features
 from meme.grids import save_grid
-from meme.pipeline import Score, evaluate, open_training_data, pick_device, train
+from meme.pipeline import OnMessage, Score, evaluate, open_reference, pick_device, train, training_data
 from meme_nas.progress import ProgressFile
 from meme_nas.study import trial_folder
 from meme_nas.trial import Outcome, Task
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What all trials of a study share."""
+
+    images: Images
+    data: TrainingData
+    """What experts train on: the images, or their latents."""
+    space: FeatureSpace
+
+
+def open_basis(
+    config: Config,
+    device: str,
+    inception_weights: Path | None,
+    *,
+    strict: bool = False,
+    on_message: OnMessage = lambda message: None,
+) -> Basis:
+    """Open a study's data and feature space; ``UserError`` for what is wrong with them."""
+    images, chosen = open_reference(config, strict=strict, on_message=on_message), pick_device(device)
+    kind = config.evaluation.features
+    space = choose_features(kind, images, inception_weights=inception_weights, device=chosen, on_message=on_message)
+    return Basis(images, training_data(config, images, chosen, on_message), space)
+
+
+_opened: dict[tuple, Basis] = {}  # by a worker process, which serves one study at a time
 
 
 @dataclass(frozen=True)
@@ -37,22 +64,29 @@ class Objective:
 
     def _train_and_score(self, task: Task) -> Outcome:
         config = task.config
-        images, space = scoring_basis(config.data, config.image, config.evaluation.features, self.device, self.inception_weights)
         device, folder = pick_device(self.device), trial_folder(self.folder, task.number)
+        basis = self._basis(config)
         begun_at, begun = time.time(), time.perf_counter()
         progress = ProgressFile(folder, len(config.experts))
         ensemble = train(
             config,
-            images,
+            basis.data,
             folder=folder,
             device=device,
             on_progress=lambda now: progress.report(now.expert, now.step, now.steps),
         )
         training_seconds = time.perf_counter() - begun
-        score = evaluate(ensemble, images, space, device=device)
+        score = evaluate(ensemble, basis.images, basis.space, device=device)
         save_grid(folder / "samples.png", score.grid)
         progress.remove()
         return outcome_of(task.number, score, begun_at, training_seconds)
+
+    def _basis(self, config: Config) -> Basis:
+        key = (config.data, config.pixels, config.first_stage, config.network.classes, config.evaluation.features)
+        if key not in _opened:
+            _opened.clear()
+            _opened[key] = open_basis(config, self.device, self.inception_weights)
+        return _opened[key]
 
 
 def outcome_of(number: int, score: Score, begun_at: float, training_seconds: float) -> Outcome:
@@ -69,15 +103,6 @@ def outcome_of(number: int, score: Score, begun_at: float, training_seconds: flo
         sampling_seconds=score.sampling_seconds,
         scoring_seconds=score.scoring_seconds,
     )
-
-
-@lru_cache(maxsize=2)
-def scoring_basis(
-    data: str, image: ImageConfig, features: str, device: str, inception_weights: Path | None
-) -> tuple[Images, FeatureSpace]:
-    """The data of a study and the feature space it is scored in: opened once in each process."""
-    images = open_training_data(data, image)
-    return images, choose_features(features, images, inception_weights=inception_weights, device=pick_device(device))
 
 
 def _free_memory() -> None:

@@ -152,7 +152,7 @@ def duration(seconds: float | None) -> str:
 def splits_text(trial: TrialRecord) -> str:
     """``8·16@0.8  16·24@0.4``: C_l at every level, finest first, at p_n; one group an expert."""
     experts = trial.config.experts
-    if trial.config.network.family == "ldm":
+    if not trial.config.network.splits_channels:
         return "no splits (LDM U-Net)"
     return "  ".join(f"{'·'.join(map(str, expert.low_channels))}@{expert.p:g}" for expert in experts)
 

@@ -14,12 +14,12 @@ from rich.console import Console
 from meme.config import Config
 from meme.cost import ensemble_cost
 from meme.data import Images
-from meme.features import FeatureSpace, choose_features
+from meme.features import FeatureSpace
 from meme.files import written_whole
-from meme.pipeline import evaluate, load_ensemble, open_training_data, pick_device
+from meme.pipeline import evaluate, load_ensemble, pick_device
 from meme_nas.console import SearchDisplay
 from meme_nas.export import drop_weights, export_configs, trials_worth_keeping, write_trials
-from meme_nas.objective import Objective
+from meme_nas.objective import Basis, Objective, open_basis
 from meme_nas.pareto import front
 from meme_nas.report import write_report
 from meme_nas.report_words import quantity
@@ -39,10 +39,11 @@ def run(settings: SearchSettings) -> Summary:
     """Search until the budget is spent, then leave everything in the study's folder. Run again, it goes on."""
     config = settings.full_config()
     check_macs_limit(settings.max_macs, SplitSpace(config))
-    images, space = open_basis(settings, config)
+    basis = _basis(settings, config)
+    images, space = basis.images, basis.space
     settings = settled(settings, space)
-    basis = {"data": f"{images.name} {images.content_id}", "features": f"{space.name} {space.feature_id}"}
-    study = Study(settings.folder, settings.in_force() | basis)
+    scored_on = {"data": f"{images.name} {basis.data.content_id}", "features": f"{space.name} {space.feature_id}"}
+    study = Study(settings.folder, settings.in_force() | scored_on)
     try:
         search = Search(settings, study)
         _search(settings, search)
@@ -61,17 +62,10 @@ def settled(settings: SearchSettings, space: FeatureSpace) -> SearchSettings:
     return settings.model_copy(update={"features": space.kind, "proposal_lag": lag})
 
 
-def open_basis(settings: SearchSettings, config: Config) -> tuple[Images, FeatureSpace]:
-    """The data and feature space, opened in the driver first: what is wrong with them is said before anything runs."""
-    images = open_training_data(config.data, config.image, strict=settings.strict, on_message=console.print)
-    space = choose_features(
-        config.evaluation.features,
-        images,
-        inception_weights=settings.inception_weights,
-        device=pick_device(settings.device),
-        on_message=console.print,
-    )
-    return images, space
+def _basis(settings: SearchSettings, config: Config) -> Basis:
+    """Data and feature space, opened in the driver first: what is wrong with them is said before anything runs."""
+    weights, strict = settings.inception_weights, settings.strict
+    return open_basis(config, settings.device, weights, strict=strict, on_message=console.print)
 
 
 def _search(settings: SearchSettings, search: Search) -> None:

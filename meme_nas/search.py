@@ -76,7 +76,7 @@ class Search:
         number = len(self.study.trials)
         if number < len(self._yardsticks):
             kind, config = self._yardsticks[number]
-            choices = self.space.choices(config) if config.network.family == "iu-net" else {}
+            choices = self.space.choices(config) if config.network.splits_channels else {}
             return self.study.start(config, kind, choices, self._distributions)
         known = finished_before(self.study.frozen_trials(), number - (self.settings.proposal_lag or LEAST_LAG) + 1)
         if known is None:

@@ -19,8 +19,8 @@ class SplitSpace:
     base: Config
 
     def __post_init__(self):
-        if self.base.network.family != "iu-net":
-            raise UserError(f"preset: {self.base.name} has no splits to search; allowed are presets with network.family iu-net")
+        if not self.base.network.splits_channels:
+            raise UserError(f"preset: {self.base.name} has no splits to search; take one of an iU-Net, such as digits-meme")
 
     @property
     def domains(self) -> dict[str, Domain]:

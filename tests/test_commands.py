@@ -19,7 +19,7 @@ import meme.commands
 import run_search
 from meme.__main__ import main as meme_main
 from meme.config import Config
-from meme.pipeline import evaluate, load_ensemble, open_training_data, train
+from meme.pipeline import evaluate, load_ensemble, open_reference, train
 from meme.presets import preset
 from meme_nas.settings import SearchSettings
 from meme_nas.study import read_trials
@@ -53,10 +53,10 @@ def test_a_search_leaves_everything_it_should(study):
 
 def test_a_trial_can_be_opened_and_scored_to_the_same_number(study):
     trial = read_trials(study)[0]
-    from meme_nas.objective import scoring_basis
+    from meme_nas.objective import open_basis
 
-    images, space = scoring_basis("digits", trial.config.image, "classifier", "cpu", None)
-    score = evaluate(load_ensemble(study / "trials" / "000"), images, space)
+    basis = open_basis(trial.config, "cpu", None)
+    score = evaluate(load_ensemble(study / "trials" / "000"), basis.images, basis.space)
     assert score.fid == pytest.approx(trial.outcome.fid, rel=1e-6)
 
 
@@ -98,7 +98,11 @@ main(["evaluate", folder, "--seeds", "2", "--samples", "64"])
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=one_thread, check=False)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())
-    assert re.search(r"FID \d+\.\d+ \+- \d+\.\d+ over 2 sampling seeds \(classifier\(digits\) features, 64 samples", said)
+    assert re.search(r"FID +\d+\.\d+ \+- \d+\.\d+", said)
+    for metric in ("sFID", "KID", "inception score", "precision", "recall"):
+        assert metric in said
+    assert "classifier(digits) features, 64 samples against all 1,797 images of digits" in said
+    assert "ddim 20 steps, 2 sampling seeds" in said
     assert {path.name for path in (tmp_path / "winner").iterdir()} == {
         "config.yaml",
         "samples.png",
@@ -239,7 +243,7 @@ def test_a_folder_of_mixed_images_is_searched_with_one_flag(tmp_path, capsys):
 def test_cifar10_trains(tmp_path):
     small = {"training": {"steps": 2, "batch_size": 8}, "evaluation": {"samples": 16, "features": "random"}}
     config = preset("cifar10-meme").with_(data=str(CIFAR), sampling={"steps": 4}, **small)
-    images = open_training_data(config.data, config.image)
+    images = open_reference(config)
     assert images.pixels.shape == (50_000, 3, 32, 32)
     ensemble = train(config, images, folder=tmp_path / "trained")
     from meme.features import choose_features
@@ -253,7 +257,7 @@ def test_a_zip_is_the_folder_it_holds(tmp_path):
     Image.fromarray(np.full((12, 12), 7, np.uint8)).save(tmp_path / "a.png")
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.write(tmp_path / "a.png", "a.png")
-    images = open_training_data(str(tmp_path / "images.zip"), preset("digits-meme").image)
+    images = open_reference(preset("digits-meme").with_(data=str(tmp_path / "images.zip")))
     assert images.pixels.shape == (1, 1, 8, 8)
 
 
@@ -284,7 +288,7 @@ def test_readme_command_is_one_the_program_takes(command, monkeypatch, tmp_path)
         assert read_settings(SearchSettings, words[2:], "run_search.py")
     elif words[:3] == ["python", "-m", "meme"]:
         called = []
-        for name in ("train_config", "sample_folder", "evaluate_folder", "print_costs"):
+        for name in ("train_config", "sample_folder", "evaluate_folder", "analyze_sources", "run_ablation", "print_costs"):
             monkeypatch.setattr(meme.commands, name, lambda *args, **kwargs: called.append(args))
         meme_main(words[3:])
         assert called
