@@ -21,7 +21,7 @@ from meme.data import open_images
 from meme.denoiser import build_expert
 from meme.pipeline import draw, load_ensemble, pick_device
 from meme.presets import experts_of, preset
-from meme.trainer import save_expert
+from meme.trainer import expert_file, save_expert
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def written(folder: Path, arguments: argparse.Namespace, count: int) -> Path:
         expert = build_expert(config, number)
         with torch.no_grad():  # or every image would be the same, whoever denoised it
             expert.conv_out.weight.normal_(std=1e-3, generator=torch.Generator().manual_seed(number))
-        save_expert(expert, config, number, digits, path)
+        save_expert(expert, config, number, digits, expert_file(path, number))
     return path
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,11 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from meme.blocks import Downsample, Upsample, doubled
 from meme.config import Config, ExpertConfig, ImageConfig, NetworkConfig
 from meme.denoiser import Denoiser
-from meme.ensemble import expert_at
 from meme.iformer import LowMixer
 from meme.sampler import sampling_timesteps
 from meme.torchvision_compat import make_torchvision_importable
 
+LATENCY_PASSES = 4
 PAPER_IMAGES = 3  # its printed MACs are those of three images, which the released networks show
 
 
@@ -50,9 +51,25 @@ def ensemble_cost(config: Config) -> Cost:
     Classifier-free guidance asks an expert twice a step, which ``macs`` counts.
     """
     experts = tuple(expert_cost(config.image, config.network, expert.low_channels) for expert in config.experts)
-    taken = Counter(expert_at(config, t) for t in sampling_timesteps(config.diffusion, config.sampling))
-    macs = sum(experts[number - 1].macs * steps for number, steps in taken.items()) / taken.total()
-    return Cost(experts, macs if config.sampling.guidance_scale == 1 else 2 * macs)
+    return Cost(experts, sum(expert.macs * share for expert, share in zip(experts, step_shares(config), strict=True)))
+
+
+@lru_cache(maxsize=1_000)
+def _steps_taken(intervals: tuple[tuple[int, int], ...], timesteps: tuple[int, ...]) -> tuple[int, ...]:
+    taken = Counter(next(place for place, (first, end) in enumerate(intervals) if first <= t < end) for t in timesteps)
+    return tuple(taken[place] for place in range(len(intervals)))
+
+
+def steps_taken(config: Config) -> tuple[int, ...]:
+    """Sampler steps that each expert takes."""
+    intervals = tuple(expert.interval for expert in config.experts)
+    return _steps_taken(intervals, tuple(sampling_timesteps(config.diffusion, config.sampling)))
+
+
+def step_shares(config: Config) -> tuple[float, ...]:
+    """How often each expert is asked for a step, on average over the sampler's: twice with classifier-free guidance."""
+    taken, asked = steps_taken(config), 1 if config.sampling.guidance_scale == 1 else 2
+    return tuple(asked * steps / sum(taken) for steps in taken)
 
 
 @lru_cache(maxsize=100_000)
@@ -61,6 +78,42 @@ def expert_cost(image: ImageConfig, network: NetworkConfig, low_channels: tuple[
     expert, inputs = _on_meta(image, network, low_channels)
     params = sum(weight.numel() for weight in expert.parameters())
     return ExpertCost(params, count_macs(expert, inputs), 0 if expert.classes is None else expert.classes.weight.numel())
+
+
+def ensemble_latency_ms(config: Config, device: torch.device | str = "cpu", only: int | None = None) -> float:
+    """Milliseconds an image takes through all sampler steps, or through those of expert ``only``, at the sampling batch size.
+
+    Measured on ``device``, the scheduler left out; an architecture is measured once in a process, with initial weights.
+    """
+    total, size = len(sampling_timesteps(config.diffusion, config.sampling)), config.sampling.batch_size
+    numbers = range(1, len(config.experts) + 1) if only is None else (only,)
+    return sum(
+        total
+        * step_shares(config)[number - 1]
+        * _latency_ms(config.image, config.network, config.expert(number).low_channels, size, torch.device(device))
+        for number in numbers
+    )
+
+
+@lru_cache(maxsize=10_000)
+@torch.inference_mode()
+def _latency_ms(
+    image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...], batch_size: int, device: torch.device
+) -> float:
+    """Of one network for one image in a batch: the quickest of a few passes, as what disturbs them only makes them slower."""
+    expert = Denoiser(image, network, ExpertConfig(interval=(0, 1), low_channels=low_channels)).to(device).eval()
+    x = torch.zeros(batch_size, image.channels, image.size, image.size, device=device)
+    inputs = [x.contiguous(memory_format=torch.channels_last), torch.zeros(batch_size, device=device)]
+    inputs += [torch.zeros(batch_size, dtype=torch.long, device=device)] if network.classes else []
+    took = []
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        for _ in range(LATENCY_PASSES):
+            begun = time.perf_counter()
+            expert.to(memory_format=torch.channels_last)(*inputs)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            took.append(time.perf_counter() - begun)
+    return 1000 * min(took) / batch_size
 
 
 @lru_cache(maxsize=1_000)

@@ -159,10 +159,10 @@ def draw(ensemble: Ensemble, count: int, seed: int, device: torch.device | str =
     config = ensemble.config
     timesteps = sampling_timesteps(config.diffusion, config.sampling)
     segments = ensemble.hand_overs(timesteps) if isinstance(ensemble.experts, OneAtATime) else [timesteps]
-    return draw_images(ensemble.denoise, count, config, seed, device, decode=_decoder(config, device), segments=segments)
+    return draw_images(ensemble.denoise, count, config, seed, device, decode=decoder(config, device), segments=segments)
 
 
-def _decoder(config: Config, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def decoder(config: Config, device: torch.device | str) -> Callable[[Tensor], Tensor]:
     """From what is denoised to images in [-1, 1]."""
     if config.first_stage is None:
         return lambda x: x
@@ -182,16 +182,18 @@ def evaluate(
     metrics: Sequence[Metric] = ("fid",),
     seed: int | None = None,
     device: torch.device | str = "cpu",
+    batches: Iterator[Tensor] | None = None,
 ) -> Score:
     """Score ``ensemble`` against ``images`` by ``metrics`` with the sampling noise of ``seed`` (default: the config's).
 
-    Images are drawn, looked at and dropped batch by batch. ``UserError`` for a metric that the space does not offer.
+    Images are drawn, looked at and dropped batch by batch. ``batches`` are what ``draw`` would yield, where the caller has a
+    quicker way to it. ``UserError`` for a metric that the space does not offer.
     """
     config = ensemble.config
     require_metrics(metrics, space)
     seed = config.evaluation.seed if seed is None else seed
     begun = time.perf_counter()
-    drawn = _Drawn(draw(ensemble, config.evaluation.samples, seed, device))
+    drawn = _Drawn(draw(ensemble, config.evaluation.samples, seed, device) if batches is None else batches)
     measured = measure(drawn, images, space, metrics, seed)
     cost = ensemble_cost(config)
     return Score(

@@ -105,7 +105,7 @@ def draw_images(
     in [-1, 1]. ``segments`` cut ``sampling_timesteps`` into runs, each of which all batches pass before the next begins, while
     their states wait on disk: so whatever ``denoise`` keeps in memory for a run is needed once.
     """
-    size, classes = config.sampling.batch_size, config.network.classes
+    size = config.sampling.batch_size
     segments = segments or [sampling_timesteps(config.diffusion, config.sampling)]
     with tempfile.TemporaryDirectory(prefix="meme-states-") as folder:
         for position, timesteps in enumerate(segments):
@@ -113,21 +113,37 @@ def draw_images(
                 indices = range(first, min(first + size, count))
                 state = Path(folder) / f"{first}.npy"
                 x = torch.from_numpy(np.load(state)) if position else starting_noise(config.image, seed, first, len(indices))
-                x = x.to(device).contiguous(memory_format=torch.channels_last)
-                labels = torch.tensor([index % max(classes, 1) for index in indices], device=device)
-                x = sample(
-                    guided(denoise, labels, config.sampling.guidance_scale, classes),
-                    x,
-                    config.diffusion,
-                    config.sampling,
-                    _fresh_noise(seed, indices),
-                    timesteps,
-                    learned_variance=config.network.learned_variance,
-                )
+                x = pass_through(denoise, x, indices, timesteps, config, seed, device)
                 if position < len(segments) - 1:
                     np.save(state, x.cpu().numpy())
                 else:
                     yield to_uint8(decode(x))
+
+
+def pass_through(
+    denoise: Callable[[Tensor, int, Tensor], Tensor],
+    x: Tensor,
+    indices: range,
+    timesteps: Sequence[int],
+    config: Config,
+    seed: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Images ``indices`` of a drawing, from their states ``x`` (B, C, H, W) before ``timesteps`` to those after, on ``device``.
+
+    ``timesteps`` are a run of ``sampling_timesteps``. What comes out is a function of (denoise, x, seed, index).
+    """
+    classes = config.network.classes
+    labels = torch.tensor([index % max(classes, 1) for index in indices], device=device)
+    return sample(
+        guided(denoise, labels, config.sampling.guidance_scale, classes),
+        x.to(device).contiguous(memory_format=torch.channels_last),
+        config.diffusion,
+        config.sampling,
+        _fresh_noise(seed, indices),
+        timesteps,
+        learned_variance=config.network.learned_variance,
+    )
 
 
 def _fresh_noise(seed: int, indices: range) -> FreshNoise:

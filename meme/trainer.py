@@ -60,22 +60,39 @@ def train_expert(
     finished = folder and expert_file(folder, number)
     if finished and _holds(finished, config, number, data) == config.training.steps:
         return load_expert(config, number, folder, device)
+    state = folder and folder / f"expert-{number}.training.safetensors"
+    training = run_training(config, number, data, state, device, on_progress, checkpoint_seconds)
+    if finished:
+        save_expert(training.averaged.module, config, number, data, finished)
+        state.unlink(missing_ok=True)
+    return training.averaged.module.eval()
+
+
+def run_training(
+    config: Config,
+    number: int,
+    data: TrainingData,
+    state: Path | None,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress = lambda progress: None,
+    checkpoint_seconds: float = 60.0,
+) -> "Training":
+    """The training of expert ``number`` at its last step, continued from the file ``state`` where that holds an earlier moment.
+
+    On the way, and when it is stopped, it is kept in ``state``; what is there at the end is the caller's affair.
+    """
     training = Training(config, number, data, device)
-    unfinished = folder and folder / f"expert-{number}.training.safetensors"
-    if unfinished and 0 < _holds(unfinished, config, number, data) <= config.training.steps:
-        training.load(unfinished)
+    if state and 0 < _holds(state, config, number, data) <= config.training.steps:
+        training.load(state)
     try:
-        _run(training, on_progress, unfinished, checkpoint_seconds)
+        _run(training, on_progress, state, checkpoint_seconds)
     except TrainingDiverged:
         raise
     except BaseException:  # also Ctrl-C: what was trained is not lost, unless it came while weights were half updated
-        if unfinished and not training.updating:
-            training.save(unfinished)
+        if state and not training.updating:
+            training.save(state)
         raise
-    if finished:
-        save_expert(training.averaged.module, config, number, data, folder)
-        unfinished.unlink(missing_ok=True)
-    return training.averaged.module.eval()
+    return training
 
 
 def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None, checkpoint_seconds: float) -> None:
@@ -185,10 +202,9 @@ def expert_file(folder: Path, number: int) -> Path:
     return folder / f"expert-{number}.safetensors"
 
 
-def save_expert(expert: Denoiser, config: Config, number: int, data: TrainingData, folder: Path) -> None:
-    """Write a finished expert with what it was made of, for ``load_expert``."""
-    header = _header(config, number, data, config.training.steps)
-    save_tensors(expert_file(folder, number), expert.state_dict(), header)
+def save_expert(expert: Denoiser, config: Config, number: int, data: TrainingData, path: Path) -> None:
+    """Write a finished expert with what it was made of, for ``read_expert``."""
+    save_tensors(path, expert.state_dict(), _header(config, number, data, config.training.steps))
 
 
 def check_expert(config: Config, number: int, folder: Path) -> Path:
@@ -196,14 +212,23 @@ def check_expert(config: Config, number: int, folder: Path) -> Path:
     path = expert_file(folder, number)
     if not path.is_file():
         raise UserError(f"{path}: missing; train this config first (python -m meme train ...)")
+    _check_architecture(config, number, path)
+    return path
+
+
+def _check_architecture(config: Config, number: int, path: Path) -> None:
     if read_header(path).get("architecture") != _architecture(config, number):
         raise UserError(f"{path}: holds an expert of another architecture than the config beside it")
-    return path
 
 
 def load_expert(config: Config, number: int, folder: Path, device: torch.device | str = "cpu") -> Denoiser:
     """A finished expert from ``folder``; ``UserError`` if it is missing or of another architecture."""
-    path = check_expert(config, number, folder)
+    return read_expert(config, number, check_expert(config, number, folder), device)
+
+
+def read_expert(config: Config, number: int, path: Path, device: torch.device | str = "cpu") -> Denoiser:
+    """A finished expert from the file ``path``; ``UserError`` if it can't be read or is of another architecture."""
+    _check_architecture(config, number, path)
     with torch.device("meta"):
         expert = build_expert(config, number)
     expert.load_state_dict(load_tensors(path, str(device)), assign=True)
@@ -223,6 +248,13 @@ def _averaging(decay: float) -> Callable:
 
 def _architecture(config: Config, number: int) -> str:
     return stable_id([config.image.model_dump(), config.network.model_dump(), list(config.expert(number).low_channels)])
+
+
+def training_id(config: Config, number: int, data: TrainingData) -> str:
+    """Of all that determines the weights of expert ``number`` but for the number of steps: architecture, interval, p, noise
+    schedule, training settings with their seed, and the data's content."""
+    header = _header(config, number, data, 0)
+    return stable_id([header["architecture"], header["training"]])
 
 
 def _header(config: Config, number: int, data: TrainingData, step: int) -> dict[str, str | int]:

@@ -1,21 +1,25 @@
 """What a person sees while a search runs: one line a trial, and one status line with the time left."""
 
+import time
+
 from rich.console import Console
 from rich.status import Status
 
 from meme_nas.progress import trained_share
 from meme_nas.report_words import duration, quantity
-from meme_nas.search import Search, winner
-from meme_nas.study import TrialRecord, trial_folder
+from meme_nas.strategy import Strategy, winner
+from meme_nas.study import trial_folder
+from meme_nas.trial_log import TrialRecord
 
 
 class SearchDisplay:
     """Prints each finished trial once and keeps the status line current. Call ``update`` whenever something may have changed."""
 
-    def __init__(self, search: Search, workers: int, console: Console):
+    def __init__(self, search: Strategy, workers: int, console: Console):
         self._search, self._workers, self._console = search, workers, console
         self._shown = {trial.number for trial in search.study.trials if trial.finished}
         self._status: Status | None = None
+        self._begun_at, self._begun_at_done = time.monotonic(), search.spent[0]
 
     def __enter__(self) -> "SearchDisplay":
         if self._console.is_terminal:
@@ -36,18 +40,24 @@ class SearchDisplay:
             self._status.update(self._status_line())
 
     def _line(self, trial: TrialRecord) -> str:
-        head = f"{self._done():>3}/{self._search.settings.budget} #{trial.number:<3} {trial.kind:<12}"
+        done, budget = self._search.spent
+        head = f"{done:>3}/{budget} #{trial.number:<3} {trial.kind:<12}"
         if trial.state != "complete":
             return f"{head} {trial.state}: {trial.reason}"
-        outcome, best = trial.outcome, winner(self._search.study.trials)
-        mark = "best so far" if best and best.number == trial.number else f"best {best.outcome.fid:.3f}" if best else ""
-        scores = f"FID {outcome.fid:.3f} {quantity(outcome.macs):>6} MACs {outcome.seconds:3.0f} s"
+        outcome, best = trial.outcome, winner(self._search.study.trials, self._search.settings.objectives)
+        mark = "best so far" if best and best.number == trial.number else f"best {self._quality(best):.3f}" if best else ""
+        name = self._search.settings.objectives[0].upper()
+        scores = f"{name} {self._quality(trial):.3f} {quantity(outcome.macs):>6} MACs {outcome.seconds:3.0f} s"
         return f"{head} {scores} {mark:<11} {self._time_left()}"
 
     def _status_line(self) -> str:
-        best = winner(self._search.study.trials)
-        shown = f", best FID {best.outcome.fid:.3f} (#{best.number})" if best else ""
-        return f"{self._done()}/{self._search.settings.budget} trials{shown}{self._running()}, {self._time_left()}"
+        best = winner(self._search.study.trials, self._search.settings.objectives)
+        shown = f", best {self._quality(best):.3f} (#{best.number})" if best else ""
+        done, budget = self._search.spent
+        return f"{done}/{budget} {self._search.unit}{shown}{self._running()}, {self._time_left()}"
+
+    def _quality(self, trial: TrialRecord) -> float:
+        return trial.outcome.values(self._search.settings.objectives)[0]
 
     def _running(self) -> str:
         """Which trials run and how far their training is."""
@@ -56,13 +66,10 @@ class SearchDisplay:
         shares = [trained_share(trial_folder(study.folder, number)) or 0.0 for number in running]
         return "".join(f", #{number} at {share:.0%}" for number, share in zip(running, shares, strict=True))
 
-    def _done(self) -> int:
-        return sum(trial.finished for trial in self._search.counted)
-
     def _time_left(self) -> str:
-        """From the mean time of the trials so far: candidates all train alike."""
-        took = [trial.outcome.seconds for trial in self._search.counted if trial.state == "complete"]
-        if not took:
+        """From how fast the budget has been spent since the command began."""
+        done, budget = self._search.spent
+        if done <= self._begun_at_done:
             return "time left unknown"
-        seconds = (self._search.settings.budget - self._done()) * sum(took) / len(took) / self._workers
+        seconds = (budget - done) * (time.monotonic() - self._begun_at) / (done - self._begun_at_done)
         return f"{duration(seconds)} left"

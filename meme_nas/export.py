@@ -8,10 +8,11 @@ import pandas as pd
 
 from meme.config import Config
 from meme.files import write_text
-from meme_nas.pareto import front
-from meme_nas.search import winner
+from meme_nas.pareto import OBJECTIVES, front
 from meme_nas.settings import SearchSettings
-from meme_nas.study import TrialRecord, trial_folder
+from meme_nas.strategy import winner
+from meme_nas.study import trial_folder
+from meme_nas.trial_log import TrialRecord
 
 
 def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
@@ -29,14 +30,14 @@ def export_configs(folder: Path, trials: Sequence[TrialRecord], settings: Search
 
     They are plain configs: ``python -m meme train`` takes them with Optuna and Ray not installed.
     """
-    best = winner(trials)
+    best = winner(trials, settings.objectives)
     if best:
         full_training(best, settings, "winner").save(folder / "winner.yaml")
     for trial in trials:
         if trial.is_yardstick:
             full_training(trial, settings, trial.kind).save(folder / "yardsticks" / f"{trial.kind}.yaml")
     shutil.rmtree(folder / "front", ignore_errors=True)
-    for trial in front(trials):
+    for trial in front(trials, settings.objectives):
         name = f"trial-{trial.number:03d}"
         full_training(trial, settings, name).save(folder / "front" / f"{name}.yaml")
 
@@ -47,29 +48,32 @@ def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Co
     return trial.config.with_(name=name, training={"steps": round(share * settings.full_config().training.steps)})
 
 
-def drop_weights(folder: Path, trials: Sequence[TrialRecord], keep: set[int]) -> None:
-    """Delete the weights of finished trials that are not in ``keep``; their configs and samples stay."""
+def drop_weights(folder: Path, trials: Sequence[TrialRecord], objectives: Sequence[str] = OBJECTIVES) -> None:
+    """Delete the weights of finished trials that are not worth keeping; their configs and samples stay."""
+    keep = trials_worth_keeping(trials, objectives)
     for trial in trials:
         if trial.finished and trial.number not in keep:
             for weights in trial_folder(folder, trial.number).glob("*.safetensors"):
                 weights.unlink(missing_ok=True)
 
 
-def trials_worth_keeping(trials: Sequence[TrialRecord]) -> set[int]:
+def trials_worth_keeping(trials: Sequence[TrialRecord], objectives: Sequence[str] = OBJECTIVES) -> set[int]:
     """Numbers of the trials whose weights are looked at again: the front, the yardsticks and the winner.
 
     Until every yardstick is finished that is all of them: the hand-made pattern's MACs decide on the winner.
     """
     if not all(trial.finished for trial in trials if trial.is_yardstick):
         return {trial.number for trial in trials}
-    best = winner(trials)
-    chosen = [*front(trials), *(trial for trial in trials if trial.is_yardstick), *([best] if best else [])]
+    best = winner(trials, objectives)
+    chosen = [*front(trials, objectives), *(trial for trial in trials if trial.is_yardstick), *([best] if best else [])]
     return {trial.number for trial in chosen}
 
 
 def _row(trial: TrialRecord) -> dict:
     outcome = trial.outcome
-    scores = {name: getattr(outcome, name) if outcome else None for name in ("fid", "macs", "params", "latency_ms", "seconds")}
+    scores = {
+        name: getattr(outcome, name) if outcome else None for name in ("fid", "kid", "macs", "params", "latency_ms", "seconds")
+    }
     row = {"number": trial.number, "state": trial.state, "kind": trial.kind, **scores}
     row |= {"architecture": trial.config.architecture_id, "features": outcome.features if outcome else None}
     return row | trial.choices | {"reason": trial.reason}

@@ -1,20 +1,35 @@
-"""A task to an outcome: train at proxy length, sample, score. Runs in a worker process, one per trial at a time."""
+"""A task to an outcome: train what the bank lacks, sample, score. Runs in a worker process, one task at a time."""
 
 import gc
+import os
+import shutil
+import statistics
 import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from meme.config import Config
+from meme.cost import ensemble_latency_ms
 from meme.data import Images, TrainingData
+from meme.denoiser import Denoiser
+from meme.ensemble import Ensemble, OneAtATime
 from meme.features import FeatureSpace, choose_features
 from meme.grids import save_grid
-from meme.pipeline import OnMessage, Score, evaluate, open_reference, pick_device, train, training_data
+from meme.metrics import Metric
+from meme.pipeline import OnMessage, Score, evaluate, open_reference, pick_device, training_data
+from meme.trainer import Progress, expert_file
+from meme.validation import hold_out
+from meme_nas.bank import Banked, ExpertBank
+from meme_nas.cascades import StateCache, draw_cascade
 from meme_nas.progress import ProgressFile
 from meme_nas.study import trial_folder
 from meme_nas.trial import Outcome, Task
+
+STATES = "states"
 
 
 @dataclass(frozen=True)
@@ -22,8 +37,11 @@ class Basis:
     """What all trials of a study share."""
 
     images: Images
+    """What samples are compared with."""
     data: TrainingData
-    """What experts train on: the images, or their latents."""
+    """What experts train on: the images, or their latents, less those held out."""
+    held_out: TrainingData
+    """What their interval losses are measured on."""
     space: FeatureSpace
 
 
@@ -39,74 +57,151 @@ def open_basis(
     images, chosen = open_reference(config, strict=strict, on_message=on_message), pick_device(device)
     kind = config.evaluation.features
     space = choose_features(kind, images, inception_weights=inception_weights, device=chosen, on_message=on_message)
-    return Basis(images, training_data(config, images, chosen, on_message), space)
+    return Basis(images, *hold_out(training_data(config, images, chosen, on_message)), space)
 
 
-_opened: dict[tuple, Basis] = {}  # by a worker process, which serves one study at a time
+class _Loaded:
+    """The networks used last, as long as their parameters take little memory."""
+
+    MOST_PARAMS = 2**26  # 256 MiB
+
+    def __init__(self):
+        self._held: OrderedDict[tuple[str, int], tuple[int, Denoiser]] = OrderedDict()
+
+    def get(self, banked: Banked, load: Callable[[], Denoiser]) -> Denoiser:
+        key = banked.id, banked.steps
+        if key not in self._held:
+            while self._held and sum(params for params, _ in self._held.values()) + banked.params > self.MOST_PARAMS:
+                self._held.popitem(last=False)
+            self._held[key] = banked.params, load()
+        self._held.move_to_end(key)
+        return self._held[key][1]
+
+
+_loaded = _Loaded()
+_opened: dict[tuple, tuple[Basis, ExpertBank]] = {}  # by a worker process, which serves one study at a time
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``objective(task)`` trains and scores the task's config; whatever goes wrong is raised."""
+    """``objective(task)`` trains what is missing and scores the task's config; whatever goes wrong is raised."""
 
     folder: Path
     """The study's folder; a trial leaves its weights and samples in ``trials/NNN``."""
+    bank: Path
     device: str = "auto"
     threads: int = 1
     inception_weights: Path | None = None
+    metric: Metric = "fid"
+    bank_gib: float | None = None
 
     def __call__(self, task: Task) -> Outcome:
         torch.set_num_threads(self.threads)
         try:
-            return self._train_and_score(task)
+            return self._train_expert(task) if task.expert else self._train_and_score(task)
+        except BaseException:
+            gc.collect()  # after an out-of-memory failure the next trial must find what this one held
+            raise
         finally:
-            _free_memory()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _train_expert(self, task: Task) -> Outcome:
+        """With every seed."""
+        _, bank = self._open(task.config)
+        begun_at, begun = time.time(), time.perf_counter()
+        progress = ProgressFile(self.folder / "trials" / f"expert{task.expert}-{task.number:03d}", len(task.seeds))
+        found = [
+            self._obtain(bank, task.config, task.expert, seed, place, progress) for place, seed in enumerate(task.seeds, start=1)
+        ]
+        progress.remove()
+        return Outcome(
+            task.number,
+            task.expert,
+            loss=statistics.fmean(banked.loss for banked in found),
+            loss_error=statistics.fmean(banked.loss_error for banked in found),
+            macs=found[0].macs,
+            params=found[0].params,
+            steps=task.config.training.steps,
+            begun_at=begun_at,
+            training_seconds=time.perf_counter() - begun,
+        )
 
     def _train_and_score(self, task: Task) -> Outcome:
-        config = task.config
-        device, folder = pick_device(self.device), trial_folder(self.folder, task.number)
-        basis = self._basis(config)
+        basis, bank = self._open(task.config)
+        folder, count = trial_folder(self.folder, task.number), len(task.config.experts)
         begun_at, begun = time.time(), time.perf_counter()
-        progress = ProgressFile(folder, len(config.experts))
-        ensemble = train(
-            config,
-            basis.data,
-            folder=folder,
-            device=device,
-            on_progress=lambda now: progress.report(now.expert, now.step, now.steps),
-        )
+        progress, banked = ProgressFile(folder, count * len(task.seeds)), []
+        for seed in task.seeds:
+            done = count * len(banked)
+            banked.append([self._obtain(bank, task.config, n, seed, done + n, progress) for n in range(1, count + 1)])
         training_seconds = time.perf_counter() - begun
-        score = evaluate(ensemble, basis.images, basis.space, device=device)
-        save_grid(folder / "samples.png", score.grid)
+        scores = [self._score(task, seed, found, basis, bank) for seed, found in zip(task.seeds, banked, strict=True)]
+        keep_ensemble(folder, _seeded(task.config, task.seeds[0]), banked[0], bank)
+        save_grid(folder / "samples.png", scores[0].grid)
         progress.remove()
-        return outcome_of(task.number, score, begun_at, training_seconds)
+        latency = ensemble_latency_ms(task.config, pick_device(self.device))
+        return outcome_of(task, scores, latency, begun_at, training_seconds)
 
-    def _basis(self, config: Config) -> Basis:
-        key = (config.data, config.pixels, config.first_stage, config.network.classes, config.evaluation.features)
+    def _obtain(self, bank: ExpertBank, config: Config, number: int, seed: int, place: int, progress: ProgressFile) -> Banked:
+        def report(now: Progress) -> None:
+            progress.report(place, now.step, now.steps)
+
+        return bank.obtain(_seeded(config, seed), number, pick_device(self.device), report)
+
+    def _score(self, task: Task, seed: int, found: Sequence[Banked], basis: Basis, bank: ExpertBank) -> Score:
+        config, device = _seeded(task.config, seed), pick_device(self.device)
+
+        def load(number: int) -> Denoiser:
+            banked = found[number - 1]
+            return _loaded.get(banked, lambda: bank.load(config, number, banked, device))
+
+        ensemble = Ensemble(config, OneAtATime(len(found), load))  # where the way is known, early experts are never asked
+        ids = [f"{banked.id}-{banked.steps}" for banked in found]
+        cache = StateCache(self.folder / STATES)
+        batches = draw_cascade(ensemble, ids, config.evaluation.seed, cache, device)
+        return evaluate(ensemble, basis.images, basis.space, metrics=(self.metric,), device=device, batches=batches)
+
+    def _open(self, config: Config) -> tuple[Basis, ExpertBank]:
+        key = (config.data, config.pixels, config.first_stage, config.network.classes, config.evaluation.features, self.bank)
         if key not in _opened:
             _opened.clear()
-            _opened[key] = open_basis(config, self.device, self.inception_weights)
+            basis = open_basis(config, self.device, self.inception_weights)
+            _opened[key] = basis, ExpertBank(self.bank, basis.data, basis.held_out, self.bank_gib)
         return _opened[key]
 
 
-def outcome_of(number: int, score: Score, begun_at: float, training_seconds: float) -> Outcome:
-    """A score as the outcome of trial ``number``."""
+def keep_ensemble(folder: Path, config: Config, banked: Sequence[Banked], bank: ExpertBank) -> None:
+    """Make ``folder`` a trained ensemble; weights are links to the bank's where the file system has them."""
+    config.save(folder / "config.yaml")
+    for number, found in enumerate(banked, start=1):
+        target = expert_file(folder, number)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(bank.weights(found), target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(bank.weights(found), target)
+
+
+def _seeded(config: Config, seed: int) -> Config:
+    return config.with_(training={"seed": seed})
+
+
+def outcome_of(task: Task, scores: Sequence[Score], latency_ms: float, begun_at: float, training_seconds: float) -> Outcome:
+    """Scores, one a training seed, as the outcome of ``task``."""
+    measured = {name: [score.measured[name].value for score in scores] for name in scores[0].measured}
     return Outcome(
-        number,
-        fid=score.fid,
-        macs=score.macs,
-        params=score.params,
-        latency_ms=score.latency_ms,
-        features=score.features,
+        task.number,
+        fid=statistics.fmean(measured["fid"]) if "fid" in measured else None,
+        fids=tuple(measured.get("fid", ())),
+        kid=statistics.fmean(measured["kid"]) if "kid" in measured else None,
+        macs=scores[0].macs,
+        params=scores[0].params,
+        latency_ms=latency_ms,
+        features=scores[0].features,
+        steps=task.config.training.steps,
         begun_at=begun_at,
         training_seconds=training_seconds,
-        sampling_seconds=score.sampling_seconds,
-        scoring_seconds=score.scoring_seconds,
+        sampling_seconds=sum(score.sampling_seconds for score in scores),
+        scoring_seconds=sum(score.scoring_seconds for score in scores),
     )
-
-
-def _free_memory() -> None:
-    """After an out-of-memory failure the next trial must find what this one held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -14,8 +14,9 @@ from meme.config import Config, ExpertConfig
 from meme.files import write_text
 from meme_nas import report_words as words
 from meme_nas.report_figures import pareto_figure, progress_figure
-from meme_nas.study import TrialRecord, trial_folder
+from meme_nas.study import trial_folder
 from meme_nas.summary import Summary
+from meme_nas.trial_log import TrialRecord
 
 TEMPLATE = "report.html.j2"
 MOST_BARS = 16  # choices shown by importance; with many experts the rest explain next to nothing

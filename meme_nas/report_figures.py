@@ -27,8 +27,8 @@ from meme_nas.report_words import (
     splits_text,
     yardsticks,
 )
-from meme_nas.study import TrialRecord
 from meme_nas.summary import Summary
+from meme_nas.trial_log import TrialRecord
 
 Figure = dict[str, Any]
 

@@ -4,8 +4,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from meme_nas.study import TrialRecord
 from meme_nas.summary import Summary
+from meme_nas.trial_log import TrialRecord
 
 HAND_MADE = "hand-made"
 NONE = "\N{EN DASH}"

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -17,19 +18,25 @@ from meme.data import Images
 from meme.features import FeatureSpace
 from meme.files import written_whole
 from meme.pipeline import evaluate, load_ensemble, pick_device
+from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
-from meme_nas.export import drop_weights, export_configs, trials_worth_keeping, write_trials
+from meme_nas.costs import Costs
+from meme_nas.export import drop_weights, export_configs, write_trials
+from meme_nas.factorised import Factorised
+from meme_nas.joint import Joint
 from meme_nas.objective import Basis, Objective, open_basis
 from meme_nas.pareto import front
 from meme_nas.report import write_report
 from meme_nas.report_words import quantity
-from meme_nas.search import Search, check_macs_limit, winner
 from meme_nas.settings import LEAST_LAG, SearchSettings
-from meme_nas.study import Study, TrialRecord, recorded_settings, trial_folder
+from meme_nas.strategy import Strategy, winner
+from meme_nas.study import Study, recorded_settings, trial_folder
 from meme_nas.summary import Finalist, Summary
+from meme_nas.trial_log import TrialRecord
 from search_spaces.domain import size
 from search_spaces.splits import SplitSpace
 
+STRATEGIES: dict[str, type[Strategy]] = {"factorised": Factorised, "joint": Joint}
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 console = Console(highlight=False, soft_wrap=True)
@@ -38,14 +45,15 @@ console = Console(highlight=False, soft_wrap=True)
 def run(settings: SearchSettings) -> Summary:
     """Search until the budget is spent, then leave everything in the study's folder. Run again, it goes on."""
     config = settings.full_config()
-    check_macs_limit(settings.max_macs, SplitSpace(config))
+    Costs(settings, SplitSpace(config)).check()
     basis = _basis(settings, config)
     images, space = basis.images, basis.space
     settings = settled(settings, space)
     scored_on = {"data": f"{images.name} {basis.data.content_id}", "features": f"{space.name} {space.feature_id}"}
-    study = Study(settings.folder, settings.in_force() | scored_on)
+    ExpertBank(bank_of(settings), basis.data, basis.held_out)  # one of other data is refused before anything runs
+    study = Study(settings.folder, settings.in_force() | scored_on, settings.objectives)
     try:
-        search = Search(settings, study)
+        search = STRATEGIES[settings.strategy](settings, study)
         _search(settings, search)
         summary = _finish(settings, search, images, space)
     finally:
@@ -68,14 +76,22 @@ def _basis(settings: SearchSettings, config: Config) -> Basis:
     return open_basis(config, settings.device, weights, strict=strict, on_message=console.print)
 
 
-def _search(settings: SearchSettings, search: Search) -> None:
+def _search(settings: SearchSettings, search: Strategy) -> None:
     """Let an engine work through the budget, showing each trial and keeping trials.csv current."""
     if search.done:
-        console.print(f"all {settings.budget} trials are done; give a larger --budget to go on")
+        console.print(f"the budget of {settings.budget} is spent; give a larger --budget to go on")
         return
     workers = workers_for(settings)
     weights = settings.inception_weights and settings.inception_weights.absolute()  # workers run elsewhere
-    objective = Objective(settings.folder.absolute(), settings.device, settings.cpus_per_trial, weights)
+    objective = Objective(
+        settings.folder.absolute(),
+        bank_of(settings).absolute(),
+        settings.device,
+        settings.cpus_per_trial,
+        weights,
+        settings.objectives[0],
+        settings.bank_gib,
+    )
     engine = _engine(settings, workers)
     with SearchDisplay(search, workers, console) as display:
         seen = -1
@@ -87,7 +103,7 @@ def _search(settings: SearchSettings, search: Search) -> None:
             if finished != seen:
                 seen = finished
                 write_trials(settings.folder, search.study.trials)
-                drop_weights(settings.folder, search.study.trials, trials_worth_keeping(search.study.trials))
+                drop_weights(settings.folder, search.study.trials, settings.objectives)
 
         try:
             engine.run(search, objective, on_change)
@@ -100,6 +116,11 @@ def _search(settings: SearchSettings, search: Search) -> None:
         console.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
     if search.exhausted:
         console.print("the search ends early: no candidate is left that is new and fits max_macs")
+
+
+def bank_of(settings: SearchSettings) -> Path:
+    """Folder of the experts that the search trains."""
+    return settings.bank or settings.folder / "bank"
 
 
 def room_for_trials(settings: SearchSettings) -> int:
@@ -133,12 +154,12 @@ def _engine(settings: SearchSettings, workers: int):
     return engine
 
 
-def _finish(settings: SearchSettings, search: Search, images: Images, space: FeatureSpace) -> Summary:
+def _finish(settings: SearchSettings, search: Strategy, images: Images, space: FeatureSpace) -> Summary:
     """Export configs, score winner and yardsticks with fresh noise, copy the winner's samples, write the report."""
     folder, trials = settings.folder, search.study.trials
     write_trials(folder, trials)
     export_configs(folder, trials, settings)
-    best = winner(trials)
+    best = winner(trials, settings.objectives)
     summary = Summary(
         title=f"MEME search: {settings.preset_name}",
         folder=folder,
@@ -198,7 +219,9 @@ def _say_results(settings: SearchSettings, summary: Summary) -> None:
         macs = quantity(finalist.trial.outcome.macs)
         console.print(f"  {name:<20} FID {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
     console.print(f"  (FID over {best.outcome.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
-    console.print(f"{len(front(summary.trials))} trials on the Pareto front. Look at {folder / 'report.html'}")
+    console.print(
+        f"{len(front(summary.trials, settings.objectives))} trials on the Pareto front. Look at {folder / 'report.html'}"
+    )
     if not settings.retrain:
         console.print(f"train the winner in full: python -m meme train {folder / 'winner.yaml'}")
 

@@ -10,6 +10,8 @@ from meme.config import Config, Settings
 from meme.errors import UserError
 from meme.presets import preset
 
+Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
+QUALITIES = ("fid", "kid")
 LEAST_LAG = 2  # so that one worker and two propose the same
 PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
 
@@ -18,7 +20,11 @@ class SearchSettings(Settings):
     """Search the conv/attention split and the expertization probability of every expert of a MEME ensemble."""
 
     budget: Annotated[int, Field(ge=1)] = 50
-    """Trials to train, yardsticks included. Running the same command again with a larger budget continues the search."""
+    """Trainings of a whole ensemble at proxy length, yardsticks included, that the search may spend: with N experts, N times as
+    many trainings of one expert. Running the same command again with a larger budget continues the search."""
+    strategy: Literal["factorised", "joint"] = "factorised"
+    """factorised: propose and train candidates for every expert, and look for the best cascade of those in the bank. joint: a
+    trial is a whole configuration."""
     data: str | None = None
     """Images to train on: digits (embedded), or the path of a folder or zip. None: what the preset names."""
     preset: str | None = None
@@ -41,10 +47,27 @@ class SearchSettings(Settings):
     """Training steps an expert in a trial. None: a sixteenth of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
     """Images drawn to score a trial. None: the preset's."""
+    training_seeds: Annotated[int, Field(ge=1)] = 1
+    """Seeds with which every candidate is trained; its score is their mean, and the budget pays for each."""
+    cascades_per_candidate: Annotated[int, Field(ge=1)] = 8
+    """Factorised: cascades to put together from the bank and score for every candidate an expert gets."""
+    bank: Path | None = None
+    """Folder of trained experts, which studies on the same data may share. None: bank in the study's folder."""
+    bank_gib: Annotated[float, Field(gt=0.0)] | None = None
+    """Size the bank may have; beyond it the least recently used experts are deleted. None: no limit."""
+    objectives: tuple[Objective, ...] = ("fid", "macs")
+    """What is minimised: fid or kid first, then any of macs, params and latency_ms."""
     max_macs: Annotated[float, Field(gt=0.0)] | None = None
     """Refuse, before any training, candidates with more multiply-accumulates per image and step than this, e.g. 4.2e6."""
-    sampler: Literal["tpe", "random"] = "tpe"
-    """Who proposes: Optuna's multi-objective TPE, or chance."""
+    max_params: Annotated[float, Field(gt=0.0)] | None = None
+    """Refuse candidates with more parameters, all experts together."""
+    max_latency_ms: Annotated[float, Field(gt=0.0)] | None = None
+    """Refuse candidates that take longer for an image, all sampler steps together, as measured on this machine."""
+    sampler: Literal["model", "tpe", "nsga2", "random"] | None = None
+    """Who proposes: Optuna's multi-objective TPE or NSGA-II, chance, or (factorised only) the surrogate itself. None: the
+    surrogate for factorised, TPE for joint."""
+    warm_start: Path | None = None
+    """Folder of an earlier study whose Pareto front is proposed first."""
     proposal_lag: Annotated[int, Field(ge=1)] | None = None
     """A proposal knows all results but those of the last so many trials. So many can run at a time, and the proposals do not
     depend on how many do. None: 2, or as many as run at a time; a study that goes on keeps its own."""
@@ -65,7 +88,25 @@ class SearchSettings(Settings):
     def _fits_together(self):
         if self.workers and self.proposal_lag and self.workers > self.proposal_lag:
             raise UserError(f"workers: at most proposal_lag {self.proposal_lag}, not {self.workers}: the others would only wait")
+        if self.sampler == "model" and self.strategy == "joint":
+            raise UserError("sampler: model needs strategy factorised; allowed with joint are tpe, nsga2 and random")
+        first, rest = self.objectives[:1], self.objectives[1:]
+        if not set(first) & set(QUALITIES) or set(rest) & set(QUALITIES) or len(set(rest)) < len(rest):
+            raise UserError(
+                f"objectives: fid or kid first, then any of macs, params and latency_ms, not {' '.join(self.objectives)}"
+            )
         return self
+
+    @property
+    def proposer(self) -> str:
+        """The sampler in force."""
+        return self.sampler or ("model" if self.strategy == "factorised" else "tpe")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What candidates may cost at most, by the name of the cost."""
+        given = {"macs": self.max_macs, "params": self.max_params, "latency_ms": self.max_latency_ms}
+        return {name: limit for name, limit in given.items() if limit is not None}
 
     @property
     def preset_name(self) -> str:
@@ -112,9 +153,15 @@ class SearchSettings(Settings):
             "image_size": self.full_config().image.size,
             "proxy_steps": self.steps_of_a_proxy(self.full_config()),
             "samples": self.full_config().evaluation.samples,
-            "sampler": self.sampler,
+            "strategy": self.strategy,
+            "sampler": self.proposer,
+            "training_seeds": self.training_seeds,
+            "cascades_per_candidate": self.cascades_per_candidate if self.strategy == "factorised" else None,
+            "objectives": " ".join(self.objectives),
             "proposal_lag": self.proposal_lag or LEAST_LAG,
             "max_macs": self.max_macs,
+            "max_params": self.max_params,
+            "max_latency_ms": self.max_latency_ms,
             "seed": self.seed,
         }
 

@@ -1,62 +1,27 @@
 """The one record of a search: an Optuna study on disk, written by one process, that survives being killed at any moment."""
 
 import json
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning
 from optuna.importance import FanovaImportanceEvaluator
-from optuna.storages import JournalStorage
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from meme.config import Config
 from meme.errors import UserError
 from meme_nas.trial import Outcome
-from search_spaces.domain import Choices
+from meme_nas.trial_log import TrialLog, TrialRecord, record_of
 
 JOURNAL = "study.journal"
 TRIALS = "trials"
 STUDY_NAME = "meme-nas"
 LEAST_FOR_IMPORTANCE = 10  # scored trials
-_STATES = {
-    TrialState.RUNNING: "running",
-    TrialState.COMPLETE: "complete",
-    TrialState.FAIL: "failed",
-    TrialState.PRUNED: "refused",
-}
+EXPERT_OBJECTIVES = ("loss", "macs")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """One trial as the study has it."""
-
-    number: int
-    state: str
-    """running (also: interrupted), complete, failed, or refused before training."""
-    kind: str
-    config: Config
-    choices: Choices
-    reason: str
-    """Why it failed or was refused; empty otherwise."""
-    outcome: Outcome | None
-    ended_at: float | None = None
-    """Unix time at which it was recorded as finished."""
-
-    @property
-    def finished(self) -> bool:
-        return self.state != "running"
-
-    @property
-    def is_yardstick(self) -> bool:
-        return self.kind != "candidate"
 
 
 class Study:
@@ -66,75 +31,57 @@ class Study:
     that can't be written and a study that another process is writing.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, str | int | float | None]):
+    def __init__(self, folder: Path, settings: dict, objectives: Sequence[str] = ("fid", "macs")):
         self.folder = folder
         self._lock = _claim(folder)
         journal = folder / JOURNAL
         _mend(journal)
         self._check(settings)
-        self.optuna_study = optuna.create_study(
-            study_name=STUDY_NAME,
-            storage=JournalStorage(JournalFileBackend(str(journal))),
-            directions=["minimize", "minimize"],
-            load_if_exists=True,
-        )
-        self.optuna_study.set_user_attr("settings", settings)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            self.optuna_study.set_metric_names(["fid", "macs"])  # for Optuna's own dashboard
-        self._records = [_record(trial) for trial in self.frozen_trials()]
+        self._open(JournalStorage(JournalFileBackend(str(journal))), objectives)
+        self._ensembles.optuna_study.set_user_attr("settings", settings)
+
+    @classmethod
+    def in_memory(cls, objectives: Sequence[str] = ("fid", "macs")) -> "Study":
+        """A study that leaves nothing: for replays."""
+        study = cls.__new__(cls)
+        study.folder, study._lock = Path(), None
+        study._open(InMemoryStorage(), objectives)
+        return study
+
+    def _open(self, storage: BaseStorage, objectives: Sequence[str]) -> None:
+        self._storage, self._experts = storage, {}
+        self._ensembles = TrialLog(storage, STUDY_NAME, objectives)
 
     def close(self) -> None:
-        self._lock.release()
-
-    def frozen_trials(self) -> list[FrozenTrial]:
-        """All trials as Optuna has them, in order."""
-        return self.optuna_study.get_trials(deepcopy=False)
+        if self._lock:
+            self._lock.release()
 
     @property
     def trials(self) -> list[TrialRecord]:
-        """All trials, in order of number."""
-        return self._records
+        """The trials that score an ensemble, in order of number."""
+        return self._ensembles.records
 
-    def start(
-        self,
-        config: Config,
-        kind: str,
-        choices: Choices,
-        distributions: dict[str, BaseDistribution],
-        refused: str | None = None,
-    ) -> TrialRecord:
-        """Record a new trial as running, or as ``refused`` for that reason.
+    def frozen_trials(self) -> list[FrozenTrial]:
+        """The same as Optuna has them."""
+        return self._ensembles.frozen()
 
-        It is one record of the journal: a kill leaves all of it or nothing, and a running trial is found as such when the study
-        is opened again.
-        """
-        attributes = {"kind": kind, "config": config.model_dump(mode="json"), "architecture_id": config.architecture_id}
-        new = optuna.trial.create_trial(
-            state=TrialState.PRUNED if refused else TrialState.RUNNING,
-            params=choices,
-            distributions=distributions if choices else {},
-            user_attrs=attributes | ({"reason": refused} if refused else {}),
-        )
-        self.optuna_study.add_trial(new)
-        self._records.append(_record(self.frozen_trials()[-1]))
-        return self._records[-1]
+    def start(self, *trial, **options) -> TrialRecord:
+        """As ``TrialLog.start``: a trial that scores an ensemble."""
+        return self._ensembles.start(*trial, **options)
+
+    def experts(self, number: int) -> TrialLog:
+        """The trials that train expert ``number`` alone: a study of its own in the same journal, of interval loss and MACs."""
+        if number not in self._experts:
+            self._experts[number] = TrialLog(self._storage, f"{STUDY_NAME}-expert-{number}", EXPERT_OBJECTIVES, number)
+        return self._experts[number]
 
     def finish(self, outcome: Outcome) -> TrialRecord:
         """Record what a running trial came to. A second outcome of one trial is ignored: the first one stands."""
-        number = outcome.number
-        if self._records[number].finished:
-            return self._records[number]
-        if outcome.failure is None:
-            self._annotate(number, {"outcome": outcome.to_dict()})
-            self.optuna_study.tell(number, [outcome.fid, outcome.macs])
-        else:
-            self._annotate(number, {"outcome": outcome.to_dict(), "reason": outcome.failure})
-            self.optuna_study.tell(number, state=TrialState.FAIL)
-        return self._reread(number)
+        return (self.experts(outcome.expert) if outcome.expert else self._ensembles).finish(outcome)
 
     def importance(self) -> dict[str, float]:
-        """Share of the FID's variation that each choice explains, largest first; empty with too few trials to tell."""
+        """Share of the first objective's variation that each choice explains, largest first; empty with too few trials to
+        tell."""
         searched = [trial for trial in self.frozen_trials() if trial.state == TrialState.COMPLETE and trial.params]
         if len(searched) < LEAST_FOR_IMPORTANCE:
             return {}
@@ -143,15 +90,6 @@ class Study:
             choices = {"params": trial.params, "distributions": trial.distributions}
             study.add_trial(optuna.trial.create_trial(**choices, value=trial.values[0]))
         return dict(optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
-
-    def _annotate(self, number: int, attributes: dict) -> None:
-        trial = self.frozen_trials()[number]
-        for key, value in attributes.items():
-            self.optuna_study._storage.set_trial_user_attr(trial._trial_id, key, value)
-
-    def _reread(self, number: int) -> TrialRecord:
-        self._records[number] = _record(self.frozen_trials()[number])
-        return self._records[number]
 
     def _check(self, settings: dict) -> None:
         """Nothing is written before this: a study that is refused stays as it was."""
@@ -187,26 +125,11 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     """The trials of a study, for reading beside a search that may be running; ``UserError`` where there is no study."""
     if not (folder / JOURNAL).is_file():
         raise UserError(f"study: {folder} holds no study")
-    return [_record(trial) for trial in _load(folder).get_trials(deepcopy=False)]
+    return [record_of(trial) for trial in _load(folder).get_trials(deepcopy=False)]
 
 
 def _load(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))))
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
-    outcome = attributes.get("outcome")
-    return TrialRecord(
-        number=trial.number,
-        state=_STATES[trial.state],
-        kind=attributes["kind"],
-        config=Config.model_validate(attributes["config"]),
-        choices=dict(trial.params),
-        reason=attributes.get("reason", "") if trial.state != TrialState.RUNNING else "",
-        outcome=Outcome.from_dict(outcome) if outcome else None,
-        ended_at=trial.datetime_complete.timestamp() if trial.datetime_complete else None,
-    )
 
 
 def _claim(folder: Path) -> filelock.FileLock:

@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from meme_nas.study import TrialRecord
+from meme_nas.trial_log import TrialRecord
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What passes between the search and its engines: a task to run, and what came of it. No torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -14,12 +14,20 @@ class Task:
     number: int
     config: Config
     kind: str
-    """``candidate``, or the yardstick it is: ``hand-made``, ``multi-expert``, ``single-model``."""
+    """``candidate``, the yardstick it is (``hand-made``, ``multi-expert``, ``single-model``), or ``expert``."""
+    expert: int = 0
+    """Train this expert alone, and score nothing; 0: train what is missing of all experts, and score the ensemble."""
+    seeds: tuple[int, ...] = (0,)
+    """Training seeds; what is scored is their mean."""
 
     @property
     def name(self) -> str:
-        """Legible in a dashboard: number, kind and architecture."""
-        return f"{self.number:03d}-{self.kind}-{self.config.architecture_id}"
+        """Legible in a dashboard, and no other task's: number, kind and architecture."""
+        return f"{self.number:03d}-{self.kind}{self.expert or ''}-{self.config.architecture_id}"
+
+    def failed(self, reason: str) -> "Outcome":
+        """What to record where no outcome came back."""
+        return Outcome(self.number, expert=self.expert, failure=reason)
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,19 @@ class Outcome:
     """What a task came to: scores, or the reason why there are none."""
 
     number: int
+    expert: int = 0
+    """As the task's."""
     failure: str | None = None
     fid: float | None = None
+    """Mean over the training seeds."""
+    fids: tuple[float, ...] = ()
+    """One a training seed."""
+    kid: float | None = None
+    loss: float | None = None
+    """Of one expert: mean squared error over its interval on held-out images, mean over the training seeds."""
+    loss_error: float | None = None
+    steps: int | None = None
+    """Training steps an expert."""
     macs: float | None = None
     params: int | None = None
     latency_ms: float | None = None
@@ -47,10 +66,14 @@ class Outcome:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Outcome":
         """The inverse of ``to_dict``; other keys are ignored."""
-        return cls(**{field.name: content[field.name] for field in fields(cls) if field.name in content})
+        known = {field.name: content[field.name] for field in fields(cls) if field.name in content}
+        return cls(**known | {"fids": tuple(known.get("fids", ()))})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def values(self, objectives: Sequence[str]) -> list[float]:
+        return [getattr(self, objective) for objective in objectives]
 
 
 def attempt(objective: Callable[[Task], Outcome], task: Task) -> Outcome:
@@ -58,7 +81,7 @@ def attempt(objective: Callable[[Task], Outcome], task: Task) -> Outcome:
     try:
         return objective(task)
     except Exception as error:
-        return Outcome(task.number, failure=_in_one_line(error))
+        return task.failed(_in_one_line(error))
 
 
 def _in_one_line(error: Exception) -> str:

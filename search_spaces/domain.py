@@ -79,3 +79,15 @@ def neighbours(domains: Mapping[str, Domain], choices: Choices) -> Iterator[Choi
     for name, domain in domains.items():
         for value in domain.neighbours(choices[name]):
             yield choices | {name: value}
+
+
+def encoded(domains: Mapping[str, Domain], choices: Choices) -> list[float]:
+    """A point as numbers in [0, 1], near where choices are: its place on each grid; an option is a coordinate of its own."""
+    numbers: list[float] = []
+    for name, domain in domains.items():
+        values, value = domain.values, choices[name]
+        if isinstance(domain, Choice):
+            numbers += [float(value == option) for option in values]
+        else:
+            numbers.append(values.index(value) / max(1, len(values) - 1))
+    return numbers

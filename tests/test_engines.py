@@ -11,7 +11,7 @@ import pytest
 from toys import Troubled, score
 
 from meme_nas.engines.local import LocalEngine
-from meme_nas.search import Search
+from meme_nas.joint import Joint
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study, read_trials
 
@@ -32,9 +32,9 @@ def engine(request, tmp_path_factory):
 
 
 def search_with(engine, folder, objective, budget=8, **settings):
-    settings = SearchSettings(budget=budget, study=folder, **settings)
+    settings = SearchSettings(strategy="joint", budget=budget, study=folder, **settings)
     study = Study(folder, settings.in_force())
-    engine.run(Search(settings, study), objective, lambda: None)
+    engine.run(Joint(settings, study), objective, lambda: None)
     study.close()
     return study.trials
 
@@ -43,9 +43,9 @@ def search_with(engine, folder, objective, budget=8, **settings):
 def unbroken(tmp_path_factory):
     """The proposals of a search with one worker in this process."""
     folder = tmp_path_factory.mktemp("unbroken")
-    settings = SearchSettings(budget=16, study=folder)
+    settings = SearchSettings(strategy="joint", budget=16, study=folder)
     study = Study(folder, settings.in_force())
-    search = Search(settings, study)
+    search = Joint(settings, study)
     while (task := search.next_task()) is not None:
         search.record(score(task))
     return [trial.choices for trial in study.trials]
@@ -82,13 +82,13 @@ DRIVER = """
 import sys
 from pathlib import Path
 from toys import Slow
-from meme_nas.search import Search
+from meme_nas.joint import Joint
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study
 
 if __name__ == "__main__":
     folder, engine = Path(sys.argv[1]), sys.argv[2]
-    settings = SearchSettings(budget=16, study=folder)
+    settings = SearchSettings(strategy="joint", budget=16, study=folder)
     study = Study(folder, settings.in_force())
     if engine == "local":
         from meme_nas.engines.local import LocalEngine
@@ -96,7 +96,7 @@ if __name__ == "__main__":
     else:
         from meme_nas.engines.ray import RayEngine
         engine = RayEngine(2, cpus=1, gpus=0, folder=folder)
-    engine.run(Search(settings, study), Slow(float(sys.argv[3])), lambda: None)
+    engine.run(Joint(settings, study), Slow(float(sys.argv[3])), lambda: None)
     engine.close()
 """
 

@@ -14,7 +14,7 @@ from meme.ensemble import Ensemble, OneAtATime, expert_at
 from meme.pipeline import draw, load_ensemble
 from meme.presets import preset
 from meme.sampler import draw_images, sampling_timesteps
-from meme.trainer import save_expert
+from meme.trainer import expert_file, save_expert
 
 BASE = preset("digits-meme").with_(sampling={"steps": 20, "batch_size": 2})
 
@@ -169,7 +169,7 @@ def test_images_are_the_same_bit_for_bit_with_one_expert_in_memory(tmp_path, sam
     config = config_of(*even_intervals(4, 1000), **sampling)
     for number in range(1, 5):
         expert = trained_looking(config.with_(training={"seed": number}))
-        save_expert(expert, config, number, DIGITS, tmp_path)
+        save_expert(expert, config, number, DIGITS, expert_file(tmp_path, number))
     config.save(tmp_path / "config.yaml")
     resident, swapped = (load_ensemble(tmp_path, one_at_a_time=each) for each in (False, True))
     whole, cut = (torch.cat(list(draw(ensemble, 5, seed=3))) for ensemble in (resident, swapped))

@@ -17,9 +17,9 @@ from meme_nas.report import write_report
 from meme_nas.report_figures import pareto_figure, progress_figure
 from meme_nas.report_labels import PLOT_SIZE, offsets
 from meme_nas.report_words import NONE, Score, duration, fid_text, notes, quantity, state_line, verdict
-from meme_nas.study import TrialRecord
 from meme_nas.summary import Finalist, Summary
 from meme_nas.trial import Outcome
+from meme_nas.trial_log import TrialRecord
 from search_spaces.splits import SplitSpace
 
 ATTACK = "</script><script>alert('x')</script>"

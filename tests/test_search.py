@@ -10,13 +10,16 @@ from toys import score
 from meme.cost import ensemble_cost
 from meme.errors import UserError
 from meme.presets import preset, yardsticks
+from meme_nas.costs import Costs
 from meme_nas.export import drop_weights, export_configs, trials_table, trials_worth_keeping
+from meme_nas.joint import Joint
 from meme_nas.pareto import front
 from meme_nas.proposals import Proposer
-from meme_nas.search import Search, check_macs_limit, winner
 from meme_nas.settings import SearchSettings
-from meme_nas.study import JOURNAL, Study, TrialRecord, read_trials
+from meme_nas.strategy import winner
+from meme_nas.study import JOURNAL, Study, read_trials
 from meme_nas.trial import Outcome
+from meme_nas.trial_log import TrialRecord
 from search_spaces.domain import Choice, Integer, Real, draw, neighbours, size
 from search_spaces.splits import SplitSpace
 
@@ -24,7 +27,7 @@ BASE = preset("digits-meme")
 
 
 def settings_in(folder, **changes):
-    return SearchSettings(**{"budget": 12, "study": folder} | changes)
+    return SearchSettings(**{"budget": 12, "study": folder, "strategy": "joint"} | changes)
 
 
 def opened(settings):
@@ -34,7 +37,7 @@ def opened(settings):
 def run_through(settings, objective=score):
     """A whole search in this process."""
     study = opened(settings)
-    search = Search(settings, study)
+    search = Joint(settings, study)
     while (task := search.next_task()) is not None:
         search.record(objective(task))
     study.close()
@@ -106,7 +109,7 @@ def test_another_seed_proposes_otherwise(tmp_path):
 def test_proposals_do_not_depend_on_the_order_in_which_trials_end(tmp_path):
     straight = run_through(settings_in(tmp_path / "a", budget=20)).study.trials
     settings = settings_in(tmp_path / "b", budget=20)
-    search, running, source = Search(settings, opened(settings)), [], random.Random(0)
+    search, running, source = Joint(settings, opened(settings)), [], random.Random(0)
     while not search.done:
         while len(running) < 2 and (task := search.next_task()):
             running.append(task)
@@ -130,9 +133,9 @@ def test_repeats_cost_nothing(tmp_path, monkeypatch):
 
 def test_an_exhausted_space_ends_the_search(tmp_path):
     settings = settings_in(tmp_path, budget=10_000, sampler="random")
-    search = Search(settings, opened(settings))
+    search = Joint(settings, opened(settings))
     search.space = SplitSpace(BASE.with_(experts=[BASE.experts[0].model_dump() | {"interval": (0, 1000)}]))
-    search._yardsticks, search._proposer = [], Proposer(search.space.domains, "random")
+    search.yardsticks, search._proposer = [], Proposer(search.space.domains, "random")
     search._distributions = search._proposer._distributions
     while (task := search.next_task()) is not None:
         search.record(score(task))
@@ -160,7 +163,7 @@ def test_too_costly_candidates_are_refused_before_training_and_free(tmp_path):
 
 def test_a_limit_nothing_meets_is_refused_at_the_door():
     with pytest.raises(UserError, match="max_macs: no candidate has so few; the smallest of this space has 3"):
-        check_macs_limit(1e6, SplitSpace(BASE))
+        Costs(SearchSettings(max_macs=1e6), SplitSpace(BASE)).check()
 
 
 # The record
@@ -200,7 +203,7 @@ def test_a_journal_cut_while_written_loses_at_most_its_last_record(tmp_path, cut
 
 def test_the_first_outcome_of_a_trial_stands(tmp_path):
     settings = settings_in(tmp_path)
-    search = Search(settings, opened(settings))
+    search = Joint(settings, opened(settings))
     task = search.next_task()
     search.record(Outcome(task.number, fid=5.0, macs=1.0))
     assert search.record(Outcome(task.number, failure="late news")).outcome.fid == 5.0
@@ -262,7 +265,7 @@ def test_only_weights_worth_a_second_look_are_kept(tmp_path):
         folder.mkdir(parents=True)
         (folder / "expert-1.safetensors").touch()
         (folder / "samples.png").touch()
-    drop_weights(tmp_path, TRIALS, trials_worth_keeping(TRIALS))
+    drop_weights(tmp_path, TRIALS)
     kept = {path.parent.name for path in tmp_path.glob("trials/*/*.safetensors")}
     assert kept == {"000", "001", "002", "003", "004"}
     assert len(list(tmp_path.glob("trials/*/samples.png"))) == 6

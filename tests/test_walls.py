@@ -53,7 +53,7 @@ def test_one_file_imports_ray():
 
 def test_optuna_stays_in_the_record_and_the_proposer():
     users = {path.name for package in OURS for path in files(package) if "optuna" in tops(path)}
-    assert users == {"study.py", "proposals.py"}
+    assert users == {"study.py", "trial_log.py", "proposals.py"}
 
 
 def test_the_sampler_does_not_know_experts_nor_the_ensemble_sampling():

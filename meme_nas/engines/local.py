@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from meme_nas.search import Search
+from meme_nas.strategy import Strategy
 from meme_nas.trial import Outcome, Task, attempt
 
 ATTEMPTS = 2  # a task that takes its worker down so often is recorded as failed
@@ -22,9 +22,9 @@ class LocalEngine:
         self._gpus = gpus
         self._pools = [_new_pool(worker, gpus) for worker in range(workers)]
         self._running: dict[Future, tuple[int, Task]] = {}
-        self._deaths: dict[int, int] = {}
+        self._deaths: dict[str, int] = {}
 
-    def run(self, search: Search, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
+    def run(self, search: Strategy, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
         """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second."""
         while not search.done:
             self._fill(search, objective)
@@ -38,7 +38,7 @@ class LocalEngine:
         for pool in self._pools:
             _end(pool)
 
-    def _fill(self, search: Search, objective: Callable[[Task], Outcome]) -> None:
+    def _fill(self, search: Strategy, objective: Callable[[Task], Outcome]) -> None:
         """Give every idle worker a task, as long as there are any."""
         idle = set(range(len(self._pools))) - {worker for worker, _ in self._running.values()}
         for worker in sorted(idle):
@@ -46,7 +46,7 @@ class LocalEngine:
                 return
             self._submit(worker, task, objective)
 
-    def _take(self, future: Future, search: Search, objective: Callable[[Task], Outcome]) -> None:
+    def _take(self, future: Future, search: Strategy, objective: Callable[[Task], Outcome]) -> None:
         """Record what a task came to; if it took its worker down, give it one more chance on a new one."""
         worker, task = self._running.pop(future)
         try:
@@ -54,11 +54,11 @@ class LocalEngine:
         except BrokenProcessPool:
             _end(self._pools[worker])
             self._pools[worker] = _new_pool(worker, self._gpus)
-            self._deaths[task.number] = self._deaths.get(task.number, 0) + 1
-            if self._deaths[task.number] < ATTEMPTS:
+            self._deaths[task.name] = self._deaths.get(task.name, 0) + 1
+            if self._deaths[task.name] < ATTEMPTS:
                 self._submit(worker, task, objective)
             else:
-                search.record(Outcome(task.number, failure="its worker process died (killed, or out of memory)"))
+                search.record(task.failed("its worker process died (killed, or out of memory)"))
 
     def _submit(self, worker: int, task: Task, objective: Callable[[Task], Outcome]) -> None:
         self._running[self._pools[worker].submit(attempt, objective, task)] = worker, task

@@ -21,7 +21,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from meme_nas.search import Search
+from meme_nas.strategy import Strategy
 from meme_nas.trial import Outcome, Task, attempt
 
 DEATHS_ALLOWED = 1  # a trial whose worker dies is run again so often
@@ -45,7 +45,7 @@ class RayEngine:
         self.asks_for_token = self.dashboard is not None and _asks_for_token(self.dashboard)
         """Whether the dashboard opens only with the token that ``ray get-auth-token`` prints, as Ray has it by default."""
 
-    def run(self, search: Search, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
+    def run(self, search: Strategy, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
         """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second."""
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         storage = self.folder.absolute() / "ray"
@@ -85,22 +85,22 @@ class _NotPickled:
 class StudySearcher(_NotPickled, Searcher):
     """Our search in the form Tune asks."""
 
-    def __init__(self, search: Search):
+    def __init__(self, search: Strategy):
         super().__init__(metric="fid", mode="min")
         self._search = search
-        self._numbers: dict[str, int] = {}
+        self._tasks: dict[str, Task] = {}
 
     def suggest(self, trial_id: str) -> dict | str | None:
         task = self._search.next_task()
         if task is None:
             return Searcher.FINISHED if self._search.done else None
-        self._numbers[trial_id] = task.number
+        self._tasks[trial_id] = task
         return {"task": task}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        number = self._numbers.pop(trial_id)
-        if error or not result or result.get("number") != number:
-            self._search.record(Outcome(number, failure="its worker process died (killed, or out of memory)"))
+        task = self._tasks.pop(trial_id)
+        if error or not result or (result.get("number"), result.get("expert")) != (task.number, task.expert):
+            self._search.record(task.failed("its worker process died (killed, or out of memory)"))
         else:
             self._search.record(Outcome.from_dict(result))
 

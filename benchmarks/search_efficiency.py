@@ -1,0 +1,244 @@
+"""How much training a search needs: strategies replayed on a table of trained experts, many seeds each.
+
+    python benchmarks/search_efficiency.py [--seeds 20] [--budget 50] [--out results/search-efficiency]
+
+The table (benchmarks/digits_table) has 27 candidates for every expert of digits-meme, trained with three seeds, and the FID of
+some of their 531,441 cascades. For each training seed a surrogate fitted to the scored cascades stands for the others; what it
+could not predict of cascades it had not seen (cross-validation) is added as noise that is fixed for each cascade; ``truth`` says
+how large that is. Each strategy is the product's own code, two tasks at a time; only the training is looked up. Search seed s
+uses training seed s mod 3.
+
+Effort is counted in trainings of one expert at proxy length. ``steps_ratio`` is the median over seeds of: what joint TPE spends
+in all, over what factorised search spends until its best score is as good as joint TPE's last. A run that never gets there
+counts as having spent twice its budget. ``regret`` is how far the best score is above that of the table's best cascade, in
+percent. The last line is one JSON object; curves with bands over seeds go to --out as CSV and PNG.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from digits_table.make import CANDIDATES, FOLDER, LEVEL_1, LEVEL_2, PROBABILITIES, SEEDS, STEPS, config_of
+from scipy.stats import kendalltau
+
+from meme.config import Config
+from meme.files import written_whole
+from meme_nas.factorised import Factorised
+from meme_nas.joint import Joint
+from meme_nas.pareto import hypervolumes
+from meme_nas.settings import SearchSettings
+from meme_nas.strategy import Strategy
+from meme_nas.study import Study
+from meme_nas.surrogate import Candidates, Surrogate
+from meme_nas.trial import Outcome, Task
+from search_spaces.domain import Choice, Choices, Integer
+
+EXPERTS = range(1, 5)
+BASE_CANDIDATES = ((8, 16, 0.6), (8, 16, 0.6), (8, 32, 0.2), (8, 32, 0.2))  # the hand-made pattern on the table's grid
+FOLDS = 5
+STRATEGIES = {
+    "random": ("joint", "random", False),
+    "joint TPE": ("joint", "tpe", False),
+    "joint NSGA-II": ("joint", "nsga2", False),
+    "joint TPE with bank": ("joint", "tpe", True),
+    "factorised TPE": ("factorised", "tpe", True),
+    "factorised": ("factorised", "model", True),
+}
+"""Strategy, sampler, and whether an expert that was trained before costs nothing."""
+
+
+@dataclass(frozen=True)
+class TableSpace:
+    """The table's cascades as a search space."""
+
+    base: Config
+
+    @property
+    def domains(self) -> dict:
+        found = {}
+        for number in EXPERTS:
+            found[f"expert{number}.level1.low"] = Integer(LEVEL_1[0], LEVEL_1[-1], LEVEL_1[1])
+            found[f"expert{number}.level2.low"] = Integer(LEVEL_2[0], LEVEL_2[-1], LEVEL_2[1])
+            found[f"expert{number}.p"] = Choice(PROBABILITIES)
+        return found
+
+    def config(self, choices: Choices, name: str) -> Config:
+        return config_of(self.cascade(choices), 0, STEPS[0]).with_(name=name)
+
+    def cascade(self, choices: Choices) -> tuple[int, ...]:
+        parts = ("level1.low", "level2.low", "p")
+        return tuple(CANDIDATES.index(tuple(choices[f"expert{number}.{part}"] for part in parts)) for number in EXPERTS)
+
+    def choices(self, config: Config) -> Choices:
+        found: Choices = {}
+        for number, expert in enumerate(config.experts, start=1):
+            low = {f"expert{number}.level{level}.low": width for level, width in enumerate(expert.low_channels, start=1)}
+            found |= low | {f"expert{number}.p": expert.p}
+        return found
+
+
+class Table:
+    """Losses and MACs of every expert, and the FID of every cascade, with one training seed."""
+
+    def __init__(self, seed: int):
+        experts = pd.read_csv(FOLDER / "experts.csv").query("training_seed == @seed and steps == @STEPS[0]")
+        places = {candidate: place for place, candidate in enumerate(CANDIDATES)}
+        experts["place"] = [places[row] for row in zip(experts.level1_low, experts.level2_low, experts.p, strict=True)]
+        self.losses, self.macs = (experts.pivot(index="expert", columns="place", values=name).values for name in ("loss", "macs"))
+        scored = pd.read_csv(FOLDER / "cascades.csv")
+        scored = scored.query("training_seed == @seed and steps == @STEPS[0] and sampling_seed == 0")
+        self.cascades, self.fids = scored[[f"expert{n}" for n in EXPERTS]].values, scored["fid"].values
+        self.model = Surrogate(self.candidates(), self.cascades, self.fids)
+        predicted = self._cross_validated()
+        self.residual = float(np.std(np.log(self.fids / predicted)))
+        self.truth = {
+            "scored": len(self.fids),
+            "tau_unseen": round(float(kendalltau(predicted, self.fids).statistic), 3),
+            "r2_unseen": round(1 - float(((predicted - self.fids) ** 2).mean() / self.fids.var()), 4),
+            "residual_percent": round(100 * self.residual, 2),
+        }
+        self.parts = [self.model.contributions(number)[0] for number in EXPERTS]
+        self.best = min(self.fid(cascade) for cascade in self._promising())
+
+    def candidates(self) -> list[Candidates]:
+        kinds = np.eye(len(PROBABILITIES))
+        rows = [[LEVEL_1.index(a) / 2, LEVEL_2.index(b) / 2, *kinds[PROBABILITIES.index(p)]] for a, b, p in CANDIDATES]
+        grid = np.array(rows)
+        return [Candidates(grid, losses) for losses in self.losses]
+
+    def _cross_validated(self) -> np.ndarray:
+        order, predicted = np.random.default_rng(0).permutation(len(self.fids)), np.empty(len(self.fids))
+        for fold in np.array_split(order, FOLDS):
+            rest = np.setdiff1d(order, fold)
+            predicted[fold] = Surrogate(self.candidates(), self.cascades[rest], self.fids[rest]).predict(self.cascades[fold])
+        return predicted
+
+    def fid(self, cascade: tuple[int, ...]) -> float:
+        """As predicted, with the noise of this cascade."""
+        noise = np.random.default_rng([11, *cascade]).standard_normal()
+        return float(self.model.predict([cascade])[0] * np.exp(self.residual * noise))
+
+    def _promising(self, count: int = 9) -> Iterator[tuple[int, ...]]:
+        best = [np.argsort(part)[:count] for part in self.parts]
+        return (tuple(map(int, cascade)) for cascade in itertools.product(*best))
+
+
+def objective(task: Task, table: Table, space: TableSpace) -> Outcome:
+    cascade = space.cascade(space.choices(task.config))
+    macs = float(np.mean([table.macs[n - 1, place] for n, place in zip(EXPERTS, cascade, strict=True)]))
+    if task.expert:
+        place = cascade[task.expert - 1]
+        return Outcome(task.number, task.expert, loss=table.losses[task.expert - 1, place], loss_error=0.0, macs=macs)
+    return Outcome(task.number, fid=table.fid(cascade), macs=macs)
+
+
+def replay(name: str, seed: int, budget: int, table: Table) -> pd.DataFrame:
+    """One search: after every scored cascade the effort so far, the best FID and the hypervolume."""
+    strategy, sampler, has_bank = STRATEGIES[name]
+    space = TableSpace(config_of(tuple(CANDIDATES.index(each) for each in BASE_CANDIDATES), 0, STEPS[0]))
+    settings = SearchSettings(strategy=strategy, sampler=sampler, budget=budget, seed=seed, device="cpu")
+    kind = Factorised if strategy == "factorised" else Joint
+    search: Strategy = kind(settings, Study.in_memory(), space=space, yardsticks=[("hand-made", space.base)])
+    spent, trained, rows, running = 0, set(), [], []
+    while not search.done:
+        while len(running) < 2 and (task := search.next_task()):
+            running.append(task)
+        task = running.pop(0)
+        cascade = space.cascade(space.choices(task.config))
+        for number in (task.expert,) if task.expert else EXPERTS:
+            spent += not has_bank or (number, cascade[number - 1]) not in trained
+            trained.add((number, cascade[number - 1]))
+        outcome = objective(task, table, space)
+        search.record(outcome)
+        if not task.expert:
+            rows.append((spent, outcome.fid))
+    volumes = hypervolumes(sorted(search.study.trials, key=lambda trial: trial.number), ("fid", "macs"), (4.0, table.macs.max()))
+    frame = pd.DataFrame(rows, columns=["trainings", "fid"])
+    frame["best"], frame["hypervolume"] = frame["fid"].cummin(), volumes[: len(frame)]
+    frame["regret_percent"] = 100 * (frame["best"] / table.best - 1)
+    return frame.assign(strategy=name, seed=seed)
+
+
+def spent_until(run: pd.DataFrame, goal: float, otherwise: float) -> float:
+    reached = run.loc[run["best"] <= goal, "trainings"]
+    return float(reached.iloc[0]) if len(reached) else otherwise
+
+
+def summary(runs: pd.DataFrame, budget: int) -> dict:
+    by = dict(list(runs.groupby(["strategy", "seed"])))
+    seeds = sorted(runs["seed"].unique())
+    goals = {seed: by["joint TPE", seed]["best"].iloc[-1] for seed in seeds}
+    whole = {seed: by["joint TPE", seed]["trainings"].iloc[-1] for seed in seeds}
+    result = {}
+    for name in STRATEGIES:
+        ratios = [whole[seed] / spent_until(by[name, seed], goals[seed], 2 * 4 * budget) for seed in seeds]
+        last = [by[name, seed].iloc[-1] for seed in seeds]
+        result[name] = {
+            "ratio_median": round(float(np.median(ratios)), 2),
+            "ratio_quartiles": [round(float(q), 2) for q in np.quantile(ratios, (0.25, 0.75))],
+            "final_regret_percent": round(float(np.median([row["regret_percent"] for row in last])), 2),
+            "final_hypervolume": round(float(np.median([row["hypervolume"] for row in last])), 4),
+        }
+    return result
+
+
+def _at(run: pd.DataFrame, column: str, effort: np.ndarray) -> np.ndarray:
+    """The values of ``column`` after so much effort; not a number before the first score."""
+    place = np.searchsorted(run["trainings"].values, effort, side="right") - 1
+    return np.where(place >= 0, run[column].values[place], np.nan)
+
+
+def draw_curves(runs: pd.DataFrame, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(13, 5), constrained_layout=True)
+    grid = np.arange(4, runs["trainings"].max() + 1, 2)
+    for axis, column, label in zip(axes, ("regret_percent", "hypervolume"), ("regret, %", "hypervolume"), strict=True):
+        for name in STRATEGIES:
+            curves = [_at(run, column, grid) for _, run in runs[runs["strategy"] == name].groupby("seed")]
+            low, middle, high = np.nanquantile(curves, (0.25, 0.5, 0.75), axis=0)
+            (line,) = axis.plot(grid, middle, label=name)
+            axis.fill_between(grid, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set(xlabel="trainings of one expert at proxy length", ylabel=label)
+    axes[0].set_yscale("symlog", linthresh=0.1)
+    axes[0].legend(frameon=False)
+    figure.suptitle("Median over seeds, band between the quartiles")
+    with written_whole(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--budget", type=int, default=50)
+    parser.add_argument("--out", type=Path, default=Path("results/search-efficiency"))
+    options = parser.parse_args()
+    begun, tables = time.monotonic(), {seed: Table(seed) for seed in SEEDS}
+    print(json.dumps({"truth": {seed: table.truth for seed, table in tables.items()}}), flush=True)
+    runs = []
+    for name in STRATEGIES:
+        started = time.monotonic()
+        runs += [replay(name, seed, options.budget, tables[seed % len(SEEDS)]) for seed in range(options.seeds)]
+        print(f"{name}: {options.seeds} searches in {time.monotonic() - started:.0f} s", flush=True)
+    runs = pd.concat(runs, ignore_index=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    runs.to_csv(options.out / "runs.csv", index=False)
+    draw_curves(runs, options.out / "curves.png")
+    found = summary(runs, options.budget)
+    for name, row in found.items():
+        print(f"{name:<20} {row}", flush=True)
+    facts = {"seeds": options.seeds, "budget": options.budget, "minutes": round((time.monotonic() - begun) / 60, 1)}
+    print(json.dumps({"steps_ratio": found["factorised"]["ratio_median"], "strategies": found} | facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Trained experts, stored by what determines them, so that none is trained twice.
+
+An entry is a folder named by the expert's training id: architecture in canonical form, interval, p, noise schedule, training
+settings, seed and the data's content. It holds averaged weights at one or more numbers of steps, the state to train it further
+from, and ``entry.json``, which is written last and names what is whole. Under a limit, the least recently used states go first,
+then the least recently used entries; what a running search has asked for stays.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import filelock
+import torch
+
+from meme.config import Config
+from meme.cost import ensemble_cost
+from meme.data import TrainingData
+from meme.denoiser import Denoiser
+from meme.errors import UserError
+from meme.files import write_text
+from meme.trainer import Progress, read_expert, run_training, save_expert, training_id
+from meme.validation import interval_loss
+
+FORMAT = 1  # of the folder: raise it when an older bank can no longer be read
+_STATE, _ENTRY, _LABEL = "state.safetensors", "entry.json", "bank.json"
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Banked:
+    """One trained expert at one number of steps."""
+
+    id: str
+    steps: int
+    loss: float
+    """Mean squared error over its interval on held-out images."""
+    loss_error: float
+    """Standard error of that mean over the images."""
+    params: int
+    macs: int
+    """Of one image and step, attention counted."""
+    curve: tuple[tuple[int, float], ...]
+    """(step, training loss since the last report), from the first step."""
+
+
+class ExpertBank:
+    """A folder of experts trained on one data set, which several studies and their workers may share."""
+
+    def __init__(self, folder: Path, data: TrainingData, held_out: TrainingData, limit_gib: float | None = None):
+        """``UserError`` if ``folder`` can't be written, is of an older format, or holds experts of other data."""
+        self.folder, self.data, self.held_out, self.limit_gib = folder, data, held_out, limit_gib
+        self._known: dict[tuple[str, int], Banked] = {}
+        self._asked: set[str] = set()
+        _claim(folder, data.content_id)
+
+    def key(self, config: Config, number: int) -> str:
+        """The id of expert ``number`` of ``config``; the number of steps is not part of it."""
+        return training_id(config, number, self.data)
+
+    def find(self, config: Config, number: int) -> Banked | None:
+        """The expert at the config's number of steps, if it is there."""
+        return self._find(self.key(config, number), config.training.steps)
+
+    def obtain(
+        self,
+        config: Config,
+        number: int,
+        device: torch.device | str = "cpu",
+        on_progress: OnProgress = lambda progress: None,
+    ) -> Banked:
+        """The expert at the config's number of steps: found, trained further, or trained.
+
+        Another process that wants the same one waits for it. Raises ``TrainingDiverged`` when the loss is not finite.
+        """
+        key = self.key(config, number)
+        self._asked.add(key)
+        if (found := self._find(key, config.training.steps)) is not None:
+            _touch(self._entry(key))
+            return found
+        entry = self._entry(key)
+        entry.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(entry / ".lock"):
+            found = self._find(key, config.training.steps) or self._train(key, config, number, device, on_progress)
+        self._evict()
+        return found
+
+    def weights(self, banked: Banked) -> Path:
+        """The file of its averaged weights."""
+        return self._entry(banked.id) / f"weights-{banked.steps:06d}.safetensors"
+
+    def load(self, config: Config, number: int, banked: Banked, device: torch.device | str = "cpu") -> Denoiser:
+        """The network with its averaged weights."""
+        return read_expert(config, number, self.weights(banked), device)
+
+    def _entry(self, key: str) -> Path:
+        return self.folder / key[:2] / key
+
+    def _find(self, key: str, steps: int) -> Banked | None:
+        found = self._known.get((key, steps)) or _read_records(self._entry(key)).get(str(steps))
+        if found is None or not self.weights(found).is_file():  # never trained, or evicted by another process
+            return None
+        self._known[key, steps] = found
+        return found
+
+    def _train(self, key: str, config: Config, number: int, device: torch.device | str, on_progress: OnProgress) -> Banked:
+        """Train from the entry's state, if it has one that is not past these steps; then write weights, state and record."""
+        entry, steps = self._entry(key), config.training.steps
+        records = _read_records(entry)
+        earlier = [record for record in records.values() if record.steps <= steps]
+        curve = dict(max(earlier, key=lambda record: record.steps).curve) if earlier else {}
+
+        def remember(progress: Progress) -> None:
+            curve[progress.step] = progress.loss  # a training whose state was evicted runs through its first steps again
+            on_progress(progress)
+
+        state = entry / _STATE
+        training = run_training(config, number, self.data, state, device, remember)
+        expert = training.averaged.module.eval()
+        loss = interval_loss(expert, config, number, self.held_out, device)
+        cost = ensemble_cost(config).experts[number - 1]
+        record = Banked(key, steps, loss.mean, loss.error, cost.params, cost.macs, _in_order(curve.items()))
+        save_expert(expert, config, number, self.data, self.weights(record))
+        if steps >= max((other.steps for other in records.values()), default=0):
+            training.save(state)
+        _write_records(entry, records | {str(steps): record})
+        return record
+
+    def _evict(self) -> None:
+        """Keep the bank under its limit: first states, then whole entries, least recently used first; what was asked for here
+        or is being trained stays."""
+        if self.limit_gib is None:
+            return
+        excess = _size(self.folder) - self.limit_gib * 2**30
+        idle = sorted(
+            (entry for entry in self.folder.glob("??/*") if entry.name not in self._asked),
+            key=lambda entry: entry.stat().st_mtime,
+        )
+        for part in (_STATE, ""):
+            for entry in idle:
+                if excess <= 0:
+                    return
+                excess -= _removed(entry, part)
+
+
+def _claim(folder: Path, content_id: str) -> None:
+    """Make sure that ``folder`` is a bank of these data, or make it one."""
+    label = folder / _LABEL
+    try:
+        if not label.exists():
+            if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+                raise UserError(f"bank: {folder} holds other files; give an empty folder, or that of a bank")
+            write_text(label, json.dumps({"format": FORMAT, "data": content_id}))
+        text = label.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"bank: {folder} can't be used ({error.strerror}); give another --bank") from None
+    kind, data = _read_label(text, label)
+    if kind != FORMAT:
+        raise UserError(f"bank: {folder} is of format {kind}, and this program reads {FORMAT}; give another --bank")
+    if data != content_id:
+        raise UserError(f"bank: the experts in {folder} were trained on other data or another image size; give another --bank")
+
+
+def _read_label(text: str, label: Path) -> tuple[int, str]:
+    """Format and data's content id."""
+    try:
+        content = json.loads(text)
+        return content["format"], content["data"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"bank: {label} is not readable; give another --bank") from None
+
+
+def _read_records(entry: Path) -> dict[str, Banked]:
+    """What the entry holds whole, by number of steps; nothing where it is missing or damaged: it is then made again."""
+    try:
+        content = json.loads((entry / _ENTRY).read_text(encoding="utf-8"))
+        return {steps: Banked(**record | {"curve": _in_order(record["curve"])}) for steps, record in content.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def _write_records(entry: Path, records: dict[str, Banked]) -> None:
+    write_text(entry / _ENTRY, json.dumps({steps: asdict(record) for steps, record in records.items()}))
+
+
+def _in_order(curve: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    return tuple((int(step), float(loss)) for step, loss in sorted(curve))
+
+
+def _touch(entry: Path) -> None:
+    """Note that it was used, for the order of eviction."""
+    try:
+        os.utime(entry)
+    except OSError:  # evicted just now, or a bank that may only be read
+        return
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def _removed(entry: Path, part: str) -> int:
+    """Remove one file of an entry, or with no ``part`` all of it, unless it is being trained; the bytes that freed."""
+    lock = filelock.FileLock(entry / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            before = _size(entry)
+            if part:
+                (entry / part).unlink(missing_ok=True)
+            else:
+                (entry / _ENTRY).unlink(missing_ok=True)  # first, so that no reader believes in what is going
+                shutil.rmtree(entry, ignore_errors=True)
+            return before - (_size(entry) if entry.exists() else 0)
+    except filelock.Timeout:
+        return 0

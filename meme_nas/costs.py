@@ -1,0 +1,102 @@
+"""What candidates cost, known before any training: each kind of cost is a sum over experts, so limits can be kept while choosing.
+
+Shapes: ``K`` kinds of cost, ``M`` candidates.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meme.config import Config
+from meme.cost import ensemble_cost, ensemble_latency_ms, step_shares
+from meme.errors import UserError
+from meme.pipeline import pick_device
+from meme_nas.settings import SearchSettings
+from search_spaces.domain import Choices
+from search_spaces.splits import SplitSpace
+
+Array = NDArray[np.float64]
+_SWEEPS = 3  # over the choices of one expert, in search of its cheapest
+
+
+class Costs:
+    """The kinds of cost that ``settings`` minimise or limit, over ``space``."""
+
+    def __init__(self, settings: SearchSettings, space: SplitSpace):
+        self.settings, self.space = settings, space
+        self.kinds = tuple(name for name in ("macs", "params", "latency_ms") if name in {*settings.objectives, *settings.limits})
+        self.limits = np.array([settings.limits.get(kind, np.inf) for kind in self.kinds])
+
+    @property
+    def winner_limits(self) -> Array:
+        """(K,) limits of a winner: no more than the hand-made pattern of what is minimised, and what the settings allow."""
+        hand_made = self.total(self.space.base)
+        minimised = np.array([kind in self.settings.objectives for kind in self.kinds], dtype=bool)
+        return np.minimum(self.limits, np.where(minimised, hand_made, np.inf))
+
+    def of(self, config: Config, number: int) -> Array:
+        """(K,) what expert ``number`` adds to the costs of its ensemble."""
+        return np.array([_share(kind, config, number, self.settings.device) for kind in self.kinds])
+
+    def total(self, config: Config) -> Array:
+        """(K,) of the whole ensemble."""
+        return sum((self.of(config, number) for number in range(1, len(config.experts) + 1)), np.zeros(len(self.kinds)))
+
+    def refusal(self, config: Config) -> str | None:
+        """Why ``config`` is not worth training; None where nothing speaks against it."""
+        if not self.settings.limits:
+            return None
+        for kind, cost, limit in zip(self.kinds, self.total(config), self.limits, strict=True):
+            if cost > limit:
+                return f"{cost:.4g} {_WORDS[kind]}, over max_{kind} {limit:.4g}"
+        return None
+
+    def may_fit(self, config: Config, number: int) -> bool:
+        """Whether expert ``number`` of ``config`` is within the limits beside the cheapest other experts."""
+        if not self.settings.limits:
+            return True
+        others = [cost for place, cost in enumerate(self._least(), start=1) if place != number]
+        return bool((self.of(config, number) + sum(others) <= self.limits).all())
+
+    def check(self) -> None:
+        """``UserError`` if a limit is below what the cheapest candidate costs."""
+        if not self.settings.limits:
+            return
+        for kind, cost, limit in zip(self.kinds, sum(self._least()), self.limits, strict=True):
+            if cost > limit:
+                raise UserError(f"max_{kind}: no candidate has so few; the smallest of this space has {cost:.4g}")
+
+    def _least(self) -> list[Array]:
+        """(K,) for every expert: the least of each kind, each choice minimised with the others held."""
+        if not hasattr(self, "_least_found"):
+            count = len(self.space.base.experts)
+            self._least_found = [self._least_of(number) for number in range(1, count + 1)]
+        return self._least_found
+
+    def _least_of(self, number: int) -> Array:
+        start = self.space.choices(self.space.base)
+        return np.array([self._minimised(start, number, kind) for kind in range(len(self.kinds))])
+
+    def _minimised(self, choices: Choices, number: int, kind: int) -> float:
+        def cost(point: Choices) -> float:
+            return float(self.of(self.space.config(point, ""), number)[kind])
+
+        own = {name: domain for name, domain in self.space.domains.items() if name.startswith(f"expert{number}.")}
+        for _ in range(_SWEEPS):
+            before = cost(choices)
+            for name, domain in own.items():
+                choices = min((choices | {name: value} for value in domain.values), key=cost)
+            if cost(choices) == before:
+                break
+        return cost(choices)
+
+
+_WORDS = {"macs": "MACs", "params": "parameters", "latency_ms": "ms an image"}
+
+
+def _share(kind: str, config: Config, number: int, device: str) -> float:
+    if kind == "latency_ms":
+        return ensemble_latency_ms(config, pick_device(device), only=number)
+    cost = ensemble_cost(config)
+    if kind == "params":
+        return float(cost.experts[number - 1].params)
+    return cost.experts[number - 1].macs * step_shares(config)[number - 1]

@@ -1,0 +1,62 @@
+"""The best cascade where both its value and its costs are sums over experts.
+
+Shapes: ``N`` experts, ``M`` candidates of one expert, ``K`` kinds of cost.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+ROUNDS = 40  # of the price search; prices double or halve at first, then settle
+
+
+def best_sum(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> tuple[int, ...]:
+    """One candidate of each expert with the least sum of ``values`` (M,) whose ``costs`` (M, K) sum to ``limits`` (K,) or less.
+
+    Each kind of cost that is over its limit is given a price, which is raised until it no longer is (Lagrange relaxation), so the
+    result is good, and the best wherever no limit is in the way. Where no cascade keeps the limits, it is the one that oversteps
+    them least in proportion.
+    """
+    prices = np.zeros(len(limits))
+    unit = _spread(values) / np.maximum(_spreads(costs), 1e-12)  # at this price cost matters as much as value
+    steps, found = np.full(len(limits), 1.0), []
+    for _ in range(ROUNDS):
+        chosen = _cheapest(values, costs, prices * unit)
+        over = _total(costs, chosen) > limits * (1 + 1e-12)
+        if not over.any():
+            found.append(chosen)
+            if not prices.any():
+                break
+        prices = np.where(over, prices + steps, np.maximum(prices - steps, 0.0))
+        steps *= np.where(over == (prices > 0), 0.8, 0.9)
+    if found:
+        return min(found, key=lambda chosen: _value(values, chosen))
+    return _least_over(values, costs, limits)
+
+
+def _cheapest(values: Sequence[Array], costs: Sequence[Array], prices: Array) -> tuple[int, ...]:
+    return tuple(int(np.argmin(value + cost @ prices)) for value, cost in zip(values, costs, strict=True))
+
+
+def _least_over(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> tuple[int, ...]:
+    weights = 1e6 * _spread(values) / np.maximum(np.abs(limits), 1e-12)
+    return _cheapest(values, costs, weights)
+
+
+def _total(costs: Sequence[Array], chosen: Sequence[int]) -> Array:
+    return sum(cost[place] for cost, place in zip(costs, chosen, strict=True))
+
+
+def _value(values: Sequence[Array], chosen: Sequence[int]) -> float:
+    return float(sum(value[place] for value, place in zip(values, chosen, strict=True)))
+
+
+def _spread(values: Sequence[Array]) -> float:
+    return float(sum(np.ptp(value) for value in values)) or 1.0
+
+
+def _spreads(costs: Sequence[Array]) -> Array:
+    return sum(np.ptp(cost, axis=0) for cost in costs)

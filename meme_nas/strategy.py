@@ -1,0 +1,119 @@
+"""What all strategies share: yardsticks first, interrupted trials again, limits on costs, the record of every outcome."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from meme.config import Config
+from meme.presets import yardsticks
+from meme_nas.costs import Costs
+from meme_nas.proposals import distribution
+from meme_nas.settings import SearchSettings
+from meme_nas.study import Study, read_trials
+from meme_nas.trial import Outcome, Task
+from meme_nas.trial_log import TrialRecord
+from search_spaces.domain import Choices
+from search_spaces.splits import SplitSpace
+
+
+class Strategy:
+    """Hands out tasks and takes outcomes; every answer follows from the study on disk and the settings alone.
+
+    An engine calls ``next_task`` whenever it has room, ``record`` whenever a task has ended, until ``done``.
+    """
+
+    unit = "trials"
+    """What ``spent`` counts."""
+
+    def __init__(
+        self,
+        settings: SearchSettings,
+        study: Study,
+        space: SplitSpace | None = None,
+        yardsticks: Sequence[tuple[str, Config]] | None = None,
+    ):
+        """``space`` and ``yardsticks`` (kind and config) take the place of those that the settings name."""
+        self.settings, self.study = settings, study
+        self.space = space or SplitSpace(settings.as_proxy(settings.full_config()))
+        self.costs = Costs(settings, self.space)
+        self.yardsticks = _yardsticks_of(settings) if yardsticks is None else list(yardsticks)
+        self._distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
+        self._interrupted = [trial for trial in study.trials if not trial.finished]
+        self.exhausted = False
+        """Whether no point is left that is new and keeps the limits."""
+        self.repeats = 0
+        """Proposals that had been tried before, and so cost nothing."""
+        self.warm = _front_of(settings.warm_start, self.space) if settings.warm_start else []
+
+    def next_task(self) -> Task | None:
+        """A task to run now, or None: then wait for an outcome, or stop if ``done``."""
+        if self._interrupted:
+            return self._task(self._interrupted.pop(0))
+        trial = self._next()
+        return None if trial is None else self._task(trial)
+
+    def record(self, outcome: Outcome) -> TrialRecord:
+        """Take what a task came to; a score that is not a finite number is a failure."""
+        names = ("loss", "macs") if outcome.expert else self.settings.objectives
+        if outcome.failure is None and not all(map(_finite, outcome.values(names))):
+            said = ", ".join(f"{name} {value}" for name, value in zip(names, outcome.values(names), strict=True))
+            outcome = replace(outcome, failure=f"score is not a finite number ({said})")
+        return self.study.finish(outcome)
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent (or the space exhausted) and every trial finished."""
+        raise NotImplementedError
+
+    @property
+    def spent(self) -> tuple[int, int]:
+        """How much of the budget is spent, and all of it, counted in ``unit``."""
+        raise NotImplementedError
+
+    def _next(self) -> TrialRecord | None:
+        """The next trial to run, started; None where there is none now."""
+        raise NotImplementedError
+
+    def _next_yardstick(self) -> TrialRecord | None:
+        number = len(self.study.trials)
+        if number >= len(self.yardsticks):
+            return None
+        kind, config = self.yardsticks[number]
+        choices = self.space.choices(config) if config.network.splits_channels else {}
+        return self.study.start(config, kind, choices, self._distributions)
+
+    def _task(self, trial: TrialRecord) -> Task:
+        first = self.settings.seed
+        seeds = tuple(range(first, first + self.settings.training_seeds))
+        return Task(trial.number, trial.config, trial.kind, trial.expert, seeds)
+
+
+def winner(trials: Iterable[TrialRecord], objectives: tuple[str, ...] = ("fid", "macs")) -> TrialRecord | None:
+    """The best of the searched space by the first of ``objectives``, no worse than the hand-made pattern in the others.
+
+    The hand-made pattern itself wins if nothing beats it."""
+    scored = [trial for trial in trials if trial.state == "complete" and trial.choices]
+    hand_made = next((trial.outcome.values(objectives)[1:] for trial in scored if trial.kind == "hand-made"), None)
+    limits = hand_made or [math.inf] * (len(objectives) - 1)
+    fitting = [t for t in scored if all(a <= b for a, b in zip(t.outcome.values(objectives)[1:], limits, strict=True))]
+    return min(fitting, key=lambda trial: trial.outcome.values(objectives)[0], default=None)
+
+
+def _yardsticks_of(settings: SearchSettings) -> list[tuple[str, Config]]:
+    """Kind and config, at proxy length; the hand-made pattern first."""
+    named = yardsticks(settings.preset_name)
+    return [(kind, settings.as_proxy(settings.applied_to(config))) for kind, config in named.items()]
+
+
+def _front_of(folder: Path, space: SplitSpace) -> list[Choices]:
+    """The choices of an earlier study's Pareto front, as far as this space has them."""
+    from meme_nas.pareto import front
+
+    trials = [trial for trial in front(read_trials(folder)) if trial.choices]
+    fitting = [{name: trial.choices.get(name) for name in space.domains} for trial in trials]
+    return [choices for choices in fitting if all(choices[name] in domain.values for name, domain in space.domains.items())]
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
