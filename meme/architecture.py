@@ -1,10 +1,15 @@
 """What determines one network: the image, the U-Net all experts share, and one expert's own choices. No torch."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from meme.settings import Positive, Probability, Settings, require
+
+LowPool = Literal["average", "max"]
+HighPool = Literal["max", "average", "none"]
+TimeConditioning = Literal["none", "additive", "adaptive-norm"]
 
 
 class ImageConfig(Settings):
@@ -102,8 +107,20 @@ class NetworkConfig(Settings):
         return self
 
 
+class Mixing(NamedTuple):
+    """How one expert's iFormer blocks at one level mix."""
+
+    low_channels: int
+    pool_stride: int
+    low_pool: LowPool
+    high_pool: HighPool
+
+
 class ExpertConfig(Settings):
-    """One expert: its interval of timesteps, its expertization probability and, in the iU-Net, its split of channels."""
+    """One expert: its interval of timesteps, its expertization probability and, in the iU-Net, its split of channels.
+
+    What follows ``low_channels`` overrides the paper's iFormer block; left out, the network is the paper's.
+    """
 
     interval: tuple[Annotated[int, Field(ge=0)], Positive]
     """Timesteps [first, end) this expert denoises; t = 0 is nearest to the data."""
@@ -111,6 +128,80 @@ class ExpertConfig(Settings):
     """Expertization probability p_n: share of training samples whose t comes from the interval; the rest draw from all of T."""
     low_channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """iU-Net: C_l at every level, finest first: 0 is all convolution, the level's width all attention."""
+    pool_strides: tuple[Positive, ...] = ()
+    """iU-Net: stride of the low-frequency mixer at every level; empty: as ``network.pool_strides`` says."""
+    low_pools: tuple[LowPool, ...] = ()
+    """iU-Net: what the low-frequency mixer takes of the pixels it pools, at every level; empty: the average (Eq. 6)."""
+    high_pools: tuple[HighPool, ...] = ()
+    """iU-Net: what the high-frequency mixer's second branch takes of 3x3 pixels, at every level; none: the branch is pointwise;
+    empty: the maximum (Eq. 5)."""
+    time_conditioning: TimeConditioning = "none"
+    """iU-Net: what the timestep does in iFormer blocks: nothing, as in the paper; shift both norms; or scale and shift them."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused_overrides(self, dump: Callable) -> dict[str, Any]:
+        """Files and ids of experts without overrides are what they were before there were any."""
+        unused = {name for name in OVERRIDES if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in dump(self).items() if name not in unused}
+
+    def mixing(self, network: NetworkConfig, level: int) -> Mixing:
+        """What holds at ``level`` (1 = finest) of the iU-Net."""
+        return Mixing(
+            self.low_channels[level - 1],
+            self.pool_strides[level - 1] if self.pool_strides else network.pool_stride(level),
+            self.low_pools[level - 1] if self.low_pools else "average",
+            self.high_pools[level - 1] if self.high_pools else "max",
+        )
+
+    def canonical(self, network: NetworkConfig) -> "ExpertConfig":
+        """The same expert without overrides that cannot change its network: of a pool that no channel meets or that pools
+        nothing, and such as say what holds anyway. Experts of the same network have equal overrides here."""
+        if not network.splits_channels:
+            return self
+        levels = range(1, network.levels + 1)
+        usual, mixings = [network.pool_stride(level) for level in levels], [self.mixing(network, level) for level in levels]
+        has_high = [mixing.low_channels < width for mixing, width in zip(mixings, network.widths, strict=True)]
+        strides = [own.pool_stride if own.low_channels else stride for own, stride in zip(mixings, usual, strict=True)]
+        low_pools = [own.low_pool if own.low_channels and own.pool_stride > 1 else "average" for own in mixings]
+        high_pools = [own.high_pool if has else "max" for own, has in zip(mixings, has_high, strict=True)]
+        overrides = {
+            "pool_strides": _unless(strides, usual),
+            "low_pools": _unless(low_pools, ["average"] * network.levels),
+            "high_pools": _unless(high_pools, ["max"] * network.levels),
+        }
+        return self.model_copy(update=overrides)
+
+    def network_alone(self, network: NetworkConfig) -> "ExpertConfig":
+        """``canonical``, with interval and p that all experts of the same network share."""
+        return self.canonical(network).model_copy(update={"interval": (0, 1), "p": 1.0})
+
+
+PER_LEVEL = ("pool_strides", "low_pools", "high_pools")
+OVERRIDES = (*PER_LEVEL, "time_conditioning")
+"""Fields of an expert that change the paper's iFormer block."""
+
+
+def _unless(values: list, usual: list) -> tuple:
+    return () if values == usual else tuple(values)
+
+
+def check_expert(expert: ExpertConfig, image: ImageConfig, network: NetworkConfig, field: str) -> None:
+    """Refuse an expert that ``network`` cannot have; ``field`` is what messages call it."""
+    check_split(expert.low_channels, network, f"{field}.low_channels")
+    for name in OVERRIDES:
+        require(
+            network.splits_channels or getattr(expert, name) == ExpertConfig.model_fields[name].default,
+            f"{field}.{name}: only the iU-Net has iFormer blocks; leave it out with network.family {network.family}",
+        )
+    for name in PER_LEVEL:
+        count = len(getattr(expert, name))
+        require(count in (0, network.levels), f"{field}.{name}: needs one for each of {network.levels} levels, not {count}")
+    for level, stride in enumerate(expert.pool_strides, start=1):
+        side = image.size // 2 ** (level - 1)
+        require(
+            side % stride == 0,
+            f"{field}.pool_strides[{level}]: must divide the {side} pixels a side of level {level}, not {stride}",
+        )
 
 
 def check_sizes(image: ImageConfig, network: NetworkConfig) -> None:

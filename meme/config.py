@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from meme.architecture import ExpertConfig, ImageConfig, NetworkConfig, check_sizes, check_split
+from meme.architecture import ExpertConfig, ImageConfig, NetworkConfig, check_expert, check_sizes
 from meme.errors import UserError
 from meme.files import write_text
 from meme.settings import Positive, Probability, Settings, explain, require
@@ -117,7 +117,7 @@ class Config(Settings):
         check_sizes(self.image, self.network)
         _check_intervals(self.experts, self.diffusion.timesteps)
         for number, expert in enumerate(self.experts, start=1):
-            check_split(expert.low_channels, self.network, f"experts[{number}].low_channels")
+            check_expert(expert, self.image, self.network, f"experts[{number}]")
         _check_sampling(self.sampling, self.diffusion.timesteps)
         _check_guidance(self.network, self.training, self.sampling)
         return self
@@ -152,8 +152,9 @@ class Config(Settings):
         return stable_id(content)
 
     def canonical_expert(self, number: int) -> ExpertConfig:
-        """Expert ``number`` less what cannot change its training: p where the interval is all of T, so that both draws agree."""
-        expert = self.expert(number)
+        """Expert ``number`` less what cannot change its training: overrides without effect, and p where the interval is all of T,
+        so that both draws agree."""
+        expert = self.expert(number).canonical(self.network)
         everywhere = expert.interval == (0, self.diffusion.timesteps)
         return expert.model_copy(update={"p": 1.0}) if everywhere else expert
 
@@ -187,6 +188,11 @@ def even_intervals(experts: int, timesteps: int) -> tuple[tuple[int, int], ...]:
     """[0, T) cut into ``experts`` disjoint intervals of equal length (to one step), nearest to the data first."""
     edges = [round(timesteps * number / experts) for number in range(experts + 1)]
     return tuple(itertools.pairwise(edges))
+
+
+def relative_place(position: int, count: int, places: int) -> int:
+    """Index among ``places`` that lies where ``position`` (from 1) lies among ``count``."""
+    return 0 if count == 1 else round((position - 1) * (places - 1) / (count - 1))
 
 
 def split_choices(width: int, head_channels: int) -> tuple[int, ...]:

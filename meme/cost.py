@@ -49,45 +49,53 @@ def ensemble_cost(config: Config) -> Cost:
 
     Classifier-free guidance asks an expert twice a step, which ``macs`` counts.
     """
-    experts = tuple(expert_cost(config.image, config.network, expert.low_channels) for expert in config.experts)
+    experts = tuple(expert_cost(config.image, config.network, expert) for expert in config.experts)
     taken = Counter(expert_at(config, t) for t in sampling_timesteps(config.diffusion, config.sampling))
     macs = sum(experts[number - 1].macs * steps for number, steps in taken.items()) / taken.total()
     return Cost(experts, macs if config.sampling.guidance_scale == 1 else 2 * macs)
 
 
-@lru_cache(maxsize=100_000)
-def expert_cost(image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...]) -> ExpertCost:
+def expert_cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
     """Cost of one expert's network, which its interval and p do not change."""
-    expert, inputs = _on_meta(image, network, low_channels)
-    params = sum(weight.numel() for weight in expert.parameters())
-    return ExpertCost(params, count_macs(expert, inputs), 0 if expert.classes is None else expert.classes.weight.numel())
+    return _cost(image, network, expert.network_alone(network))
+
+
+@lru_cache(maxsize=100_000)
+def _cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
+    denoiser, inputs = _on_meta(image, network, expert)
+    params = sum(weight.numel() for weight in denoiser.parameters())
+    return ExpertCost(params, count_macs(denoiser, inputs), 0 if denoiser.classes is None else denoiser.classes.weight.numel())
+
+
+def paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> int:
+    """MACs as the paper prints them: of three images, by ptflops's count of layers, which leaves latent diffusion's attention
+    out and has that of iFormer blocks."""
+    return _paper_macs(image, network, expert.network_alone(network))
 
 
 @lru_cache(maxsize=1_000)
-def paper_macs(image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...]) -> int:
-    """MACs as the paper prints them: of three images, by ptflops's count of layers, which leaves latent diffusion's attention
-    out and has that of iFormer blocks."""
-    expert, inputs = _on_meta(image, network, low_channels)
+def _paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> int:
+    denoiser, inputs = _on_meta(image, network, expert)
     attention = []
 
     def count_products(qkv: torch.nn.Module, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
         _, tokens, channels = arguments[0].shape
         attention.append(2 * tokens * tokens * channels)
 
-    for layer in expert.modules():
+    for layer in denoiser.modules():
         if isinstance(layer, LowMixer):
             layer.qkv.register_forward_hook(count_products)
-    return PAPER_IMAGES * (_count_layers(expert, inputs) + sum(attention))
+    return PAPER_IMAGES * (_count_layers(denoiser, inputs) + sum(attention))
 
 
-def _on_meta(image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...]) -> tuple[Denoiser, dict]:
+def _on_meta(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> tuple[Denoiser, dict]:
     """A network without memory, and the inputs of one image."""
     with torch.device("meta"):
-        expert = Denoiser(image, network, ExpertConfig(interval=(0, 1), low_channels=low_channels))
+        denoiser = Denoiser(image, network, expert)
         inputs = {"x": torch.empty(1, image.channels, image.size, image.size), "t": torch.empty(1)}
         if network.classes:
             inputs["labels"] = torch.empty(1, dtype=torch.long)
-    return expert, inputs
+    return denoiser, inputs
 
 
 def count_macs(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
