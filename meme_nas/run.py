@@ -28,7 +28,7 @@ from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.study import Study, TrialRecord, recorded_settings, trial_folder
 from meme_nas.summary import Finalist, Summary
 from search_spaces.domain import size
-from search_spaces.splits import SplitSpace
+from search_spaces.space import build_space
 
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
@@ -38,7 +38,7 @@ console = Console(highlight=False, soft_wrap=True)
 def run(settings: SearchSettings) -> Summary:
     """Search until the budget is spent, then leave everything in the study's folder. Run again, it goes on."""
     config = settings.full_config()
-    check_macs_limit(settings.max_macs, SplitSpace(config))
+    check_macs_limit(settings.max_macs, build_space(config, settings.dimensions))
     basis = _basis(settings, config)
     images, space = basis.images, basis.space
     settings = settled(settings, space)
@@ -216,7 +216,8 @@ def retrain_winner(settings: SearchSettings) -> None:
 def describe(settings: SearchSettings) -> None:
     """What ``--dry-run`` prints: the settings in force, the size of the space and the cost of one trial. Trains nothing."""
     config = settings.full_config()
-    proxy, space, cost = settings.as_proxy(config), SplitSpace(config), ensemble_cost(config)
+    proxy, cost = settings.as_proxy(config), ensemble_cost(config)
+    space = build_space(config, settings.dimensions)
     for name, value in {**settings.in_force(), "data": config.data, "study": settings.folder, "budget": settings.budget}.items():
         console.print(f"{name:<16} {value}", markup=False)
     images_trained = proxy.training.steps * proxy.training.batch_size * len(proxy.experts)

@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from meme.config import Config
 from meme.cost import ensemble_cost
@@ -15,7 +16,7 @@ from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.study import Study, TrialRecord, finished_before
 from meme_nas.trial import Outcome, Task
 from search_spaces.domain import Choices, draw, neighbours
-from search_spaces.splits import SplitSpace
+from search_spaces.space import Space, build_space
 
 REPEATS_BEFORE_WALK = 10  # proposals seen before in a row, after which an unseen neighbour is taken instead
 REFUSALS_BEFORE_WALK = 20  # proposals over max_macs in a row, after which a cheaper point is sought directly
@@ -29,7 +30,7 @@ class Search:
 
     def __init__(self, settings: SearchSettings, study: Study):
         self.settings, self.study = settings, study
-        self.space = SplitSpace(settings.as_proxy(settings.full_config()))
+        self.space = build_space(settings.as_proxy(settings.full_config()), settings.dimensions)
         self._proposer = Proposer(self.space.domains, settings.sampler)
         self._distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
         self._yardsticks = [
@@ -129,16 +130,33 @@ class Search:
         return self.space.config(choices, "").architecture_id
 
 
-def check_macs_limit(max_macs: float | None, space: SplitSpace) -> None:
-    """``UserError`` if no candidate can be under the limit. MACs add up over experts and levels, so each is minimised alone."""
+def check_macs_limit(max_macs: float | None, space: Space) -> None:
+    """``UserError`` if no candidate seems to be under the limit: none of those found by descent from several starts."""
     if max_macs is None:
         return
-    least = dict(space.choices(space.base))
-    for name, domain in space.domains.items():
-        if name.endswith(".low"):
-            least[name] = min(domain.values, key=lambda value: _macs(space, least | {name: value}))
-    if _macs(space, least) > max_macs:
-        raise UserError(f"max_macs: no candidate has so few; the smallest of this space has {_macs(space, least):.4g}")
+    least = math.inf
+    for start in _starts(space):
+        for choices in (start, _descended(space, start)):
+            least = min(least, _macs(space, choices))
+            if least <= max_macs:
+                return
+    raise UserError(f"max_macs: no candidate has so few; the smallest of this space has {least:.4g}")
+
+
+def _starts(space: Space) -> Iterator[Choices]:
+    """The hand-made pattern, and its experts at either end of all their domains."""
+    base = space.choices(space.base)
+    own = [name for name in space.domains if name not in space.shared]
+    for end in (None, 0, -1):
+        yield base if end is None else base | {name: space.domains[name].values[end] for name in own}
+
+
+def _descended(space: Space, choices: Choices) -> Choices:
+    """``choices`` with each expert's minimised one at a time. Experts have equal domains; what they share only weighs them."""
+    for number in range(1, len(space.base.experts) + 1):
+        for name, domain in space.experts_domains(number).items():
+            choices = min(({**choices, name: value} for value in domain.values), key=partial(_macs, space))
+    return choices
 
 
 def winner(trials: Iterable[TrialRecord]) -> TrialRecord | None:
@@ -148,7 +166,7 @@ def winner(trials: Iterable[TrialRecord]) -> TrialRecord | None:
     return min((trial for trial in scored if trial.outcome.macs <= limit), key=lambda trial: trial.outcome.fid, default=None)
 
 
-def _macs(space: SplitSpace, choices: Choices) -> float:
+def _macs(space: Space, choices: Choices) -> float:
     return ensemble_cost(space.config(choices, "")).macs
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from meme.config import Config, Settings
 from meme.errors import UserError
 from meme.presets import preset
+from search_spaces.space import PAPER
 
 LEAST_LAG = 2  # so that one worker and two propose the same
 PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
@@ -41,6 +42,9 @@ class SearchSettings(Settings):
     """Training steps an expert in a trial. None: a sixteenth of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
     """Images drawn to score a trial. None: the preset's."""
+    dimensions: tuple[str, ...] = PAPER
+    """What is searched: split and p, which the paper sets by hand; also pool_stride, low_pool, high_pool and time inside the
+    iFormer blocks, experts (their number) and boundaries (of their intervals). See docs/add-a-dimension.md."""
     max_macs: Annotated[float, Field(gt=0.0)] | None = None
     """Refuse, before any training, candidates with more multiply-accumulates per image and step than this, e.g. 4.2e6."""
     sampler: Literal["tpe", "random"] = "tpe"
@@ -114,6 +118,7 @@ class SearchSettings(Settings):
             "samples": self.full_config().evaluation.samples,
             "sampler": self.sampler,
             "proposal_lag": self.proposal_lag or LEAST_LAG,
+            "dimensions": " ".join(sorted(set(self.dimensions))),
             "max_macs": self.max_macs,
             "seed": self.seed,
         }
