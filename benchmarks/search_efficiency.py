@@ -71,6 +71,17 @@ class TableSpace:
     def config(self, choices: Choices, name: str) -> Config:
         return config_of(self.cascade(choices), 0, STEPS[0]).with_(name=name)
 
+    shared = ()
+
+    def experts_domains(self, number: int) -> dict:
+        return {name: domain for name, domain in self.domains.items() if name.startswith(f"expert{number}.")}
+
+    def expert_choices(self, config: Config, number: int) -> Choices:
+        return {name: value for name, value in self.choices(config).items() if name.startswith(f"expert{number}.")}
+
+    def with_expert(self, config: Config, number: int, expert_choices: Choices) -> Config:
+        return self.config(self.choices(config) | expert_choices, config.name)
+
     def cascade(self, choices: Choices) -> tuple[int, ...]:
         parts = ("level1.low", "level2.low", "p")
         return tuple(CANDIDATES.index(tuple(choices[f"expert{number}.{part}"] for part in parts)) for number in EXPERTS)

@@ -50,7 +50,7 @@ def ensemble_cost(config: Config) -> Cost:
 
     Classifier-free guidance asks an expert twice a step, which ``macs`` counts.
     """
-    experts = tuple(expert_cost(config.image, config.network, expert.low_channels) for expert in config.experts)
+    experts = tuple(expert_cost(config.image, config.network, expert) for expert in config.experts)
     return Cost(experts, sum(expert.macs * share for expert, share in zip(experts, step_shares(config), strict=True)))
 
 
@@ -72,12 +72,22 @@ def step_shares(config: Config) -> tuple[float, ...]:
     return tuple(asked * steps / sum(taken) for steps in taken)
 
 
-@lru_cache(maxsize=100_000)
-def expert_cost(image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...]) -> ExpertCost:
+def expert_cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
     """Cost of one expert's network, which its interval and p do not change."""
-    expert, inputs = _on_meta(image, network, low_channels)
-    params = sum(weight.numel() for weight in expert.parameters())
-    return ExpertCost(params, count_macs(expert, inputs), 0 if expert.classes is None else expert.classes.weight.numel())
+    return _cost(image, network, expert.network_alone(network))
+
+
+@lru_cache(maxsize=100_000)
+def _cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
+    denoiser, inputs = _on_meta(image, network, expert)
+    params = sum(weight.numel() for weight in denoiser.parameters())
+    return ExpertCost(params, count_macs(denoiser, inputs), 0 if denoiser.classes is None else denoiser.classes.weight.numel())
+
+
+def paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> int:
+    """MACs as the paper prints them: of three images, by ptflops's count of layers, which leaves latent diffusion's attention
+    out and has that of iFormer blocks."""
+    return _paper_macs(image, network, expert.network_alone(network))
 
 
 def ensemble_latency_ms(config: Config, device: torch.device | str = "cpu", only: int | None = None) -> float:
@@ -85,23 +95,23 @@ def ensemble_latency_ms(config: Config, device: torch.device | str = "cpu", only
 
     Measured on ``device``, the scheduler left out; an architecture is measured once in a process, with initial weights.
     """
-    total, size = len(sampling_timesteps(config.diffusion, config.sampling)), config.sampling.batch_size
-    numbers = range(1, len(config.experts) + 1) if only is None else (only,)
+    total, numbers = len(sampling_timesteps(config.diffusion, config.sampling)), range(1, len(config.experts) + 1)
     return sum(
-        total
-        * step_shares(config)[number - 1]
-        * _latency_ms(config.image, config.network, config.expert(number).low_channels, size, torch.device(device))
-        for number in numbers
+        total * step_shares(config)[number - 1] * _expert_latency_ms(config, number, torch.device(device))
+        for number in (numbers if only is None else (only,))
     )
+
+
+def _expert_latency_ms(config: Config, number: int, device: torch.device) -> float:
+    expert = config.expert(number).network_alone(config.network)
+    return _latency_ms(config.image, config.network, expert, config.sampling.batch_size, device)
 
 
 @lru_cache(maxsize=10_000)
 @torch.inference_mode()
-def _latency_ms(
-    image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...], batch_size: int, device: torch.device
-) -> float:
+def _latency_ms(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig, batch_size: int, device: torch.device) -> float:
     """Of one network for one image in a batch: the quickest of a few passes, as what disturbs them only makes them slower."""
-    expert = Denoiser(image, network, ExpertConfig(interval=(0, 1), low_channels=low_channels)).to(device).eval()
+    denoiser = Denoiser(image, network, expert).to(device, memory_format=torch.channels_last).eval()
     x = torch.zeros(batch_size, image.channels, image.size, image.size, device=device)
     inputs = [x.contiguous(memory_format=torch.channels_last), torch.zeros(batch_size, device=device)]
     inputs += [torch.zeros(batch_size, dtype=torch.long, device=device)] if network.classes else []
@@ -109,7 +119,7 @@ def _latency_ms(
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         for _ in range(LATENCY_PASSES):
             begun = time.perf_counter()
-            expert.to(memory_format=torch.channels_last)(*inputs)
+            denoiser(*inputs)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             took.append(time.perf_counter() - begun)
@@ -117,30 +127,28 @@ def _latency_ms(
 
 
 @lru_cache(maxsize=1_000)
-def paper_macs(image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...]) -> int:
-    """MACs as the paper prints them: of three images, by ptflops's count of layers, which leaves latent diffusion's attention
-    out and has that of iFormer blocks."""
-    expert, inputs = _on_meta(image, network, low_channels)
+def _paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> int:
+    denoiser, inputs = _on_meta(image, network, expert)
     attention = []
 
     def count_products(qkv: torch.nn.Module, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
         _, tokens, channels = arguments[0].shape
         attention.append(2 * tokens * tokens * channels)
 
-    for layer in expert.modules():
+    for layer in denoiser.modules():
         if isinstance(layer, LowMixer):
             layer.qkv.register_forward_hook(count_products)
-    return PAPER_IMAGES * (_count_layers(expert, inputs) + sum(attention))
+    return PAPER_IMAGES * (_count_layers(denoiser, inputs) + sum(attention))
 
 
-def _on_meta(image: ImageConfig, network: NetworkConfig, low_channels: tuple[int, ...]) -> tuple[Denoiser, dict]:
+def _on_meta(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> tuple[Denoiser, dict]:
     """A network without memory, and the inputs of one image."""
     with torch.device("meta"):
-        expert = Denoiser(image, network, ExpertConfig(interval=(0, 1), low_channels=low_channels))
+        denoiser = Denoiser(image, network, expert)
         inputs = {"x": torch.empty(1, image.channels, image.size, image.size), "t": torch.empty(1)}
         if network.classes:
             inputs["labels"] = torch.empty(1, dtype=torch.long)
-    return expert, inputs
+    return denoiser, inputs
 
 
 def count_macs(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:

@@ -38,7 +38,7 @@ def cost_rows(config: Config) -> list[CostRow]:
 
 
 def _row(config: Config, number: int) -> CostRow:
-    architecture = config.image, config.network, config.expert(number).low_channels
+    architecture = config.image, config.network, config.expert(number)
     cost, convention = expert_cost(*architecture), paper_macs(*architecture)
     params = cost.params - cost.class_params
     printed, row = printed_params(config.name, number), PRINTED.get(config.name)

@@ -65,11 +65,12 @@ class Denoiser(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """Layers in turn: residual blocks are also given the time embedding, spatial transformers the class."""
+    """Layers in turn: residual blocks (and iFormer blocks that see it) are also given the time embedding, spatial transformers
+    the class."""
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
         for layer in self:
-            if isinstance(layer, ResidualBlock):
+            if isinstance(layer, ResidualBlock) or (isinstance(layer, IFormerBlock) and layer.sees_time):
                 x = layer(x, embedding)
             elif isinstance(layer, SpatialTransformer):
                 x = layer(x, context)
@@ -148,10 +149,15 @@ def _attention(channels: int, network: NetworkConfig) -> nn.Module:
 
 
 def _iformer(level: int, network: NetworkConfig, expert: ExpertConfig) -> IFormerBlock:
+    mixing = expert.mixing(network, level + 1)
     return IFormerBlock(
         network.widths[level],
-        expert.low_channels[level],
+        mixing.low_channels,
         network.head_channels,
-        network.pool_stride(level + 1),
+        mixing.pool_stride,
         layer_scale=level + 1 in network.layer_scale_levels,
+        low_pool=mixing.low_pool,
+        high_pool=mixing.high_pool,
+        time_conditioning=expert.time_conditioning,
+        embedding=4 * network.channels,
     )

@@ -1,7 +1,8 @@
 """The iFormer block (Si et al. 2022; Eq. 4-8 of the paper): some channels go through convolution, the others through attention.
 
-Shapes: ``B`` batch, ``C`` channels, of which the first ``C_h`` are high and the last ``C_l`` low, ``H W`` space; the mixers work
-on (B, H, W, C), the memory order that linear layers and channels_last convolutions share, so that neither copies.
+Shapes: ``B`` batch, ``C`` channels, of which the first ``C_h`` are high and the last ``C_l`` low, ``H W`` space, ``E`` width of
+the time embedding; the mixers work on (B, H, W, C), the memory order that linear layers and channels_last convolutions share, so
+that neither copies.
 """
 
 import torch
@@ -9,7 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from meme.blocks import self_attention
+from meme.architecture import HighPool, LowPool, TimeConditioning
+from meme.blocks import self_attention, starts_at_zero, unchanged
 
 LAYER_SCALE_START = 1e-6  # as Si et al. 2022
 
@@ -17,33 +19,72 @@ LAYER_SCALE_START = 1e-6  # as Si et al. 2022
 class IFormerBlock(nn.Module):
     """Inception mixer and MLP, both residual: (B, C, H, W) to the same.
 
-    ``low_channels`` (C_l) from 0, all convolution, to ``channels``, all attention, in steps of ``head_channels``.
+    ``low_channels`` (C_l) from 0, all convolution, to ``channels``, all attention, in steps of ``head_channels``. The paper's
+    block is not told the timestep; a conditioned one is, and begins as if it were not.
     """
 
-    def __init__(self, channels: int, low_channels: int, head_channels: int, pool_stride: int, layer_scale: bool):
+    def __init__(
+        self,
+        channels: int,
+        low_channels: int,
+        head_channels: int,
+        pool_stride: int,
+        layer_scale: bool,
+        *,
+        low_pool: LowPool = "average",
+        high_pool: HighPool = "max",
+        time_conditioning: TimeConditioning = "none",
+        embedding: int = 0,
+    ):
         super().__init__()
         self.norm_mixer = nn.LayerNorm(channels)
-        self.mixer = InceptionMixer(channels, low_channels, head_channels, pool_stride)
+        self.mixer = InceptionMixer(channels, low_channels, head_channels, pool_stride, low_pool, high_pool)
         self.norm_mlp = nn.LayerNorm(channels)
         self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
         self.scale_mixer = nn.Parameter(torch.full((channels,), LAYER_SCALE_START)) if layer_scale else None
         self.scale_mlp = nn.Parameter(torch.full((channels,), LAYER_SCALE_START)) if layer_scale else None
+        self.sees_time = time_conditioning != "none"
+        if self.sees_time:
+            self.time_mixer = TimeModulation(channels, embedding, adaptive=time_conditioning == "adaptive-norm")
+            self.time_mlp = TimeModulation(channels, embedding, adaptive=time_conditioning == "adaptive-norm")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """``embedding`` (B, E): of the timestep, needed where the block sees it."""
         x = rearrange(x, "b c h w -> b h w c")
-        x = x + _scaled(self.mixer(self.norm_mixer(x)), self.scale_mixer)
-        x = x + _scaled(self.mlp(self.norm_mlp(x)), self.scale_mlp)
+        normed = self.norm_mixer(x)
+        x = x + _scaled(self.mixer(self.time_mixer(normed, embedding) if self.sees_time else normed), self.scale_mixer)
+        normed = self.norm_mlp(x)
+        x = x + _scaled(self.mlp(self.time_mlp(normed, embedding) if self.sees_time else normed), self.scale_mlp)
         return rearrange(x, "b h w c -> b c h w")
+
+
+class TimeModulation(nn.Module):
+    """Shifts normed channels by the time, as latent diffusion's residual blocks do, or scales and shifts them (``adaptive``:
+    Dhariwal and Nichol 2021; Peebles and Xie 2023): (B, H, W, C) and (B, E) to (B, H, W, C). It begins as the identity."""
+
+    def __init__(self, channels: int, embedding: int, adaptive: bool):
+        super().__init__()
+        self.adaptive = adaptive
+        self.out = starts_at_zero(nn.Linear(embedding, 2 * channels if adaptive else channels))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        time = self.out(F.silu(embedding))[:, None, None]
+        if not self.adaptive:
+            return x + time
+        scale, shift = time.chunk(2, dim=-1)
+        return x * (1 + scale) + shift
 
 
 class InceptionMixer(nn.Module):
     """High and low mixers side by side, then fused: (B, H, W, C) to the same."""
 
-    def __init__(self, channels: int, low_channels: int, head_channels: int, pool_stride: int):
+    def __init__(
+        self, channels: int, low_channels: int, head_channels: int, pool_stride: int, low_pool: LowPool, high_pool: HighPool
+    ):
         super().__init__()
         self.split = [channels - low_channels, low_channels]
-        self.high = HighMixer(channels, self.split[0]) if self.split[0] else None
-        self.low = LowMixer(channels, low_channels, head_channels, pool_stride) if low_channels else None
+        self.high = HighMixer(channels, self.split[0], high_pool) if self.split[0] else None
+        self.low = LowMixer(channels, low_channels, head_channels, pool_stride, low_pool) if low_channels else None
         self.fusion = Fusion(channels, low_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,11 +96,16 @@ class InceptionMixer(nn.Module):
 
 
 class HighMixer(nn.Module):
-    """Convolution on one half of the high channels, max-pooling on the other: (B, H, W, C_h) to twice that."""
+    """Convolution on one half of the high channels, max-pooling on the other: (B, H, W, C_h) to twice that.
 
-    def __init__(self, channels: int, high_channels: int):
+    Another ``pool`` than the paper's takes the average of 3x3 pixels, or none, which leaves a pointwise branch; the weights are
+    the same.
+    """
+
+    def __init__(self, channels: int, high_channels: int, pool: HighPool = "max"):
         super().__init__()
         half, largest = high_channels // 2, channels // 2
+        self.pool = _HIGH_POOLS[pool]
         self.conv_in = nn.Linear(half, high_channels, bias=False)
         self.depthwise = nn.Conv2d(high_channels, high_channels, 3, padding=1, groups=high_channels, bias=False)
         self.pool_out = nn.Linear(half, high_channels)
@@ -74,16 +120,16 @@ class HighMixer(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x_conv, x_pool = x.chunk(2, dim=-1)
         convolved = _spatially(self.depthwise, self.conv_in(x_conv))  # Eq. 4
-        pooled = self.pool_out(_spatially(_max_pool, x_pool))  # Eq. 5
+        pooled = self.pool_out(_spatially(self.pool, x_pool))  # Eq. 5
         return F.gelu(convolved), F.gelu(pooled)
 
 
 class LowMixer(nn.Module):
-    """Average-pool, self-attention, nearest upsampling (Eq. 6): (B, H, W, C_l) to the same."""
+    """Average-pool (or max-pool), self-attention, nearest upsampling (Eq. 6): (B, H, W, C_l) to the same."""
 
-    def __init__(self, channels: int, low_channels: int, head_channels: int, pool_stride: int):
+    def __init__(self, channels: int, low_channels: int, head_channels: int, pool_stride: int, pool: LowPool = "average"):
         super().__init__()
-        self.head_channels, self.pool_stride = head_channels, pool_stride
+        self.head_channels, self.pool_stride, self.pool = head_channels, pool_stride, _LOW_POOLS[pool]
         self.qkv = nn.Linear(low_channels, 3 * low_channels)
         rows = torch.cat([part * channels + torch.arange(channels - low_channels, channels) for part in range(3)])
         _slice_of(
@@ -95,7 +141,7 @@ class LowMixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         stride = self.pool_stride
         if stride > 1:
-            x = _spatially(lambda image: F.avg_pool2d(image, stride), x)
+            x = _spatially(lambda image: self.pool(image, stride), x)
         attended = self_attention(self.qkv(rearrange(x, "b h w c -> b (h w) c")), self.head_channels)
         attended = rearrange(attended, "b (h w) c -> b h w c", h=x.shape[1])
         if stride > 1:
@@ -129,6 +175,14 @@ def _spatially(operation, x: Tensor) -> Tensor:
 
 def _max_pool(x: Tensor) -> Tensor:
     return F.max_pool2d(x, 3, stride=1, padding=1)
+
+
+def _average_pool(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)  # or the borders would darken
+
+
+_HIGH_POOLS = {"max": _max_pool, "average": _average_pool, "none": unchanged}
+_LOW_POOLS = {"average": F.avg_pool2d, "max": F.max_pool2d}
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:

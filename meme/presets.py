@@ -15,6 +15,7 @@ from meme.config import (
     SamplingConfig,
     TrainingConfig,
     even_intervals,
+    relative_place,
 )
 from meme.errors import UserError
 
@@ -223,12 +224,7 @@ def experts_of(network: NetworkConfig, probabilities: tuple[float, ...], timeste
 def hand_made_split(network: NetworkConfig, number: int, count: int) -> tuple[int, ...]:
     """C_l at every level of expert ``number`` of ``count``: the paper's shares, carried over to other numbers of experts and
     levels by relative place, and rounded to whole heads. The paper's own sizes give the paper's own splits."""
-    row = PAPER_SHARES[_relative_place(number, count, len(PAPER_SHARES))]
-    shares = [row[_relative_place(level, network.levels, len(row))] for level in range(1, network.levels + 1)]
+    row = PAPER_SHARES[relative_place(number, count, len(PAPER_SHARES))]
+    shares = [row[relative_place(level, network.levels, len(row))] for level in range(1, network.levels + 1)]
     heads = [math.floor(share * width / network.head_channels + 0.5) for share, width in zip(shares, network.widths, strict=True)]
     return tuple(number_of_heads * network.head_channels for number_of_heads in heads)
-
-
-def _relative_place(position: int, count: int, places: int) -> int:
-    """Index among ``places`` that lies where ``position`` (from 1) lies among ``count``."""
-    return 0 if count == 1 else round((position - 1) * (places - 1) / (count - 1))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from meme.architecture import OVERRIDES
 from meme.checkpoint import load_tensors, read_header, save_tensors
 from meme.config import Config, stable_id
 from meme.data import TrainingData, batch_indices
@@ -247,7 +248,11 @@ def _averaging(decay: float) -> Callable:
 
 
 def _architecture(config: Config, number: int) -> str:
-    return stable_id([config.image.model_dump(), config.network.model_dump(), list(config.expert(number).low_channels)])
+    """Of what an expert's file must fit. Overrides count only where there are any, or files from before them would not fit."""
+    expert = config.canonical_expert(number)
+    overrides = expert.model_dump(include=set(OVERRIDES))
+    content = [config.image.model_dump(), config.network.model_dump(), list(expert.low_channels)]
+    return stable_id([*content, overrides] if overrides else content)
 
 
 def training_id(config: Config, number: int, data: TrainingData) -> str:

@@ -3,6 +3,8 @@
 Shapes: ``K`` kinds of cost, ``M`` candidates.
 """
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,16 +14,15 @@ from meme.errors import UserError
 from meme.pipeline import pick_device
 from meme_nas.settings import SearchSettings
 from search_spaces.domain import Choices
-from search_spaces.splits import SplitSpace
+from search_spaces.space import Space
 
 Array = NDArray[np.float64]
-_SWEEPS = 3  # over the choices of one expert, in search of its cheapest
 
 
 class Costs:
     """The kinds of cost that ``settings`` minimise or limit, over ``space``."""
 
-    def __init__(self, settings: SearchSettings, space: SplitSpace):
+    def __init__(self, settings: SearchSettings, space: Space):
         self.settings, self.space = settings, space
         self.kinds = tuple(name for name in ("macs", "params", "latency_ms") if name in {*settings.objectives, *settings.limits})
         self.limits = np.array([settings.limits.get(kind, np.inf) for kind in self.kinds])
@@ -54,39 +55,39 @@ class Costs:
         """Whether expert ``number`` of ``config`` is within the limits beside the cheapest other experts."""
         if not self.settings.limits:
             return True
-        others = [cost for place, cost in enumerate(self._least(), start=1) if place != number]
+        others = [cost for place, cost in enumerate(self._least, start=1) if place != number]
         return bool((self.of(config, number) + sum(others) <= self.limits).all())
 
     def check(self) -> None:
         """``UserError`` if a limit is below what the cheapest candidate costs."""
         if not self.settings.limits:
             return
-        for kind, cost, limit in zip(self.kinds, sum(self._least()), self.limits, strict=True):
-            if cost > limit:
+        for kind, cost, limit in zip(self.kinds, sum(self._least), self.limits, strict=True):
+            fewer_experts = kind == "params" and "experts" in self.space.shared  # may have fewer than all of these
+            if cost > limit and not fewer_experts:
                 raise UserError(f"max_{kind}: no candidate has so few; the smallest of this space has {cost:.4g}")
 
+    @cached_property
     def _least(self) -> list[Array]:
-        """(K,) for every expert: the least of each kind, each choice minimised with the others held."""
-        if not hasattr(self, "_least_found"):
-            count = len(self.space.base.experts)
-            self._least_found = [self._least_of(number) for number in range(1, count + 1)]
-        return self._least_found
+        """(K,) for every expert of the base: the least of each kind that descent finds, from the base and both ends of all
+        choices."""
+        count = len(self.space.base.experts)
+        return [self._least_of(number) for number in range(1, count + 1)]
 
     def _least_of(self, number: int) -> Array:
-        start = self.space.choices(self.space.base)
-        return np.array([self._minimised(start, number, kind) for kind in range(len(self.kinds))])
+        domains = self.space.experts_domains(number)
+        starts = [self.space.expert_choices(self.space.base, number)]
+        starts += [{name: domain.values[end] for name, domain in domains.items()} for end in (0, -1)]
+        return np.array([min(self._descended(start, number, kind) for start in starts) for kind in range(len(self.kinds))])
 
-    def _minimised(self, choices: Choices, number: int, kind: int) -> float:
+    def _descended(self, choices: Choices, number: int, kind: int) -> float:
+        """The cost of one kind when each choice of an expert is minimised in turn, the others held."""
+
         def cost(point: Choices) -> float:
-            return float(self.of(self.space.config(point, ""), number)[kind])
+            return float(self.of(self.space.with_expert(self.space.base, number, point), number)[kind])
 
-        own = {name: domain for name, domain in self.space.domains.items() if name.startswith(f"expert{number}.")}
-        for _ in range(_SWEEPS):
-            before = cost(choices)
-            for name, domain in own.items():
-                choices = min((choices | {name: value} for value in domain.values), key=cost)
-            if cost(choices) == before:
-                break
+        for name, domain in self.space.experts_domains(number).items():
+            choices = min((choices | {name: value} for value in domain.values), key=cost)
         return cost(choices)
 
 

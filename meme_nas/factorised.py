@@ -14,6 +14,7 @@ from functools import cache
 import numpy as np
 
 from meme.config import Config
+from meme.errors import UserError
 from meme.seeding import derive_seed
 from meme_nas.assembly import Assembly, Cascade
 from meme_nas.proposals import Proposer
@@ -37,8 +38,11 @@ class Factorised(Strategy):
 
     def __init__(self, settings: SearchSettings, study: Study, **replaced):
         super().__init__(settings, study, **replaced)
+        if self.space.shared:
+            shared = ", ".join(self.space.shared)
+            raise UserError(f"strategy: factorised searches expert by expert, and {shared} belong to all of them; give joint")
         self.numbers = range(1, len(self.space.base.experts) + 1)
-        self._own = {n: {k: d for k, d in self.space.domains.items() if k.startswith(f"expert{n}.")} for n in self.numbers}
+        self._own = {n: self.space.experts_domains(n) for n in self.numbers}
         self._proposers = {
             n: Proposer(self._own[n], "tpe" if settings.proposer == "model" else settings.proposer) for n in self.numbers
         }
@@ -252,7 +256,7 @@ class Factorised(Strategy):
 
     def _with(self, candidates: dict[int, Choices], name: str) -> Config:
         """The hand-made pattern with some experts' choices replaced."""
-        choices = self.space.choices(self.space.base)
-        for own in candidates.values():
-            choices = choices | own
-        return self.space.config(choices, name)
+        config = self.space.base
+        for number, own in candidates.items():
+            config = self.space.with_expert(config, number, own)
+        return config.with_(name=name)

@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,7 @@ def _bars(importance: dict[str, float]) -> list[dict]:
 
 def _choice_name(name: str) -> str:
     """``expert2.level1.low`` as a person says it; other names as they are."""
-    parts = name.replace("expert", "expert ").replace("level", "level ").split(".")
+    parts = re.sub(r"(expert|level|interval)(\d)", r"\1 \2", name).replace("_", " ").split(".")
     return ", ".join("split" if part == "low" else part for part in parts)
 
 

@@ -4,6 +4,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
+from meme.architecture import OVERRIDES, ExpertConfig
+from meme.config import even_intervals
 from meme_nas.summary import Summary
 from meme_nas.trial_log import TrialRecord
 
@@ -150,11 +152,24 @@ def duration(seconds: float | None) -> str:
 
 
 def splits_text(trial: TrialRecord) -> str:
-    """``8·16@0.8  16·24@0.4``: C_l at every level, finest first, at p_n; one group an expert."""
-    experts = trial.config.experts
-    if not trial.config.network.splits_channels:
+    """``8·16@0.8  16·24@0.4``: C_l at every level, finest first, at p_n; one group an expert.
+
+    In brackets, what else makes an expert: its interval where intervals are uneven, and how it differs from the paper's block.
+    """
+    config = trial.config
+    if not config.network.splits_channels:
         return "no splits (LDM U-Net)"
-    return "  ".join(f"{'·'.join(map(str, expert.low_channels))}@{expert.p:g}" for expert in experts)
+    even = [expert.interval for expert in config.experts] == list(even_intervals(len(config.experts), config.diffusion.timesteps))
+    return "  ".join(
+        f"{'·'.join(map(str, expert.low_channels))}@{expert.p:g}{_beyond_the_split(expert, even)}" for expert in config.experts
+    )
+
+
+def _beyond_the_split(expert: ExpertConfig, even: bool) -> str:
+    details = [] if even else [f"t {expert.interval[0]}-{expert.interval[1] - 1}"]
+    for name, value in expert.model_dump(include=set(OVERRIDES)).items():
+        details.append(f"{name} {'·'.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return f" ({', '.join(details)})" if details else ""
 
 
 def _no_winner(summary: Summary) -> str:

@@ -34,7 +34,7 @@ from meme_nas.study import Study, recorded_settings, trial_folder
 from meme_nas.summary import Finalist, Summary
 from meme_nas.trial_log import TrialRecord
 from search_spaces.domain import size
-from search_spaces.splits import SplitSpace
+from search_spaces.space import build_space
 
 STRATEGIES: dict[str, type[Strategy]] = {"factorised": Factorised, "joint": Joint}
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
@@ -45,7 +45,7 @@ console = Console(highlight=False, soft_wrap=True)
 def run(settings: SearchSettings) -> Summary:
     """Search until the budget is spent, then leave everything in the study's folder. Run again, it goes on."""
     config = settings.full_config()
-    Costs(settings, SplitSpace(config)).check()
+    Costs(settings, build_space(config, settings.dimensions)).check()
     basis = _basis(settings, config)
     images, space = basis.images, basis.space
     settings = settled(settings, space)
@@ -53,7 +53,7 @@ def run(settings: SearchSettings) -> Summary:
     ExpertBank(bank_of(settings), basis.data, basis.held_out)  # one of other data is refused before anything runs
     study = Study(settings.folder, settings.in_force() | scored_on, settings.objectives)
     try:
-        search = STRATEGIES[settings.strategy](settings, study)
+        search = STRATEGIES[settings.strategy_name](settings, study)
         _search(settings, search)
         summary = _finish(settings, search, images, space)
     finally:
@@ -239,7 +239,8 @@ def retrain_winner(settings: SearchSettings) -> None:
 def describe(settings: SearchSettings) -> None:
     """What ``--dry-run`` prints: the settings in force, the size of the space and the cost of one trial. Trains nothing."""
     config = settings.full_config()
-    proxy, space, cost = settings.as_proxy(config), SplitSpace(config), ensemble_cost(config)
+    proxy, cost = settings.as_proxy(config), ensemble_cost(config)
+    space = build_space(config, settings.dimensions)
     for name, value in {**settings.in_force(), "data": config.data, "study": settings.folder, "budget": settings.budget}.items():
         console.print(f"{name:<16} {value}", markup=False)
     images_trained = proxy.training.steps * proxy.training.batch_size * len(proxy.experts)

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from meme.config import Config, Settings
 from meme.errors import UserError
 from meme.presets import preset
+from search_spaces.space import PAPER
 
 Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
 QUALITIES = ("fid", "kid")
@@ -22,9 +23,9 @@ class SearchSettings(Settings):
     budget: Annotated[int, Field(ge=1)] = 50
     """Trainings of a whole ensemble at proxy length, yardsticks included, that the search may spend: with N experts, N times as
     many trainings of one expert. Running the same command again with a larger budget continues the search."""
-    strategy: Literal["factorised", "joint"] = "factorised"
+    strategy: Literal["factorised", "joint"] | None = None
     """factorised: propose and train candidates for every expert, and look for the best cascade of those in the bank. joint: a
-    trial is a whole configuration."""
+    trial is a whole configuration. None: factorised, but where dimensions belong to all experts at once joint."""
     data: str | None = None
     """Images to train on: digits (embedded), or the path of a folder or zip. None: what the preset names."""
     preset: str | None = None
@@ -57,6 +58,9 @@ class SearchSettings(Settings):
     """Size the bank may have; beyond it the least recently used experts are deleted. None: no limit."""
     objectives: tuple[Objective, ...] = ("fid", "macs")
     """What is minimised: fid or kid first, then any of macs, params and latency_ms."""
+    dimensions: tuple[str, ...] = PAPER
+    """What is searched: split and p, which the paper sets by hand; also pool_stride, low_pool, high_pool and time inside the
+    iFormer blocks, experts (their number) and boundaries (of their intervals). See docs/add-a-dimension.md."""
     max_macs: Annotated[float, Field(gt=0.0)] | None = None
     """Refuse, before any training, candidates with more multiply-accumulates per image and step than this, e.g. 4.2e6."""
     max_params: Annotated[float, Field(gt=0.0)] | None = None
@@ -88,7 +92,7 @@ class SearchSettings(Settings):
     def _fits_together(self):
         if self.workers and self.proposal_lag and self.workers > self.proposal_lag:
             raise UserError(f"workers: at most proposal_lag {self.proposal_lag}, not {self.workers}: the others would only wait")
-        if self.sampler == "model" and self.strategy == "joint":
+        if self.sampler == "model" and self.strategy_name == "joint":
             raise UserError("sampler: model needs strategy factorised; allowed with joint are tpe, nsga2 and random")
         first, rest = self.objectives[:1], self.objectives[1:]
         if not set(first) & set(QUALITIES) or set(rest) & set(QUALITIES) or len(set(rest)) < len(rest):
@@ -98,9 +102,15 @@ class SearchSettings(Settings):
         return self
 
     @property
+    def strategy_name(self) -> str:
+        """The strategy in force."""
+        shared = {"experts", "boundaries"} & set(self.dimensions)
+        return self.strategy or ("joint" if shared else "factorised")
+
+    @property
     def proposer(self) -> str:
         """The sampler in force."""
-        return self.sampler or ("model" if self.strategy == "factorised" else "tpe")
+        return self.sampler or ("model" if self.strategy_name == "factorised" else "tpe")
 
     @property
     def limits(self) -> dict[str, float]:
@@ -153,12 +163,13 @@ class SearchSettings(Settings):
             "image_size": self.full_config().image.size,
             "proxy_steps": self.steps_of_a_proxy(self.full_config()),
             "samples": self.full_config().evaluation.samples,
-            "strategy": self.strategy,
+            "strategy": self.strategy_name,
             "sampler": self.proposer,
             "training_seeds": self.training_seeds,
-            "cascades_per_candidate": self.cascades_per_candidate if self.strategy == "factorised" else None,
+            "cascades_per_candidate": self.cascades_per_candidate if self.strategy_name == "factorised" else None,
             "objectives": " ".join(self.objectives),
             "proposal_lag": self.proposal_lag or LEAST_LAG,
+            "dimensions": " ".join(sorted(set(self.dimensions))),
             "max_macs": self.max_macs,
             "max_params": self.max_params,
             "max_latency_ms": self.max_latency_ms,

@@ -14,7 +14,7 @@ from meme_nas.study import Study, read_trials
 from meme_nas.trial import Outcome, Task
 from meme_nas.trial_log import TrialRecord
 from search_spaces.domain import Choices
-from search_spaces.splits import SplitSpace
+from search_spaces.space import Space, build_space
 
 
 class Strategy:
@@ -30,12 +30,12 @@ class Strategy:
         self,
         settings: SearchSettings,
         study: Study,
-        space: SplitSpace | None = None,
+        space: Space | None = None,
         yardsticks: Sequence[tuple[str, Config]] | None = None,
     ):
         """``space`` and ``yardsticks`` (kind and config) take the place of those that the settings name."""
         self.settings, self.study = settings, study
-        self.space = space or SplitSpace(settings.as_proxy(settings.full_config()))
+        self.space = space or build_space(settings.as_proxy(settings.full_config()), settings.dimensions)
         self.costs = Costs(settings, self.space)
         self.yardsticks = _yardsticks_of(settings) if yardsticks is None else list(yardsticks)
         self._distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
@@ -106,7 +106,7 @@ def _yardsticks_of(settings: SearchSettings) -> list[tuple[str, Config]]:
     return [(kind, settings.as_proxy(settings.applied_to(config))) for kind, config in named.items()]
 
 
-def _front_of(folder: Path, space: SplitSpace) -> list[Choices]:
+def _front_of(folder: Path, space: Space) -> list[Choices]:
     """The choices of an earlier study's Pareto front, as far as this space has them."""
     from meme_nas.pareto import front
 

@@ -71,6 +71,19 @@ def test_the_same_command_goes_on(study, capsys):
     assert len(read_trials(study)) == 5
 
 
+def test_a_search_over_every_dimension_leaves_configs_that_meme_alone_loads(tmp_path, study):
+    names = ["split", "p", "pool_stride", "low_pool", "high_pool", "time", "experts", "boundaries"]
+    run_search.main(["--budget", "4", "--study", str(tmp_path), *SMALL, "--dimensions", *names])
+    trial = read_trials(tmp_path)[3]
+    assert (trial.kind, trial.state) == ("candidate", "complete")
+    assert {"experts", "interval8.length", "expert8.level2.high_pool", "expert1.time"} <= set(trial.choices)
+    assert len(trial.config.experts) == trial.choices["experts"]
+    assert Config.load(tmp_path / "trials" / "003" / "config.yaml") == trial.config
+    for exported in (tmp_path / "front").glob("*.yaml"):
+        assert Config.load(exported).training.steps > trial.config.training.steps
+    assert "time_conditioning" in (tmp_path / "report.html").read_text()
+
+
 def test_other_settings_are_refused(study, capsys):
     with pytest.raises(SystemExit) as stop:
         run_search.main(["--budget", "6", "--study", str(study), *SMALL, "--seed", "3"])

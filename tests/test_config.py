@@ -63,6 +63,27 @@ WRONG = {
     "split below zero": ({"experts": [ALL_OF_T | {"low_channels": (8, -8)}]}, "experts[1].low_channels[2]", "equal to 0, not -8"),
     "too few levels": ({"experts": [ALL_OF_T | {"low_channels": (8,)}]}, "experts[1].low_channels", "each of 2 levels, not 1"),
     "split outside the iU-Net": ({"network": {"family": "ldm"}}, "experts[1].low_channels", "only the iU-Net splits"),
+    "override outside the iU-Net": (
+        {"network": {"family": "ldm"}, "experts": [{"interval": (0, 1000), "time_conditioning": "additive"}]},
+        "experts[1].time_conditioning",
+        "only the iU-Net has iFormer blocks; leave it out with network.family ldm",
+    ),
+    "pools of too few levels": ({"experts": [ALL_OF_T | {"low_pools": ("max",)}]}, "experts[1].low_pools", "each of 2 levels"),
+    "unknown pool": (
+        {"experts": [ALL_OF_T | {"low_pools": ("max", "min")}]},
+        "experts[1].low_pools[2]",
+        "'average' or 'max', not 'min'",
+    ),
+    "unknown conditioning": (
+        {"experts": [ALL_OF_T | {"time_conditioning": "gated"}]},
+        "experts[1].time_conditioning",
+        "'none', 'additive' or 'adaptive-norm', not 'gated'",
+    ),
+    "expert's pools that do not fit": (
+        {"experts": [ALL_OF_T | {"pool_strides": (2, 3)}]},
+        "experts[1].pool_strides[2]",
+        "must divide the 4 pixels a side of level 2, not 3",
+    ),
     "p above 1": ({"experts": [ALL_OF_T | {"p": 1.1}]}, "experts[1].p", "less than or equal to 1, not 1.1"),
     "p below 0": ({"experts": [ALL_OF_T | {"p": -0.1}]}, "experts[1].p", "greater than or equal to 0, not -0.1"),
     "p not a number": ({"experts": [ALL_OF_T | {"p": float("nan")}]}, "experts[1].p", "not nan"),
@@ -201,6 +222,12 @@ MATTERS = [
     {"training": {"p2_gamma": 1.0, "p2_k": 2.0}},
     changed_first_expert(p=0.5),
     changed_first_expert(low_channels=(0, 0)),
+    changed_first_expert(pool_strides=(4, 1)),
+    changed_first_expert(low_pools=("max", "average")),
+    changed_first_expert(high_pools=("max", "average")),
+    changed_first_expert(high_pools=("max", "none")),
+    changed_first_expert(time_conditioning="additive"),
+    changed_first_expert(time_conditioning="adaptive-norm"),
     {"experts": [ALL_OF_T]},
     {"diffusion": {"schedule": "linear"}},
     {"diffusion": {"beta_start": 0.001}},
@@ -230,6 +257,40 @@ def test_the_architecture_id_ignores_p_only_where_the_interval_is_all_of_t():
     halves = [BASE.with_(experts=[each | {"p": p} for each in experts_at((0, 500), (500, 1000))]) for p in (0.1, 1.0)]
     assert alone[0] == alone[1]
     assert halves[0].architecture_id != halves[1].architecture_id
+
+
+WITHOUT_EFFECT = {
+    "what holds anyway": {
+        "pool_strides": (2, 1),
+        "low_pools": ("average", "average"),
+        "high_pools": ("max", "max"),
+        "time_conditioning": "none",
+    },
+    "a low pool that pools nothing": {"low_pools": ("average", "max")},
+    "a low pool at stride 1": {"low_channels": (8, 0), "pool_strides": (1, 1), "low_pools": ("max", "average")},
+    "a stride no channel meets": {"low_channels": (8, 0), "pool_strides": (2, 4)},
+    "a low pool no channel meets": {"low_channels": (8, 0), "pool_strides": (2, 2), "low_pools": ("average", "max")},
+    "a high pool no channel meets": {"low_channels": (8, 32), "high_pools": ("max", "none")},
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_EFFECT)
+def test_an_override_without_effect_is_no_other_architecture(case):
+    overridden = BASE.with_(**changed_first_expert(**WITHOUT_EFFECT[case]))
+    kept = {name: value for name, value in WITHOUT_EFFECT[case].items() if name == "low_channels"}
+    kept |= {"pool_strides": (1, 1)} if case == "a low pool at stride 1" else {}
+    plain = BASE.with_(**changed_first_expert(**kept))
+    assert overridden.architecture_id == plain.architecture_id
+    assert overridden.canonical_expert(1) == plain.canonical_expert(1)
+
+
+def test_an_override_at_its_default_is_not_written(tmp_path):
+    overrides = {"pool_strides", "low_pools", "high_pools", "time_conditioning"}
+    assert not overrides & set(BASE.experts[0].model_dump())
+    changed = BASE.with_(**changed_first_expert(low_pools=("max", "average"), time_conditioning="additive"))
+    assert overrides & set(changed.experts[0].model_dump()) == {"low_pools", "time_conditioning"}
+    changed.save(tmp_path / "config.yaml")
+    assert Config.load(tmp_path / "config.yaml") == changed
 
 
 def test_with_merges_a_section_and_leaves_the_original_alone():

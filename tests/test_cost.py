@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from meme.__main__ import main
 from meme.blocks import AttentionBlock
-from meme.config import split_choices
+from meme.config import ExpertConfig, split_choices
 from meme.cost import count_macs, ensemble_cost, expert_cost, paper_macs
 from meme.cost_table import cost_rows
 from meme.denoiser import build_expert
@@ -21,6 +21,10 @@ from meme.presets import preset
 
 BASE = preset("digits-meme")  # widths 16 and 32, heads of 8, pool strides 2 and 1 at 8 and 4 pixels
 SPLITS = st.tuples(*(st.sampled_from(split_choices(width, 8)) for width in BASE.network.widths))
+
+
+def expert_of(low_channels: tuple[int, ...], **overrides) -> ExpertConfig:
+    return ExpertConfig(interval=(0, 1000), low_channels=low_channels, **overrides)
 
 
 def attention_macs(tokens: int, channels: int) -> int:
@@ -73,12 +77,44 @@ def test_an_iformer_blocks_count_is_its_formula_but_for_one_bias(low, stride, si
 @settings(deadline=None, max_examples=15)
 @given(SPLITS, SPLITS)
 def test_two_splits_differ_in_cost_as_the_formula_predicts(split, other):
-    one, two = (expert_cost(BASE.image, BASE.network, each).macs for each in (split, other))
+    one, two = (expert_cost(BASE.image, BASE.network, expert_of(each)).macs for each in (split, other))
     predicted, slack = 0, 0
     for (width, pixels, stride), low, other_low in zip([(16, 64, 2), (32, 16, 1)], split, other, strict=True):
         predicted += iformer_macs(width, low, pixels, stride) - iformer_macs(width, other_low, pixels, stride)
         slack += qkv_bias_terms(max(low, other_low), pixels, stride)
     assert abs(one - two - predicted) <= slack
+
+
+OVERRIDES = {
+    "pool_strides": st.tuples(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4])),
+    "low_pools": st.tuples(*[st.sampled_from(["average", "max"])] * 2),
+    "high_pools": st.tuples(*[st.sampled_from(["max", "average", "none"])] * 2),
+    "time_conditioning": st.sampled_from(["none", "additive", "adaptive-norm"]),
+}
+
+
+@settings(deadline=None, max_examples=30)
+@given(SPLITS, st.fixed_dictionaries({}, optional=OVERRIDES))
+def test_overrides_cost_what_the_formula_predicts(split, overrides):
+    found, usual = (expert_cost(BASE.image, BASE.network, expert_of(split, **each)) for each in (overrides, {}))
+    predicted, slack, weights = 0, 0, 0
+    signals = {"none": 0, "additive": 1, "adaptive-norm": 2}[overrides.get("time_conditioning", "none")]
+    strides = overrides.get("pool_strides", (2, 1))
+    for low, width, pixels, paper, stride in zip(split, (16, 32), (64, 16), (2, 1), strides, strict=True):
+        predicted += iformer_macs(width, low, pixels, stride) - iformer_macs(width, low, pixels, paper)
+        slack += max(qkv_bias_terms(low, pixels, each) for each in (stride, paper))
+        slack += pixels * (width - low) * ("none" in overrides.get("high_pools", ()))  # the pointwise branch's bias, likewise
+        weights += 2 * (4 * 16 + 1) * signals * width  # a linear layer and its bias before the mixer and before the MLP
+    assert abs(found.macs - usual.macs - predicted - weights) <= slack
+    assert found.params - usual.params == weights
+
+
+def test_overrides_are_seen_by_an_ensembles_cost():
+    first, *others = [expert.model_dump() for expert in BASE.experts]
+    changed = BASE.with_(experts=[first | {"time_conditioning": "adaptive-norm"}, *others])
+    costs, usual = ensemble_cost(changed).experts, ensemble_cost(BASE).experts
+    assert costs[0].macs > usual[0].macs
+    assert costs[1:] == usual[1:]
 
 
 GOLDEN = {
@@ -180,8 +216,8 @@ def test_the_papers_convention_leaves_latent_diffusions_attention_out():
     config = preset("ffhq-ldm-s")
     places = [(1024, 256, 5), (256, 384, 5), (64, 512, 6)]  # tokens, channels, blocks of encoder, middle and decoder
     attention = sum(blocks * attention_macs(tokens, channels) for tokens, channels, blocks in places)
-    layers = paper_macs(config.image, config.network, ()) / 3
-    assert expert_cost(config.image, config.network, ()).macs - layers == pytest.approx(attention, rel=0.02)
+    layers = paper_macs(config.image, config.network, config.expert(1)) / 3
+    assert expert_cost(config.image, config.network, config.expert(1)).macs - layers == pytest.approx(attention, rel=0.02)
 
 
 def test_the_papers_convention_counts_the_attention_of_iformer_blocks():
@@ -191,7 +227,9 @@ def test_the_papers_convention_counts_the_attention_of_iformer_blocks():
         blocks * (iformer_macs(width, width, pixels, stride) - iformer_macs(width, 0, pixels, stride))
         for width, pixels, stride, blocks in places
     )
-    all_low, all_high = (paper_macs(config.image, config.network, split) for split in (config.network.widths, (0, 0, 0, 0)))
+    all_low, all_high = (
+        paper_macs(config.image, config.network, expert_of(split)) for split in (config.network.widths, (0,) * 4)
+    )
     assert (all_low - all_high) / 3 == pytest.approx(difference, rel=0.02)
 
 

@@ -187,6 +187,21 @@ def test_a_warm_start_proposes_the_earlier_front_first(tmp_path):
         assert log[1 : 1 + len(wanted)] == wanted
 
 
+def test_dimensions_that_belong_to_all_experts_need_the_joint_strategy(tmp_path):
+    assert SearchSettings(dimensions=("split", "experts")).strategy_name == "joint"
+    settings = settings_in(tmp_path, dimensions=("split", "experts"), strategy="factorised")
+    with pytest.raises(UserError, match="strategy: factorised searches expert by expert, and experts belong"):
+        Factorised(settings, opened(settings))
+
+
+@pytest.mark.parametrize("dimensions", [("split", "p", "time"), ("pool_stride", "high_pool", "low_pool")])
+def test_other_dimensions_need_no_other_search(tmp_path, dimensions):
+    search = run_through(settings_in(tmp_path, dimensions=dimensions))
+    names = set(search.space.domains)
+    assert all(set(trial.choices) == names for trial in search.study.trials if trial.choices)
+    assert search.done and search.spent[0] == 14 * 4
+
+
 # --- Limits ---------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from meme.presets import experts_of, preset, yardsticks
 from meme_nas.report import write_report
 from meme_nas.report_figures import pareto_figure, progress_figure
 from meme_nas.report_labels import PLOT_SIZE, offsets
-from meme_nas.report_words import NONE, Score, duration, fid_text, notes, quantity, state_line, verdict
+from meme_nas.report_words import NONE, Score, duration, fid_text, notes, quantity, splits_text, state_line, verdict
 from meme_nas.summary import Finalist, Summary
 from meme_nas.trial import Outcome
 from meme_nas.trial_log import TrialRecord
@@ -211,6 +211,23 @@ def test_importance_is_shown_or_its_absence_explained(tmp_path):
     shown = text_of(page_of(searched(importance={"expert2.level1.low": 0.75, "expert2.p": 0.25}), tmp_path))
     assert "expert 2, level 1, split 75.0%" in shown and "expert 2, p 25.0%" in shown
     assert "Not estimated: there are too few complete trials" in text_of(page_of(searched(), tmp_path))
+
+
+def test_what_an_expert_has_beyond_its_split_is_said():
+    first, second, *others = [expert.model_dump() for expert in HAND_MADE.experts]
+    changed = [first | {"time_conditioning": "additive", "low_pools": ("max", "average")}, second, *others]
+    groups = splits_text(trial(3, config=HAND_MADE.with_(experts=changed))).split("  ")
+    assert groups[0] == "8·16@0.8 (low_pools max·average, time_conditioning additive)"
+    assert groups[1] == splits_text(trial(0, "hand-made")).split("  ")[1]
+    moved = [first | {"interval": (0, 100)}, second | {"interval": (100, 500)}, *others]
+    assert splits_text(trial(3, config=HAND_MADE.with_(experts=moved))).startswith("8·16@0.8 (t 0-99)  ")
+
+
+def test_choices_of_any_dimension_are_named_as_a_person_says_them(tmp_path):
+    importance = {"expert2.level1.pool_stride": 0.5, "interval3.length": 0.3, "experts": 0.2}
+    shown = text_of(page_of(searched(importance=importance), tmp_path))
+    assert "expert 2, level 1, pool stride 50.0%" in shown
+    assert "interval 3, length 30.0%" in shown and " experts 20.0%" in shown
 
 
 def one_expert() -> Summary:

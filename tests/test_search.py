@@ -1,6 +1,8 @@
 """Budget, repeats, refusals, yardsticks and the record on disk, without any training."""
 
 import random
+import re
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -20,7 +22,9 @@ from meme_nas.strategy import winner
 from meme_nas.study import JOURNAL, Study, read_trials
 from meme_nas.trial import Outcome
 from meme_nas.trial_log import TrialRecord
+from search_spaces.dimensions import Coarse
 from search_spaces.domain import Choice, Integer, Real, draw, neighbours, size
+from search_spaces.space import build_space
 from search_spaces.splits import SplitSpace
 
 BASE = preset("digits-meme")
@@ -166,6 +170,26 @@ def test_a_limit_nothing_meets_is_refused_at_the_door():
         Costs(SearchSettings(max_macs=1e6), SplitSpace(BASE)).check()
 
 
+def test_the_least_macs_are_found_where_two_choices_must_change_together():
+    """All attention at a large stride costs less than all convolution, but at the base's stride it costs more."""
+    space = build_space(BASE, ("split", "pool_stride", "experts"), Coarse(head_step=2))
+    own = space.experts_domains(1)
+    points = [dict(zip(own, values, strict=True)) for values in product(*(domain.values for domain in own.values()))]
+    alike = [{f"expert{number}{name[7:]}": value for number in range(1, 9) for name, value in point.items()} for point in points]
+    least = min(ensemble_cost(space.config(space.choices(BASE) | choices, "x")).macs for choices in alike)
+    Costs(SearchSettings(max_macs=least), space).check()
+    with pytest.raises(UserError, match=re.escape(f"the smallest of this space has {least:.4g}")):
+        Costs(SearchSettings(max_macs=0.99 * least), space).check()
+
+
+@pytest.mark.parametrize("dimensions", [("boundaries",), ("split", "time", "experts"), ("high_pool", "low_pool", "p")])
+def test_a_search_over_other_dimensions_needs_no_other_search(tmp_path, dimensions):
+    trials = run_through(settings_in(tmp_path, budget=9, dimensions=dimensions)).study.trials
+    names = set(build_space(BASE, dimensions).domains)
+    assert [set(trial.choices) for trial in trials if trial.config.network.splits_channels] == [names] * 7
+    assert len({trial.config.architecture_id for trial in trials}) == 9
+
+
 # The record
 
 
@@ -175,6 +199,13 @@ def test_a_study_made_with_other_settings_is_refused_and_unharmed(tmp_path):
     with pytest.raises(UserError, match="seed: the study in .* was made with 0, not 7"):
         opened(settings_in(tmp_path, seed=7))
     assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_a_study_over_other_dimensions_is_refused_in_whatever_order_they_are_named(tmp_path):
+    run_through(settings_in(tmp_path, budget=4, dimensions=("split", "time")))
+    with pytest.raises(UserError, match="dimensions: the study in .* was made with split time, not p split"):
+        opened(settings_in(tmp_path))
+    opened(settings_in(tmp_path, dimensions=("time", "split"))).close()
 
 
 def test_two_searches_cannot_write_one_study(tmp_path):
