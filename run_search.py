@@ -3,19 +3,30 @@
 import sys
 
 from meme.cli import exits_with_a_sentence, read_settings
+from meme.console import emit, printing
 from meme_nas.run import describe, retrain_winner, run
 from meme_nas.settings import SearchSettings
+from meme_nas.summary import as_record
+
+# Titles under which --help lists options; a setting that stands in none is listed last.
+GROUPS = {
+    "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "seed", "retrain", "dry_run"),
+    "trial": ("proxy_steps", "samples", "features", "inception_weights", "strict"),
+    "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag"),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     with exits_with_a_sentence(SearchSettings):
-        settings = read_settings(SearchSettings, arguments, "run_search.py")
-        if settings.dry_run:
-            describe(settings)
-            return
-        run(settings)
-        if settings.retrain:
-            retrain_winner(settings)
+        settings, output = read_settings(SearchSettings, arguments, "run_search.py", GROUPS)
+        with printing(output):
+            if settings.dry_run:
+                describe(settings)
+                return
+            summary = run(settings)
+            if settings.retrain:
+                retrain_winner(settings)
+            emit(as_record(summary))
 
 
 if __name__ == "__main__":

@@ -1,163 +1,256 @@
-"""``python -m meme train / sample / evaluate / analyze / ablate / cost``."""
+"""``python -m meme train / sample / evaluate / export / data / analyze / ablate / cost``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from meme.cli import exits_with_a_sentence
+from meme.cli import BY_CONFIG, PARSING, POSITIONAL, check_words, exits_with_a_sentence, hint
 from meme.config import Config
+from meme.console import Output, printing
+
+FeatureKind = Literal["auto", "inception", "classifier", "random"]
+Data = Annotated[str | None, hint("PATH", BY_CONFIG)]
+FirstStage = Annotated[str | None, hint("PATH", BY_CONFIG)]
+Features = Annotated[FeatureKind | None, hint("{auto,inception,classifier,random}", BY_CONFIG)]
+Device = Annotated[str, hint("DEVICE")]
+Samples = Annotated[int | None, hint("IMAGES", BY_CONFIG)]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What it runs on."""
+
+    device: Device = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    one_at_a_time: bool = False
+    """Keep one expert in memory, and the states of all images on disk between experts."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What it runs on."""
+
+    device: Device = "auto"
+    """auto (a GPU if there is one), cpu, cuda or cuda:N."""
 
 
 def train(
-    config: Annotated[str, tyro.conf.Positional],
-    data: str | None = None,
-    first_stage: str | None = None,
-    out: Path | None = None,
-    device: str = "auto",
+    config: Annotated[str, POSITIONAL, hint("CONFIG")],
+    data: Data = None,
+    first_stage: FirstStage = None,
+    init_from: Annotated[Path | None, hint("FILE", "(default: fresh weights)")] = None,
+    out: Annotated[Path | None, hint("FOLDER", "(default: the YAML's path without .yaml; of a preset results/NAME-full)")] = None,
     strict: bool = False,
+    machine: Machine = Machine(),
+    output: Output = Output(),  # noqa: B008
 ) -> None:
     """Train every expert of a preset or YAML config; run again, it goes on where it was.
 
+    Example: python -m meme train ffhq-meme --data path/to/ffhq --device cuda
+
     Args:
         config: a preset's name, or a YAML file such as results/digits-meme/winner.yaml.
-        data: digits, or a folder or zip of images. None: what the config names.
-        first_stage: the autoencoder of a latent preset: a folder as diffusers writes it, or a hub name. None: what the config
-            names.
-        out: folder for the trained ensemble. None: beside the YAML and named like it.
-        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        data: digits, or a folder or zip of images, or a folder of Hugging Face datasets.
+        first_stage: the autoencoder of a latent preset: a folder as diffusers writes it, or a hub name.
+        init_from: a published U-Net of latent diffusion or ADM (.safetensors or .ckpt), which every expert starts from where
+            names and shapes agree.
+        out: folder for the trained ensemble.
         strict: refuse a data set with unreadable files instead of skipping them.
     """
     from meme.commands import train_config
 
-    train_config(config, data=data, first_stage=first_stage, out=out, device=device, strict=strict)
+    with printing(output):
+        train_config(
+            config, data=data, first_stage=first_stage, init_from=init_from, out=out, device=machine.device, strict=strict
+        )
 
 
 def sample(
-    folder: Annotated[Path, tyro.conf.Positional],
-    count: int = 64,
+    folder: Annotated[Path, POSITIONAL, hint("FOLDER")],
+    count: Annotated[int, hint("IMAGES")] = 64,
     seed: int = 0,
-    out: Path | None = None,
-    first_stage: str | None = None,
-    one_at_a_time: bool = False,
-    device: str = "auto",
+    out: Annotated[Path | None, hint("FILE", "(default: samples.png in the folder)")] = None,
+    first_stage: FirstStage = None,
+    machine: Resources = Resources(),
+    output: Output = Output(),  # noqa: B008
 ) -> None:
     """Draw images from a trained ensemble into one PNG.
 
+    Example: python -m meme sample results/digits-meme/winner --count 16 --seed 1
+
     Args:
-        folder: a trained ensemble, e.g. results/digits-meme/winner.
+        folder: a trained ensemble.
         count: images to draw.
         seed: of the noise they start from.
-        out: the PNG. None: samples.png in the folder.
+        out: the PNG.
         first_stage: the autoencoder of a latent ensemble, if it is no longer where it was trained.
-        one_at_a_time: keep one expert in memory, and the states of all images on disk between experts.
-        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     from meme.commands import sample_folder
 
-    sample_folder(folder, count=count, seed=seed, out=out, first_stage=first_stage, one_at_a_time=one_at_a_time, device=device)
+    with printing(output):
+        sample_folder(
+            folder,
+            count=count,
+            seed=seed,
+            out=out,
+            first_stage=first_stage,
+            one_at_a_time=machine.one_at_a_time,
+            device=machine.device,
+        )
 
 
 def evaluate(
-    folder: Annotated[Path, tyro.conf.Positional],
-    metrics: tuple[Literal["fid", "sfid", "kid", "inception_score", "precision", "recall"], ...] = (),
-    seeds: int = 3,
-    samples: int | None = None,
-    features: Literal["auto", "inception", "classifier", "random"] | None = None,
-    inception_weights: Path | None = None,
-    first_stage: str | None = None,
-    one_at_a_time: bool = False,
-    device: str = "auto",
+    folder: Annotated[Path, POSITIONAL, hint("FOLDER")],
+    metrics: Annotated[
+        tuple[Literal["fid", "sfid", "kid", "inception_score", "precision", "recall"], ...],
+        hint("{fid,sfid,kid,inception_score,precision,recall}", "(default: all that the feature space offers)"),
+    ] = (),
+    seeds: Annotated[int, hint("SEEDS")] = 3,
+    samples: Samples = None,
+    features: Features = None,
+    inception_weights: Annotated[Path | None, hint("FILE", "(default: that of MEME_INCEPTION, or fetched)")] = None,
+    first_stage: FirstStage = None,
+    machine: Resources = Resources(),
+    output: Output = Output(),  # noqa: B008
 ) -> None:
     """Score a trained ensemble over several sampling seeds: FID and its relatives, MACs, parameters, latency.
 
+    The scores are also left in the folder as evaluation.json, which an export's model card quotes.
+
+    Example: python -m meme evaluate results/digits-meme/winner --metrics fid kid --seeds 5
+
     Args:
-        folder: a trained ensemble, e.g. results/digits-meme/winner.
-        metrics: which of them. None: all that the feature space offers.
+        folder: a trained ensemble.
+        metrics: which of them.
         seeds: how many sampling seeds.
-        samples: images to draw for each; they are not kept. None: as the config says.
-        features: feature space of the metrics. None: as the config says.
+        samples: images to draw for each; they are not kept.
+        features: feature space of the metrics.
         inception_weights: Inception's TorchScript file, for machines with no network.
         first_stage: the autoencoder of a latent ensemble, if it is no longer where it was trained.
-        one_at_a_time: keep one expert in memory, and the states of all images on disk between experts.
-        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     from meme.commands import evaluate_folder
 
-    evaluate_folder(
-        folder,
-        metrics=metrics,
-        seeds=seeds,
-        samples=samples,
-        features=features,
-        inception_weights=inception_weights,
-        first_stage=first_stage,
-        one_at_a_time=one_at_a_time,
-        device=device,
-    )
+    with printing(output):
+        evaluate_folder(
+            folder,
+            metrics=metrics,
+            seeds=seeds,
+            samples=samples,
+            features=features,
+            inception_weights=inception_weights,
+            first_stage=first_stage,
+            one_at_a_time=machine.one_at_a_time,
+            device=machine.device,
+        )
+
+
+def export(
+    folder: Annotated[Path, POSITIONAL, hint("FOLDER")],
+    format: Literal["diffusers"] = "diffusers",
+    out: Annotated[Path | None, hint("FOLDER", "(default: diffusers in the folder)")] = None,
+    license: Annotated[str, hint("NAME")] = "unknown",
+    output: Output = Output(),  # noqa: B008
+) -> None:
+    """Write a trained ensemble as a folder that DiffusionPipeline.from_pretrained opens, with a model card.
+
+    Example: python -m meme export results/digits-meme --license cc-by-4.0
+
+    Args:
+        folder: a trained ensemble; or a study, whose winner is meant: trained in full if it is, else as its trial left it.
+        format: of the export.
+        out: folder to write; an earlier export there is replaced.
+        license: of the weights, for the model card, as Hugging Face names licences.
+    """
+    from meme.commands import export_folder
+
+    del format  # there is one so far, and the parser takes no other
+    with printing(output):
+        export_folder(folder, out=out, licence=license)
+
+
+def data(
+    source: Annotated[str, POSITIONAL, hint("PATH")],
+    output: Output = Output(),  # noqa: B008
+) -> None:
+    """Say what a data set holds: images, sizes, modes, classes, unreadable files; and the command to start with.
+
+    Example: python -m meme data path/to/images
+
+    Args:
+        source: a folder or zip of images (a folder for each class, if there are classes), CIFAR-10's binary version, a folder
+            written by save_to_disk of Hugging Face datasets, parquet files, or digits.
+    """
+    from meme.commands import describe_data
+
+    with printing(output):
+        describe_data(source)
 
 
 def analyze(
-    kind: Annotated[Literal["latents", "features", "experts"], tyro.conf.Positional],
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional],
-    data: str | None = None,
-    images: int = 10_000,
-    timesteps: tuple[int, ...] = (),
-    out: Path | None = None,
+    kind: Annotated[Literal["latents", "features", "experts"], POSITIONAL],
+    sources: Annotated[tuple[str, ...], POSITIONAL, hint("SOURCE")],
+    data: Data = None,
+    images: Annotated[int, hint("IMAGES")] = 10_000,
+    timesteps: Annotated[tuple[int, ...], hint("T", "(default: eleven over all of T; for experts three of every interval)")] = (),
+    out: Annotated[Path | None, hint("FOLDER", "(default: analysis in the trained folder)")] = None,
     seed: int = 0,
-    device: str = "auto",
+    machine: Machine = Machine(),
 ) -> None:
     """Frequency analysis: the paper's Fig. 2 (latents), 3 (features) or 6 (experts), as PNG and CSV.
+
+    Example: python -m meme analyze experts results/digits-meme/winner
 
     Args:
         kind: latents shows x_t by timestep, features every layer by timestep, experts expert against expert.
         sources: for latents a preset, a YAML file or a trained folder; for features a trained folder; for experts one or
             more, side by side.
-        data: digits, or a folder or zip of images. None: what the config names.
+        data: digits, or a folder or zip of images.
         images: how many are averaged over, at most all.
-        timesteps: which t are looked at. Empty: eleven over all of T; for experts three of every interval.
-        out: folder of the files. None: analysis in the trained folder.
+        timesteps: which t are looked at.
+        out: folder of the files.
         seed: of the choice of images and their noise.
-        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
     """
     from meme.commands import analyze_sources
 
-    analyze_sources(kind, sources, data=data, images=images, timesteps=timesteps, out=out, seed=seed, device=device)
+    analyze_sources(kind, sources, data=data, images=images, timesteps=timesteps, out=out, seed=seed, device=machine.device)
 
 
 def ablate(
-    recipe: Annotated[Literal["probabilities", "experts", "assignment", "architecture"], tyro.conf.Positional],
-    family: str = "digits",
-    data: str | None = None,
-    first_stage: str | None = None,
-    steps: int | None = None,
-    seeds: int = 3,
-    sampling_seeds: int = 1,
-    samples: int | None = None,
-    features: Literal["auto", "inception", "classifier", "random"] | None = None,
+    recipe: Annotated[Literal["probabilities", "experts", "assignment", "architecture"], POSITIONAL],
+    family: Annotated[str, hint("NAME")] = "digits",
+    data: Data = None,
+    first_stage: FirstStage = None,
+    steps: Annotated[int | None, hint("STEPS", "(default: the presets')")] = None,
+    seeds: Annotated[int, hint("SEEDS")] = 3,
+    sampling_seeds: Annotated[int, hint("SEEDS")] = 1,
+    samples: Samples = None,
+    features: Features = None,
     equal_total: bool = False,
     all_rows: bool = False,
-    out: Path | None = None,
-    device: str = "auto",
+    out: Annotated[Path | None, hint("FOLDER", "(default: results/ablations/ and the family)")] = None,
+    machine: Machine = Machine(),
 ) -> None:
     """Train the rows of one of the paper's ablations over several seeds; print its table with ours beside it.
 
     Run again, it goes on where it was; rows that recipes share are trained once.
 
+    Example: python -m meme ablate probabilities --family digits --steps 500
+
     Args:
         recipe: probabilities (Table 6), experts (Table 7), assignment (hard against soft) or architecture (Tables 1 and 2).
         family: presets to train: digits, cifar10, ffhq, celebahq or celeba64.
-        data: digits, or a folder or zip of images. None: what the presets name.
-        first_stage: the autoencoder of families that denoise latents: a folder or hub name. None: the presets'.
-        steps: training steps an expert; networks alone get as many times more as in the presets. None: the presets'.
+        data: digits, or a folder or zip of images.
+        first_stage: the autoencoder of families that denoise latents: a folder or hub name.
+        steps: training steps an expert; networks alone get as many times more as in the presets.
         seeds: training seeds; one alone has no spread.
         sampling_seeds: sampling seeds to average over for each training seed.
-        samples: images to draw for each score. None: as the presets say.
-        features: feature space of the FID. None: as the presets say.
+        samples: images to draw for each score.
+        features: feature space of the FID.
         equal_total: recipe experts: all experts together get the steps of four, however many they are.
         all_rows: recipe architecture: also LDM-L and Lite-LDM.
-        out: folder for trainings and tables. None: results/ablations/ and the family.
-        device: auto (a GPU if there is one), cpu, cuda or cuda:N.
+        out: folder for trainings and tables.
     """
     from meme.ablations import Ablation
     from meme.commands import run_ablation
@@ -176,27 +269,36 @@ def ablate(
             equal_total=equal_total,
             all_rows=all_rows,
             out=out,
-            device=device,
+            device=machine.device,
         )
     )
 
 
-def cost(configs: tyro.conf.Positional[list[str]] = [], json: bool = False) -> None:  # noqa: B006
+def cost(
+    configs: Annotated[tuple[str, ...], POSITIONAL, hint("CONFIG", "(default: all presets)")] = (),
+    output: Output = Output(),  # noqa: B008
+) -> None:
     """Parameters and MACs of every expert, beside the paper's figures.
 
+    Example: python -m meme cost ffhq-meme
+
     Args:
-        configs: presets or YAML files. None: all presets.
-        json: print a list of records for programs instead of a table.
+        configs: presets or YAML files.
     """
     from meme.commands import print_costs
 
-    print_costs(configs, as_json=json)
+    with printing(output):
+        print_costs(configs)
+
+
+VERBS = {verb.__name__: verb for verb in (train, sample, evaluate, export, data, analyze, ablate, cost)}
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """The command line of ``python -m meme``; ``arguments`` None: those of the process."""
     with exits_with_a_sentence(Config):
-        verbs = {verb.__name__: verb for verb in (train, sample, evaluate, analyze, ablate, cost)}
-        tyro.extras.subcommand_cli_from_dict(verbs, prog="python -m meme", args=arguments)
+        check_words(VERBS, arguments)
+        tyro.extras.subcommand_cli_from_dict(VERBS, prog="python -m meme", args=arguments, config=PARSING)
 
 
 if __name__ == "__main__":

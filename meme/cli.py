@@ -1,34 +1,120 @@
 """How commands read their settings and how they fail: one sentence, exit status 2, no traceback."""
 
 import dataclasses
+import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from meme.config import explain
+from meme.console import Output
 from meme.errors import UserError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 WRONG_USE, INTERRUPTED = 2, 130
 
+PARSING = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+"""Grouped options are named without their group, and a switch has no --no-switch."""
+POSITIONAL = tyro.conf.Positional
+BY_CONFIG = "(default: as the config says)"
 
-def read_settings(model: type[Settings], arguments: Sequence[str] | None, program: str) -> Settings:
-    """The command line as validated settings: a flag for every field, its documentation as the help.
 
-    The parser fills a plain record, so that it is the model that refuses a value, in its own words.
+def hint(metavar: str, default: str | None = None) -> Any:
+    """How an option's value is called in the help, and what leaving it out means where that is no value."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
+
+
+def read_settings(
+    model: type[Settings],
+    arguments: Sequence[str] | None,
+    program: str,
+    groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> tuple[Settings, Output]:
+    """The command line as validated settings and what to print: a flag for every field, its documentation as the help.
+
+    The parser fills plain records, so that it is the model that refuses a value, in its own words. ``groups`` are the titles
+    under which the help lists fields, by name; fields in none come last.
     """
-    flags = [(name, _documented(field), dataclasses.field(default=field.default)) for name, field in model.model_fields.items()]
-    record = dataclasses.make_dataclass(model.__name__, flags)
-    return model.model_validate(dataclasses.asdict(tyro.cli(record, args=arguments, prog=program, description=model.__doc__)))
+    check_flags({name: field.annotation for name, field in model.model_fields.items()} | {"output": Output}, arguments)
+    known = {name: [field for field in fields if field in model.model_fields] for name, fields in groups.items()}
+    grouped = {field for fields in known.values() for field in fields}
+    known["more"] = [name for name in model.model_fields if name not in grouped]
+    records = {name: _record(name, model, fields) for name, fields in known.items() if fields} | {"output": Output}
+    parts = [(name, record, dataclasses.field(default_factory=record)) for name, record in records.items()]
+    whole = dataclasses.make_dataclass(model.__name__, parts)
+    parsed = tyro.cli(whole, args=arguments, prog=program, description=model.__doc__, config=PARSING)
+    given = [dataclasses.asdict(getattr(parsed, name)) for name in records if name != "output"]
+    return model.model_validate({name: value for part in given for name, value in part.items()}), parsed.output
+
+
+def _record(name: str, model: type[BaseModel], fields: Sequence[str]) -> type:
+    flags = [(field, _documented(info), dataclasses.field(default=info.default)) for field, info in _infos(model, fields)]
+    return dataclasses.make_dataclass(name, flags, namespace={"__doc__": ""})
+
+
+def _infos(model: type[BaseModel], fields: Sequence[str]) -> list[tuple[str, FieldInfo]]:
+    return [(field, model.model_fields[field]) for field in fields]
 
 
 def _documented(field: FieldInfo) -> Any:
     return Annotated[field.annotation, tyro.conf.arg(help=field.description)]
+
+
+def check_words(verbs: Mapping[str, Callable[..., None]], arguments: Sequence[str] | None) -> None:
+    """``UserError`` for a verb, a flag or a choice that there is not, with the nearest one there is."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if not words or words[0].startswith("-"):
+        return
+    if words[0] not in verbs:
+        raise UserError(f"there is no verb {words[0]!r}; {_nearest(words[0], list(verbs))}")
+    check_flags(get_type_hints(verbs[words[0]], include_extras=True), words[1:])
+
+
+def check_flags(options: Mapping[str, Any], arguments: Sequence[str] | None) -> None:
+    """``UserError`` for a flag that is none of ``options`` (a type for each name), or a value that is none of its choices."""
+    choices, flag = _choices(options), ""
+    for word in sys.argv[1:] if arguments is None else arguments:
+        if word.startswith("--") and len(word) > 2:
+            flag, _, value = word.partition("=")
+            flag = flag.replace("_", "-")
+            if flag not in choices and flag != "--help" and not flag.startswith("--tyro-"):
+                raise UserError(f"there is no option {flag}; {_nearest(flag, list(choices))}")
+        else:
+            value = word
+        if value and (allowed := choices.get(flag)) and value not in allowed:
+            raise UserError(f"{flag.strip('-')}: {value!r} is not allowed; {_nearest(value, allowed)}")
+        flag = "" if value else flag  # what follows a first value may be an argument without a flag
+
+
+def _choices(options: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Every flag, with the values it is held to if it is held to any; those of nested records by their own names."""
+    found: dict[str, list[str]] = {}
+    for name, kind in options.items():
+        if dataclasses.is_dataclass(kind):
+            found |= _choices(get_type_hints(kind, include_extras=True))
+        elif name != "return" and POSITIONAL not in getattr(kind, "__metadata__", ()):
+            found[f"--{name.replace('_', '-')}"] = _literals(kind)
+    return found
+
+
+def _literals(kind: Any) -> list[str]:
+    """The values of the first Literal in a type, with "None" where that is allowed beside it."""
+    if get_origin(kind) is Literal:
+        return [str(value) for value in get_args(kind)]
+    inner = [_literals(part) for part in get_args(kind) if part is not Ellipsis]
+    values = next((values for values in inner if values), [])
+    return [*values, "None"] if values and type(None) in get_args(kind) else values
+
+
+def _nearest(word: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, allowed, n=1)
+    return f"did you mean {near[0]}?" if near else f"allowed are {', '.join(allowed)}"
 
 
 @contextmanager

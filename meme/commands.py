@@ -1,39 +1,34 @@
 """The verbs of ``python -m meme``: each works on a config, or on the folder of a trained ensemble."""
 
+import json
 import statistics
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from meme.ablation_tables import markdown, print_report, report_of
 from meme.ablations import Ablation, Training
 from meme.ablations import run as run_recipe
 from meme.config import Config
-from meme.cost_table import cost_rows, print_table, to_json
+from meme.console import console, emit, remarks
+from meme.cost_table import cost_rows, print_table
 from meme.ensemble import Ensemble
 from meme.errors import UserError
+from meme.export import EVALUATION, export_diffusers, find_trained
 from meme.features import choose_features
 from meme.files import write_text
 from meme.grids import save_grid
-from meme.metrics import Metric, offered_metrics, protocol
+from meme.metrics import NAMES, Metric, offered_metrics, protocol
 from meme.pipeline import Score, draw, evaluate, load_ensemble, open_reference, pick_device, train, training_data
 from meme.presets import preset, preset_names
+from meme.survey import Survey, suggested_commands, suggested_preset, survey, survey_lines
+from meme.takeover import summary as takeover_summary
 from meme.trainer import Progress as TrainingProgress
-
-console = Console(highlight=False, soft_wrap=True)
-
-NAMES: dict[Metric, str] = {
-    "fid": "FID",
-    "sfid": "sFID",
-    "kid": "KID",
-    "inception_score": "inception score",
-    "precision": "precision",
-    "recall": "recall",
-}
 
 
 def read_config(source: str | Path) -> Config:
@@ -61,11 +56,17 @@ def with_first_stage(config: Config, source: str | None) -> Config:
     return config.with_(first_stage={"source": found})
 
 
+def with_initial_weights(config: Config, path: Path | None) -> Config:
+    """``config`` whose experts start from the published U-Net at ``path``."""
+    return config if path is None else config.with_(training={"initial_weights": str(path.absolute())})
+
+
 def train_config(
     source: str | Path,
     *,
     data: str | None = None,
     first_stage: str | None = None,
+    init_from: Path | None = None,
     out: Path | None = None,
     device: str = "auto",
     strict: bool = False,
@@ -75,11 +76,13 @@ def train_config(
     Interrupted, the same call goes on where it was. The folder is ``out``, else beside the YAML and named like it, else
     ``results/`` and the preset's name, with ``-full``.
     """
-    config = with_data(with_first_stage(read_config(source), first_stage), data)
+    config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
     folder = out or _default_folder(source)
     chosen = pick_device(device)
-    images = open_reference(config, strict=strict, on_message=console.print)
-    data = training_data(config, images, chosen, console.print)
+    if config.training.initial_weights:
+        remarks.print(takeover_summary(config, Path(config.training.initial_weights)), markup=False)
+    images = open_reference(config, strict=strict, on_message=remarks.print)
+    data = training_data(config, images, chosen, remarks.print)
     with _progress() as bar:
         tasks = {number: bar.add_task(f"expert {number}", total=config.training.steps) for number in _numbers(config)}
 
@@ -89,6 +92,7 @@ def train_config(
 
         train(config, data, folder=folder, device=chosen, on_progress=on_progress)
     console.print(f"trained {len(config.experts)} experts x {config.training.steps} steps: {folder}")
+    emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps})
     return folder
 
 
@@ -118,6 +122,7 @@ def sample_folder(
     path = out or folder / "samples.png"
     save_grid(path, images)
     console.print(f"{count} samples: {path}")
+    emit({"samples": count, "seed": seed, "path": path})
     return path
 
 
@@ -135,25 +140,42 @@ def evaluate_folder(
 ) -> list[Score]:
     """Score a trained ensemble with ``seeds`` sampling seeds; print mean and spread with the protocol.
 
-    Without ``metrics``, all that the feature space offers.
+    Without ``metrics``, all that the feature space offers. What was found is left in the folder as ``evaluation.json``.
     """
     if seeds < 1:
         raise UserError(f"seeds: must be at least 1, not {seeds}")
     chosen = pick_device(device)
     ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time)
     config = ensemble.config = ensemble.config.with_(evaluation={"samples": samples} if samples else {})
-    images = open_reference(config, on_message=console.print)
+    images = open_reference(config, on_message=remarks.print)
     kind = features or config.evaluation.features
-    space = choose_features(kind, images, inception_weights=inception_weights, device=chosen, on_message=console.print)
+    space = choose_features(kind, images, inception_weights=inception_weights, device=chosen, on_message=remarks.print)
     metrics = tuple(metrics) or offered_metrics(space)
     scores = [
         evaluate(ensemble, images, space, metrics=metrics, seed=config.evaluation.seed + offset, device=chosen)
         for offset in range(seeds)
     ]
-    _print_scores(scores, metrics)
     sampler = f"{config.sampling.sampler} {config.sampling.steps} steps, {seeds} sampling seeds"
-    console.print(f"({protocol(images, space, config.evaluation.samples, metrics)}, {sampler})")
+    how = f"{protocol(images, space, config.evaluation.samples, metrics)}, {sampler}"
+    record = _evaluation(scores, metrics, how)
+    write_text(folder / EVALUATION, json.dumps(record, indent=2))
+    _print_scores(scores, metrics)
+    console.print(f"({how})")
+    emit({"folder": folder} | record)
     return scores
+
+
+def _evaluation(scores: list[Score], metrics: Sequence[Metric], how: str) -> dict:
+    """What is kept of an evaluation: every metric with its mean and its value by each sampling seed, and what it cost."""
+    values = {metric: [score.measured[metric].value for score in scores] for metric in metrics}
+    return {
+        "metrics": {metric: {"mean": statistics.fmean(found), "values": found} for metric, found in values.items()},
+        "protocol": how,
+        "macs": scores[0].macs,
+        "params": scores[0].params,
+        "latency_ms": scores[0].latency_ms,
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def _print_scores(scores: list[Score], metrics: Sequence[Metric]) -> None:
@@ -191,7 +213,7 @@ def analyze_sources(
     chosen = pick_device(device)
     loaded = {} if kind == "latents" else _ensembles(sources, chosen)
     config = with_data(next(iter(loaded.values())).config if loaded else _config_of(sources[0]), data)
-    tensors = training_data(config, open_reference(config, on_message=console.print), chosen, console.print)
+    tensors = training_data(config, open_reference(config, on_message=remarks.print), chosen, remarks.print)
     with _progress() as bar:
         task = bar.add_task(kind, total=None)
         options = {"count": images, "seed": seed}
@@ -243,7 +265,7 @@ def run_ablation(ablation: Ablation) -> Path:
             label = f"{training.row} seed {training.config.training.seed} expert {progress.expert}"
             bar.update(task, description=label, completed=progress.step, total=progress.steps)
 
-        scores, basis = run_recipe(ablation, on_progress=on_progress, on_message=console.print)
+        scores, basis = run_recipe(ablation, on_progress=on_progress, on_message=remarks.print)
     report = report_of(ablation, scores, basis)
     write_text(ablation.file("md"), markdown(report))
     print_report(report, console)
@@ -251,13 +273,39 @@ def run_ablation(ablation: Ablation) -> Path:
     return ablation.file("md")
 
 
-def print_costs(sources: list[str], *, as_json: bool = False) -> None:
+def print_costs(sources: Sequence[str]) -> None:
     """Parameters and MACs of every expert of presets or configs (default: all presets), the paper's figures beside them."""
     rows = [row for source in sources or preset_names() for row in cost_rows(read_config(source))]
-    if as_json:
-        print(to_json(rows))
-    else:
+    if not console.quiet:
         print_table(rows, console)
+    emit([asdict(row) for row in rows])
+
+
+def export_folder(folder: Path, *, out: Path | None = None, licence: str = "unknown") -> Path:
+    """Write the trained ensemble in ``folder``, or a study's winner, as a folder of diffusers; return it.
+
+    It is ``out``, else ``diffusers`` in the folder.
+    """
+    trained = find_trained(folder)
+    if trained.remark:
+        remarks.print(trained.remark, markup=False)
+    written = export_diffusers(trained, out or folder / "diffusers", licence=licence)
+    scored = "with scores" if trained.scores else "without scores: python -m meme evaluate records them"
+    console.print(f"exported {trained.config.name}: {written} (its README.md says how to load it; {scored})", markup=False)
+    emit({"folder": written, "ensemble": trained.folder, "name": trained.config.name, "has_scores": bool(trained.scores)})
+    return written
+
+
+def describe_data(source: str) -> Survey:
+    """Say what the data set at ``source`` holds, and which commands to start with."""
+    with _progress() as bar:
+        task = bar.add_task("looking at files", total=None)
+        found = survey(source, lambda done, total: bar.update(task, completed=done, total=total))
+    for label, text in survey_lines(found):
+        console.print(f"{label:<14} {text}", markup=False)
+    unreadable = [{"name": each.name, "reason": each.reason} for each in found.unreadable]
+    emit(asdict(found) | {"unreadable": unreadable, "preset": suggested_preset(found), "commands": suggested_commands(found)})
+    return found
 
 
 def _default_folder(source: str | Path) -> Path:
@@ -271,4 +319,4 @@ def _numbers(config: Config) -> range:
 
 def _progress() -> Progress:
     label, count = TextColumn("{task.description:<24}"), TextColumn("{task.completed}/{task.total}")
-    return Progress(label, BarColumn(), count, TimeRemainingColumn(), console=console)
+    return Progress(label, BarColumn(), count, TimeRemainingColumn(), console=remarks)

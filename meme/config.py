@@ -18,6 +18,10 @@ from meme.files import write_text
 from meme.settings import Positive, Probability, Settings, explain, require
 
 
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
 class FirstStageConfig(Settings):
     """The autoencoder between images and the latents that are denoised (Rombach et al. 2022)."""
 
@@ -68,6 +72,8 @@ class TrainingConfig(Settings):
     p2_k: Annotated[float, Field(gt=0.0)] = 1.0
     label_dropout: Probability = 0.0
     """Share of images trained without their class, which classifier-free guidance needs (Ho and Salimans 2021)."""
+    initial_weights: Annotated[str | None, Field(exclude_if=_is_none)] = None  # left out of ids and files where it is not used
+    """File with the weights of a latent-diffusion or ADM U-Net that every expert starts from where names and shapes agree."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of initial weights, order of the data, timesteps and noise."""
 

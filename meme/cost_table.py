@@ -1,6 +1,5 @@
 """What networks cost beside what the paper prints: the verb ``cost`` of ``python -m meme``."""
 
-import json
 from dataclasses import asdict, dataclass
 
 from rich.console import Console
@@ -77,10 +76,6 @@ def print_table(rows: list[CostRow], console: Console) -> None:
     Console(width=max(console.width, TABLE_WIDTH), highlight=False).print(table)
     console.print("MACs G: one image, attention counted. The paper's way: three images, latent diffusion's attention left out.")
     console.print("The paper prints few digits, and nothing for rows whose columns are empty.")
-
-
-def to_json(rows: list[CostRow]) -> str:
-    return json.dumps([asdict(row) for row in rows], indent=2)
 
 
 def _alike(rows: list[CostRow]) -> list[tuple[CostRow, CostRow]]:

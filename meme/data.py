@@ -85,7 +85,8 @@ def open_images(
     """Read a data set as ``size`` x ``size`` images with 1 (grey) or 3 (RGB) channels.
 
     ``source`` is the string "digits" (scikit-learn's 1,797 handwritten digits, nothing to download), a folder or zip of
-    images, or the folder of CIFAR-10's binary version. Where every image lies in a sub-folder, the first level of
+    images, the folder of CIFAR-10's binary version, or a dataset of Hugging Face on this disk, which names its own classes
+    (see `meme.hf_datasets`). Where every image lies in a sub-folder, the first level of
     sub-folders names the classes, after folders common to all are stripped. A folder called digits is "./digits".
 
     Decoded images are kept under the cache folder, so that opening again is quick; a changed file is noticed.
@@ -99,7 +100,7 @@ def open_images(
         raise UserError(f"channels: {channels} is not allowed, must be 1 (grey) or 3 (RGB)")
     if source == "digits":
         return _digits(size, channels)
-    path = _existing(source)
+    path = existing(source)
     with open_layout(path) as layout:
         entry = cache_folder() / "data" / _key(path, layout, size, channels)
         images = _cached(path, entry, layout, size, channels)
@@ -137,7 +138,8 @@ def _digits(size: int, channels: int) -> Images:
     return Images("digits", pixels, labels, classes, identity, (), source_side=grey.shape[-1], colour_share=0.0)
 
 
-def _existing(source: str | Path) -> Path:
+def existing(source: str | Path) -> Path:
+    """The absolute path of a source; ``UserError`` where there is nothing, or nothing that may be opened."""
     shown = printable(str(source))
     if not str(source).strip():
         raise UserError(f"data: is empty; {ALLOWED}")

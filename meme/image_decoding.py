@@ -19,7 +19,7 @@ CIFAR_SHAPE = (3, 32, 32)
 # EPS would run a stranger's program in Ghostscript; the others are no pictures, or have no decoder in Pillow.
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "FITS", "GRIB", "HDF5", "IPTC", "MPEG"}
 
-_GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
 
 
 class UnreadableError(Exception):
@@ -34,9 +34,19 @@ def is_image_name(name: str) -> bool:
 class Origin(NamedTuple):
     """What an image was before it was converted."""
 
-    side: int
-    """Pixels of the shorter side."""
-    in_colour: bool
+    width: int
+    height: int
+    mode: str
+    """Pillow's."""
+
+    @property
+    def side(self) -> int:
+        """Pixels of the shorter side."""
+        return min(self.width, self.height)
+
+    @property
+    def in_colour(self) -> bool:
+        return self.mode not in GREY_MODES
 
 
 def decode_image(contents: bytes, size: int, channels: int) -> tuple[np.ndarray, Origin]:
@@ -44,7 +54,7 @@ def decode_image(contents: bytes, size: int, channels: int) -> tuple[np.ndarray,
     with Image.open(io.BytesIO(contents), formats=_formats()) as image:
         if image.width * image.height > MAX_PIXELS:  # known from the header: nothing is decoded yet
             raise UnreadableError(f"more than {MAX_PIXELS // 10**6} megapixels")
-        return square(image, size, channels), Origin(min(image.size), image.mode not in _GREY_MODES)
+        return square(image, size, channels), Origin(*image.size, image.mode)
 
 
 def decode_cifar(contents: bytes, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from meme.errors import UserError
+from meme.hf_datasets import is_dataset, open_rows
 from meme.image_decoding import (
     CIFAR_CLASSES,
     CIFAR_SHAPE,
@@ -31,7 +32,9 @@ from meme.image_decoding import (
 )
 
 MAX_FILE_BYTES = 512 * 2**20
-ALLOWED = "give 'digits', a folder of images, a zip of images, or the folder of CIFAR-10's binary version"
+ALLOWED = (
+    "give 'digits', a folder of images, a zip of images, the folder of CIFAR-10's binary version, or a dataset of Hugging Face"
+)
 
 _CIFAR_BATCH = re.compile(r"data_batch_\d+\.bin")
 _CIFAR_PICKLE = re.compile(r"data_batch_\d+")
@@ -84,13 +87,18 @@ def printable(text: str) -> str:
 
 @contextmanager
 def open_layout(path: Path) -> Iterator[Layout]:
-    """The layout of a folder or zip; its members can be read until the context ends.
+    """The layout of a folder, zip or dataset of Hugging Face; its members can be read until the context ends.
 
     Hidden files and macOS's ``__MACOSX`` are passed over. Raises UserError if ``path`` is neither, or holds no image.
     """
     shown = printable(str(path))
     if path.is_dir():
-        yield _layout(list(_list_folder(path)), shown)
+        listed = list(_list_folder(path))
+        has_images = any(is_image_name(each.name) for each in listed)
+        yield _layout(listed, shown) if has_images or not is_dataset(path) else _dataset_layout(path, shown)
+        return
+    if is_dataset(path):
+        yield _dataset_layout(path, shown)
         return
     if not path.is_file() or not zipfile.is_zipfile(path):
         kind = "not a whole zip file" if path.suffix.lower() == ".zip" else "neither a folder nor a zip"
@@ -138,7 +146,7 @@ def _decode(member: Member, labels: dict[str, int] | None, size: int, channels: 
         raise UnreadableError("empty")
     contents = member.read()
     if labels is None:
-        return Block(*decode_cifar(contents, size, channels), Origin(CIFAR_SHAPE[-1], in_colour=True))
+        return Block(*decode_cifar(contents, size, channels), Origin(*CIFAR_SHAPE[1:], "RGB"))
     pixels, origin = decode_image(contents, size, channels)
     return Block(pixels[None], np.array([labels.get(member.name, 0)], np.int64), origin)
 
@@ -209,10 +217,26 @@ def _layout(listed: Sequence[Member | Skipped], shown: str) -> Layout:
     if wanted := tuple(member for last, member in batches.items() if _CIFAR_BATCH.fullmatch(last)):
         return Layout(wanted, skipped, _cifar_classes(batches.get(_CIFAR_NAMES), shown), None)
     if any(_CIFAR_PICKLE.fullmatch(last) for last in batches):
-        raise UserError(f"data: {shown} is CIFAR-10's Python version, which is never unpickled; take the binary version")
+        advice = "take the binary version, cifar-10-binary.tar.gz, unpacked"
+        raise UserError(f"data: {shown} is CIFAR-10's Python version, which is never unpickled; {advice}")
     if skipped:
         raise UserError(f"data: {shown} has no readable image: {skipped[0].name} is {skipped[0].reason}; {ALLOWED}")
     raise UserError(f"data: {shown} has no image in it; {ALLOWED}")
+
+
+def _dataset_layout(path: Path, shown: str) -> Layout:
+    """The rows of a dataset of Hugging Face, named by their numbers; those without an image are refused."""
+    rows = open_rows(path, shown)
+    names = [f"row {number}" for number in range(len(rows.sizes))]
+    members = [
+        Member(name, size, rows.stamp, partial(rows.read, number))
+        for number, (name, size) in enumerate(zip(names, rows.sizes, strict=True))
+        if size is not None
+    ]
+    skipped = [Skipped(name, "holds no image") for name, size in zip(names, rows.sizes, strict=True) if size is None]
+    if not members:
+        raise UserError(f"data: {shown} has no image in any of its {len(names)} rows; {ALLOWED}")
+    return Layout(tuple(members), tuple(skipped), rows.classes, dict(zip(names, rows.labels, strict=False)))
 
 
 def _class_folders(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:

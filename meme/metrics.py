@@ -34,6 +34,14 @@ __all__ = [
 
 Metric = Literal["fid", "sfid", "kid", "inception_score", "precision", "recall"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+NAMES: dict[Metric, str] = {
+    "fid": "FID",
+    "sfid": "sFID",
+    "kid": "KID",
+    "inception_score": "inception score",
+    "precision": "precision",
+    "recall": "recall",
+}
 
 _FEWEST = {"precision": NEIGHBOURS + 1, "recall": NEIGHBOURS + 1, "inception_score": 1}  # samples; the others need 2
 _REFERENCE_PARTS: dict[Metric, Part] = {

@@ -20,6 +20,7 @@ from meme.diffusion import draw_timesteps, dropped_labels, forward_process, trai
 from meme.errors import UserError
 from meme.losses import DenoisingLoss
 from meme.seeding import derive_seed
+from meme.takeover import start_from
 
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
 
@@ -139,7 +140,7 @@ class Training:
         self.device = torch.device(device)
         self.step = 0
         self.updating = False  # weights, averages and step do not belong together at this moment
-        self.expert = build_expert(config, number).to(self.device).train()
+        self.expert = starting_expert(config, number).to(self.device).train()
         self.averaged = AveragedModel(self.expert, multi_avg_fn=_averaging(config.training.ema_decay))
         self.optimizer = torch.optim.AdamW(
             self.expert.parameters(), lr=0.0, weight_decay=config.training.weight_decay, fused=True
@@ -191,6 +192,14 @@ class Training:
         }
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def starting_expert(config: Config, number: int) -> Denoiser:
+    """Expert ``number`` before its first step: fresh, or with what the config's initial weights have for it."""
+    expert = build_expert(config, number)
+    if config.training.initial_weights:
+        start_from(config.network, expert, Path(config.training.initial_weights))
+    return expert
 
 
 def learning_rate(peak: float, warmup_steps: int, step: int) -> float:

@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from meme_nas.trial_log import TrialRecord
 
@@ -40,3 +41,19 @@ class Summary:
     """Share of the FID's variation that each choice explains, by Optuna; empty while there are too few trials."""
     facts: dict[str, str] = field(default_factory=dict)
     """What a reader must know beside the scores: command, data, feature space, samples, proxy length, versions, hardware."""
+
+
+def as_record(summary: Summary) -> dict[str, Any]:
+    """What a script wants of a search: where it lies, how its trials ended, the winner, and the finalists' fresh scores."""
+    states = [trial.state for trial in summary.trials]
+    best = summary.winner
+    return {
+        "folder": summary.folder,
+        "trials": {state: states.count(state) for state in sorted(set(states))},
+        "winner": best and {"trial": best.number, "choices": best.choices, "config": summary.folder / "winner.yaml"},
+        "finalists": [
+            {"trial": each.trial.number, "kind": each.trial.kind, "fid": each.fids, "macs": each.trial.outcome.macs}
+            for each in summary.finalists
+        ],
+        "features": best.outcome.features if best else None,
+    }

@@ -118,6 +118,7 @@ main(["evaluate", folder, "--seeds", "2", "--samples", "64"])
     assert "ddim 20 steps, 2 sampling seeds" in said
     assert {path.name for path in (tmp_path / "winner").iterdir()} == {
         "config.yaml",
+        "evaluation.json",
         "samples.png",
         *(f"expert-{number}.safetensors" for number in range(1, 5)),
     }
@@ -301,7 +302,8 @@ def test_readme_command_is_one_the_program_takes(command, monkeypatch, tmp_path)
         assert read_settings(SearchSettings, words[2:], "run_search.py")
     elif words[:3] == ["python", "-m", "meme"]:
         called = []
-        for name in ("train_config", "sample_folder", "evaluate_folder", "analyze_sources", "run_ablation", "print_costs"):
+        verbs = ("train_config", "sample_folder", "evaluate_folder", "analyze_sources", "run_ablation", "print_costs")
+        for name in (*verbs, "export_folder", "describe_data"):
             monkeypatch.setattr(meme.commands, name, lambda *args, **kwargs: called.append(args))
         meme_main(words[3:])
         assert called

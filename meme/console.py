@@ -1,0 +1,45 @@
+"""Where commands print: results, remarks with progress, and for scripts one JSON object instead."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+console = Console(highlight=False, soft_wrap=True)
+"""Results a person reads."""
+remarks = Console(highlight=False, soft_wrap=True)
+"""What was noticed on the way, and progress."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is printed."""
+
+    quiet: bool = False
+    """Print results and errors only: no progress, no remarks."""
+    json: bool = False
+    """Print one JSON object with the results on standard output and nothing else; progress and remarks go to standard error."""
+
+
+_as_json = False
+
+
+@contextmanager
+def printing(output: Output) -> Iterator[None]:
+    """Print as ``output`` says until the context ends."""
+    global _as_json
+    before = _as_json, console.quiet, remarks.quiet, remarks.stderr
+    _as_json, console.quiet, remarks.quiet, remarks.stderr = output.json, output.json, output.quiet, output.json
+    try:
+        yield
+    finally:
+        _as_json, console.quiet, remarks.quiet, remarks.stderr = before
+
+
+def emit(result: dict[str, Any] | list[Any]) -> None:
+    """The result of a command as JSON on standard output, where that was asked for; paths and the like as text."""
+    if _as_json:
+        print(json.dumps(result, default=str, allow_nan=False))
