@@ -3,7 +3,6 @@
 A wrong value is refused when the config is built, in one sentence that names the field and what is allowed.
 """
 
-import difflib
 import hashlib
 import itertools
 import json
@@ -15,8 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from meme.errors import UserError
 from meme.files import write_text
+from meme.validation import explain
+from meme.yaml_reader import read_yaml
 
-Positive = Annotated[int, Field(ge=1)]
+LARGEST = 2**53  # integers that every program reads back as they were written
+MOST_LEVELS, MOST_EXPERTS = 16, 1_000
+
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -26,9 +31,9 @@ def _require(condition: bool, sentence: str) -> None:
 
 
 class Settings(BaseModel):
-    """Base of all settings: frozen, and an unknown key is an error."""
+    """Base of all settings: frozen, all numbers finite, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ImageConfig(Settings):
@@ -50,7 +55,7 @@ class FirstStageConfig(Settings):
     downsample: Positive = 4
     """Pixels a side that one latent stands for (f)."""
     image_channels: Literal[1, 3] = 3
-    scale_factor: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    scale_factor: Annotated[float, Field(gt=0.0)] | None = None
     """Latents are multiplied by it; None: one over their standard deviation over the data, measured once."""
 
 
@@ -62,7 +67,7 @@ class NetworkConfig(Settings):
     behind an encoder of iFormer blocks."""
     channels: Positive
     """Width of level 1; level k has channels * multipliers[k - 1]."""
-    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_LEVELS)]
     depth: Positive = 2
     """Blocks a level in the encoder; the decoder has one more."""
     attention_downsamples: tuple[Positive, ...] = ()
@@ -80,7 +85,7 @@ class NetworkConfig(Settings):
     level, as in the paper's Table 4."""
     learned_variance: bool = False
     """Predict the variance of each step beside the noise (Nichol and Dhariwal 2021): twice as many output channels."""
-    classes: Annotated[int, Field(ge=0)] = 0
+    classes: Count = 0
     """Classes of images the network is told of, by cross-attention in the place of self-attention; 0: unconditional."""
     context_channels: Positive = 512
     """Width of a class's embedding."""
@@ -145,11 +150,11 @@ class NetworkConfig(Settings):
 class ExpertConfig(Settings):
     """One expert: its interval of timesteps, its expertization probability and, in the iU-Net, its split of channels."""
 
-    interval: tuple[Annotated[int, Field(ge=0)], Positive]
+    interval: tuple[Count, Positive]
     """Timesteps [first, end) this expert denoises; t = 0 is nearest to the data."""
     p: Probability = 1.0
     """Expertization probability p_n: share of training samples whose t comes from the interval; the rest draw from all of T."""
-    low_channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    low_channels: tuple[Count, ...] = ()
     """iU-Net: C_l at every level, finest first: 0 is all convolution, the level's width all attention."""
 
 
@@ -174,10 +179,10 @@ class TrainingConfig(Settings):
     steps: Positive
     """Optimiser steps an expert."""
     batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    learning_rate: Annotated[float, Field(gt=0.0)]
     """AdamW's step size after warm-up; constant from there on, so that a training can be continued."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Count = 0
     gradient_clip: Annotated[float, Field(ge=0.0)] = 0.0
     """Largest norm of the gradient; 0 means no limit."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
@@ -187,7 +192,7 @@ class TrainingConfig(Settings):
     p2_k: Annotated[float, Field(gt=0.0)] = 1.0
     label_dropout: Probability = 0.0
     """Share of images trained without their class, which classifier-free guidance needs (Ho and Salimans 2021)."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Count = 0
     """Of initial weights, order of the data, timesteps and noise."""
 
 
@@ -201,7 +206,7 @@ class SamplingConfig(Settings):
     clip: bool = False
     """Clip each predicted image to [-1, 1]; right for pixels, wrong for latents."""
     batch_size: Positive = 256
-    guidance_scale: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
+    guidance_scale: Annotated[float, Field(ge=0.0)] = 1.0
     """Classifier-free guidance (Ho and Salimans 2021): 1 follows the class as trained, more overdoes it, 0 ignores it."""
 
 
@@ -210,7 +215,7 @@ class EvaluationConfig(Settings):
 
     samples: Annotated[int, Field(ge=2)] = 10_000
     features: Literal["auto", "inception", "classifier", "random"] = "auto"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Count = 0
     """Of the sampling noise, common to all candidates."""
 
 
@@ -224,7 +229,7 @@ class Config(Settings):
     first_stage: FirstStageConfig | None = None
     """Latent diffusion's autoencoder; None: pixels are denoised."""
     network: NetworkConfig
-    experts: Annotated[tuple[ExpertConfig, ...], Field(min_length=1)]
+    experts: Annotated[tuple[ExpertConfig, ...], Field(min_length=1, max_length=MOST_EXPERTS)]
     """Expert 1, nearest to the data, first."""
     diffusion: DiffusionConfig = DiffusionConfig()
     training: TrainingConfig
@@ -285,10 +290,7 @@ class Config(Settings):
     @classmethod
     def load(cls, path: Path) -> "Config":
         """Read a YAML config; anything wrong with it is a ``UserError`` of one sentence."""
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or the 13th month
-            raise UserError(f"{path}: not a readable YAML file ({_first_line(error)})") from None
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise UserError(f"{path}: a config is a mapping of {', '.join(cls.model_fields)}")
         try:
@@ -311,41 +313,6 @@ def even_intervals(experts: int, timesteps: int) -> tuple[tuple[int, int], ...]:
 def split_choices(width: int, head_channels: int) -> tuple[int, ...]:
     """The allowed C_l at a level: from all convolution (0) to all attention (the width) in steps of the head width."""
     return tuple(range(0, width + 1, head_channels))
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """A validation error's first complaint as one sentence: the field, what is wrong, what is allowed."""
-    first = error.errors()[0]
-    field = _dotted(first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = list(_fields_at(model, first["loc"][:-1]))
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(known)}"
-        return f"{field}: unknown key; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" or not field:
-        return message
-    message = message[0].lower() + message[1:]
-    return f"{field}: {message}" if first["type"] == "missing" else f"{field}: {message}, not {first['input']!r:.80}"
-
-
-def _dotted(location: tuple[str | int, ...]) -> str:
-    """``("experts", 0, "p")`` as ``experts[1].p``: experts and levels count from 1, as in the paper."""
-    text = ""
-    for part in location:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
-
-
-def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> dict[str, Any]:
-    """The field names of the settings nested at ``location``."""
-    for part in location:
-        if isinstance(part, int):
-            continue
-        nested = model.model_fields[part].annotation
-        candidates = [nested, *getattr(nested, "__args__", ())]
-        model = next(kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return model.model_fields
 
 
 def _check_sizes(image: ImageConfig, network: NetworkConfig) -> None:
@@ -407,7 +374,3 @@ def _check_split(low_channels: tuple[int, ...], network: NetworkConfig, field: s
             low <= width and low % network.head_channels == 0,
             f"{field}[{level}]: must be a multiple of the head width {network.head_channels} from 0 to {width}, not {low}",
         )
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
