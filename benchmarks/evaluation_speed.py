@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from meme.data import Images, open_images
 from meme.features import FeatureSpace, choose_features
 from meme.features.resize import resized
+from meme.features.space import file_sha256
 from meme.metrics import Statistics, frechet_distance, statistics
 from meme.torchvision_compat import make_torchvision_importable
 
@@ -101,6 +102,7 @@ class _Inception(nn.Module):
 def inception_cost(images: Images, folder: Path) -> Contest:
     torch.manual_seed(0)
     torch.jit.script(_Inception().eval()).save(str(folder / INCEPTION_FILE))
+    os.environ["MEME_INCEPTION_SHA256"] = file_sha256(folder / INCEPTION_FILE)  # a stand-in of random weights
     space = choose_features("inception", images, inception_weights=folder / INCEPTION_FILE)
     theirs = InceptionV3W(str(folder), download=False).eval()
     batch = resized(torch.tensor(images.pixels[:CLEAN_FID_BATCH])).expand(-1, 3, -1, -1) / 128 - 1

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, model_serializer, model_validator
 
-from meme.settings import Positive, Probability, Settings, require
+from meme.settings import MOST_LEVELS, Count, Positive, Probability, Settings, require
 
 LowPool = Literal["average", "max"]
 HighPool = Literal["max", "average", "none"]
@@ -27,7 +27,7 @@ class NetworkConfig(Settings):
     behind an encoder of iFormer blocks."""
     channels: Positive
     """Width of level 1; level k has channels * multipliers[k - 1]."""
-    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    multipliers: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MOST_LEVELS)]
     depth: Positive = 2
     """Blocks a level in the encoder; the decoder has one more."""
     attention_downsamples: tuple[Positive, ...] = ()
@@ -45,7 +45,7 @@ class NetworkConfig(Settings):
     level, as in the paper's Table 4."""
     learned_variance: bool = False
     """Predict the variance of each step beside the noise (Nichol and Dhariwal 2021): twice as many output channels."""
-    classes: Annotated[int, Field(ge=0)] = 0
+    classes: Count = 0
     """Classes of images the network is told of, by cross-attention in the place of self-attention; 0: unconditional."""
     context_channels: Positive = 512
     """Width of a class's embedding."""
@@ -122,11 +122,11 @@ class ExpertConfig(Settings):
     What follows ``low_channels`` overrides the paper's iFormer block; left out, the network is the paper's.
     """
 
-    interval: tuple[Annotated[int, Field(ge=0)], Positive]
+    interval: tuple[Count, Positive]
     """Timesteps [first, end) this expert denoises; t = 0 is nearest to the data."""
     p: Probability = 1.0
     """Expertization probability p_n: share of training samples whose t comes from the interval; the rest draw from all of T."""
-    low_channels: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    low_channels: tuple[Count, ...] = ()
     """iU-Net: C_l at every level, finest first: 0 is all convolution, the level's width all attention."""
     pool_strides: tuple[Positive, ...] = ()
     """iU-Net: stride of the low-frequency mixer at every level; empty: as ``network.pool_strides`` says."""

@@ -1,6 +1,7 @@
 """Weights as safetensors, each file with the id of what it holds in its header. Nothing is unpickled."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,10 +27,10 @@ def read_header(path: Path) -> dict[str, str | int]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["meme"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: not a readable checkpoint of this program ({error})") from None
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
     if not isinstance(header, dict):
-        raise UserError(f"{path}: not a readable checkpoint of this program (its header is not a mapping)")
+        raise _unreadable(path, "its header is not a mapping")
     return header
 
 
@@ -48,9 +49,22 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
             with safe_open(path, framework="pt", device=device) as file:
                 for name in names[first : first + TENSORS_AT_ONCE]:
                     tensors[name] = _copied(file.get_tensor(name))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not a readable checkpoint of this program ({error})") from None
+    except (OSError, SafetensorError, RuntimeError, AttributeError) as error:  # the latter two: a dtype torch has not
+        raise _unreadable(path, error) from None
     return tensors
+
+
+def check_tensors(path: Path, found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """``UserError`` unless ``found`` has the names, shapes and dtypes of ``wanted``, whatever the file's header claims."""
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found or name not in wanted:
+            raise _unreadable(path, f"{name} is {'missing' if name in wanted else 'not of this network'}")
+        if (found[name].shape, found[name].dtype) != (wanted[name].shape, wanted[name].dtype):
+            raise _unreadable(path, f"{name} must be {tuple(wanted[name].shape)} {wanted[name].dtype}")
+
+
+def _unreadable(path: Path, reason: object) -> UserError:
+    return UserError(f"{path}: not a readable checkpoint of this program ({str(reason)[:200]})")
 
 
 def _copied(tensor: Tensor) -> Tensor:

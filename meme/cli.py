@@ -12,7 +12,7 @@ import tyro
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from meme.config import explain
+from meme.explanations import explain
 from meme.console import Output
 from meme.errors import UserError
 

@@ -14,8 +14,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from meme.architecture import ExpertConfig, ImageConfig, NetworkConfig, check_expert, check_sizes
 from meme.errors import UserError
+from meme.explanations import explain
 from meme.files import write_text
-from meme.settings import Positive, Probability, Settings, explain, require
+from meme.settings import MOST_EXPERTS, Count, Positive, Probability, Settings, require
+from meme.yaml_reader import read_yaml
 
 
 def _is_none(value: Any) -> bool:
@@ -34,7 +36,7 @@ class FirstStageConfig(Settings):
     downsample: Positive = 4
     """Pixels a side that one latent stands for (f)."""
     image_channels: Literal[1, 3] = 3
-    scale_factor: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | None = None
+    scale_factor: Annotated[float, Field(gt=0.0)] | None = None
     """Latents are multiplied by it; None: one over their standard deviation over the data, measured once."""
 
 
@@ -59,10 +61,10 @@ class TrainingConfig(Settings):
     steps: Positive
     """Optimiser steps an expert."""
     batch_size: Positive
-    learning_rate: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+    learning_rate: Annotated[float, Field(gt=0.0)]
     """AdamW's step size after warm-up; constant from there on, so that a training can be continued."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Count = 0
     gradient_clip: Annotated[float, Field(ge=0.0)] = 0.0
     """Largest norm of the gradient; 0 means no limit."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
@@ -74,7 +76,7 @@ class TrainingConfig(Settings):
     """Share of images trained without their class, which classifier-free guidance needs (Ho and Salimans 2021)."""
     initial_weights: Annotated[str | None, Field(exclude_if=_is_none)] = None  # left out of ids and files where it is not used
     """File with the weights of a latent-diffusion or ADM U-Net that every expert starts from where names and shapes agree."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Count = 0
     """Of initial weights, order of the data, timesteps and noise."""
 
 
@@ -88,7 +90,7 @@ class SamplingConfig(Settings):
     clip: bool = False
     """Clip each predicted image to [-1, 1]; right for pixels, wrong for latents."""
     batch_size: Positive = 256
-    guidance_scale: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
+    guidance_scale: Annotated[float, Field(ge=0.0)] = 1.0
     """Classifier-free guidance (Ho and Salimans 2021): 1 follows the class as trained, more overdoes it, 0 ignores it."""
 
 
@@ -97,7 +99,7 @@ class EvaluationConfig(Settings):
 
     samples: Annotated[int, Field(ge=2)] = 10_000
     features: Literal["auto", "inception", "classifier", "random"] = "auto"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Count = 0
     """Of the sampling noise, common to all candidates."""
 
 
@@ -111,7 +113,7 @@ class Config(Settings):
     first_stage: FirstStageConfig | None = None
     """Latent diffusion's autoencoder; None: pixels are denoised."""
     network: NetworkConfig
-    experts: Annotated[tuple[ExpertConfig, ...], Field(min_length=1)]
+    experts: Annotated[tuple[ExpertConfig, ...], Field(min_length=1, max_length=MOST_EXPERTS)]
     """Expert 1, nearest to the data, first."""
     diffusion: DiffusionConfig = DiffusionConfig()
     training: TrainingConfig
@@ -173,10 +175,7 @@ class Config(Settings):
     @classmethod
     def load(cls, path: Path) -> "Config":
         """Read a YAML config; anything wrong with it is a ``UserError`` of one sentence."""
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or the 13th month
-            raise UserError(f"{path}: not a readable YAML file ({_first_line(error)})") from None
+        content = read_yaml(path)
         if not isinstance(content, dict):
             raise UserError(f"{path}: a config is a mapping of {', '.join(cls.model_fields)}")
         try:
@@ -239,7 +238,3 @@ def _check_guidance(network: NetworkConfig, training: TrainingConfig, sampling: 
         not guided or training.label_dropout > 0,
         "sampling.guidance_scale: must be 1 unless training.label_dropout teaches the network to do without a class",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

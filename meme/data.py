@@ -21,10 +21,10 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from meme.errors import UserError
+from meme.errors import UserError, printable
 from meme.files import cache_folder, write_text, written_whole
 from meme.image_decoding import square
-from meme.image_sources import ALLOWED, Layout, Skipped, decode_all, open_layout, printable
+from meme.image_sources import ALLOWED, Layout, Skipped, decode_all, open_layout
 from meme.seeding import generator
 
 __all__ = ["Images", "Skipped", "TrainingData", "batch_indices", "open_images"]

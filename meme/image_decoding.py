@@ -6,6 +6,8 @@ nearly any exception, as Pillow's readers do on damaged bytes; `why_unreadable` 
 
 import io
 import os
+import threading
+from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
+LARGE_PIXELS = 8_000_000  # images beyond it are not decoded side by side: a gigabyte each, out of 100 kB, adds up over threads
 CIFAR_CLASSES = 10
 CIFAR_SHAPE = (3, 32, 32)
 
@@ -20,6 +23,8 @@ CIFAR_SHAPE = (3, 32, 32)
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "FITS", "GRIB", "HDF5", "IPTC", "MPEG"}
 
 GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class UnreadableError(Exception):
@@ -54,7 +59,8 @@ def decode_image(contents: bytes, size: int, channels: int) -> tuple[np.ndarray,
     with Image.open(io.BytesIO(contents), formats=_formats()) as image:
         if image.width * image.height > MAX_PIXELS:  # known from the header: nothing is decoded yet
             raise UnreadableError(f"more than {MAX_PIXELS // 10**6} megapixels")
-        return square(image, size, channels), Origin(*image.size, image.mode)
+        with _ONE_AT_A_TIME if image.width * image.height > LARGE_PIXELS else nullcontext():
+            return square(image, size, channels), Origin(*image.size, image.mode)
 
 
 def decode_cifar(contents: bytes, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:

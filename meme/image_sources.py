@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from meme.errors import UserError
+from meme.errors import UserError, printable
 from meme.hf_datasets import is_dataset, open_rows
 from meme.image_decoding import (
     CIFAR_CLASSES,
@@ -35,10 +35,13 @@ MAX_FILE_BYTES = 512 * 2**20
 ALLOWED = (
     "give 'digits', a folder of images, a zip of images, the folder of CIFAR-10's binary version, or a dataset of Hugging Face"
 )
+# What a zip's member may unpack to: so much, or so many times what it takes in the zip. A white BMP is packed 1,000 times.
+UNPACKED_BYTES, UNPACKED_TIMES = 16 * 2**20, 200
 
 _CIFAR_BATCH = re.compile(r"data_batch_\d+\.bin")
 _CIFAR_PICKLE = re.compile(r"data_batch_\d+")
 _CIFAR_NAMES = "batches.meta.txt"
+_CIFAR_NAMES_BYTES = 10_000
 _HIDDEN = re.compile(r"(^|/)(__MACOSX(/|$)|\.(?!\.?(/|$)))")  # .git, ._photo.jpg; "." and ".." are not
 # Below this mean size, threads only contend for Python's lock: 5,000 CIFAR JPEGs take 0.7 s in one, 1.4 s in two.
 _THREADS_FROM_BYTES = 8 * 2**10
@@ -78,11 +81,6 @@ class Block(NamedTuple):
     pixels: np.ndarray  # uint8 (K, C, H, W)
     labels: np.ndarray  # int64 (K,), zeros where the source has no classes
     origin: Origin  # of all of them
-
-
-def printable(text: str) -> str:
-    """``text`` with newlines, control characters and undecodable bytes escaped, so that a name cannot forge a line."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @contextmanager
@@ -181,12 +179,12 @@ def _folder_file(root: Path, path: Path, name: str) -> Member | Skipped:
 def _list_zip(archive: zipfile.ZipFile) -> Iterator[Member | Skipped]:
     for info in {info.filename: info for info in archive.infolist()}.values():  # of two with one name, the later counts
         name = info.filename.replace("\\", "/")  # some Windows tools write backslashes
-        if info.is_dir() or not _is_wanted(name):
+        if name.endswith("/") or not _is_wanted(name):
             continue
         if reason := _zip_refusal(info, name):
             yield Skipped(printable(name), reason)
         else:
-            yield Member(name, info.file_size, f"{info.date_time} {info.CRC:08x}", partial(archive.read, info))
+            yield Member(name, info.file_size, f"{info.date_time} {info.CRC:08x}", partial(_unpacked, archive, info))
 
 
 def _zip_refusal(info: zipfile.ZipInfo, name: str) -> str | None:
@@ -197,7 +195,19 @@ def _zip_refusal(info: zipfile.ZipInfo, name: str) -> str | None:
         return "a path out of the zip"
     if stat.S_ISLNK(info.external_attr >> 16):
         return "a link"
-    return "encrypted" if info.flag_bits & 1 else None
+    if info.flag_bits & 1:
+        return "encrypted"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a limit, see _unpacked
+        return "compressed in another way than deflate"
+    if info.file_size > max(UNPACKED_BYTES, UNPACKED_TIMES * info.compress_size):
+        return f"a zip bomb: {info.file_size} bytes out of {info.compress_size}"
+    return None
+
+
+def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """A member's bytes. ``read`` without a number would unpack all there is, even where the zip claims it were less."""
+    with archive.open(info) as file:
+        return file.read(info.file_size)
 
 
 def _is_wanted(name: str) -> bool:
@@ -254,7 +264,11 @@ def _class_folders(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int
 def _cifar_classes(meta: Member | None, shown: str) -> tuple[str, ...]:
     if meta is None:
         return tuple(str(number) for number in range(CIFAR_CLASSES))
-    names = tuple(meta.read().decode("utf-8", "replace").split())
+    try:
+        contents = meta.read() if meta.size <= _CIFAR_NAMES_BYTES else b""
+    except Exception as error:  # as in _decode_or_skip
+        raise UserError(f"data: {shown} has an unreadable {_CIFAR_NAMES}: {why_unreadable(error)}") from error
+    names = tuple(contents.decode("utf-8", "replace").split())
     if len(names) != CIFAR_CLASSES:
         raise UserError(f"data: {shown} names {len(names)} classes in {_CIFAR_NAMES}, must be {CIFAR_CLASSES}")
     return names

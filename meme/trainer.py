@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from meme.architecture import OVERRIDES
-from meme.checkpoint import load_tensors, read_header, save_tensors
+from meme.checkpoint import check_tensors, load_tensors, read_header, save_tensors
 from meme.config import Config, stable_id
 from meme.data import TrainingData, batch_indices
 from meme.denoiser import Denoiser, build_expert
@@ -23,6 +23,8 @@ from meme.seeding import derive_seed
 from meme.takeover import start_from
 
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
+
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")  # torch's names
 
 
 class TrainingDiverged(RuntimeError):
@@ -174,18 +176,29 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Weights, averaged weights and the optimiser's moments."""
-        tensors = {f"expert.{name}": tensor for name, tensor in self.expert.state_dict().items()}
-        tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+        tensors = self._networks()
         for name, weight in self.expert.named_parameters():
             tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state.get(weight, {}).items()}
         save_tensors(path, tensors, _header(self.config, self.number, self.data, self.step))
 
+    def _networks(self) -> dict[str, Tensor]:
+        """Weights and averaged weights by their names in a checkpoint."""
+        tensors = {f"expert.{name}": tensor for name, tensor in self.expert.state_dict().items()}
+        return tensors | {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
+
     def load(self, path: Path) -> None:
+        """Go on from what ``save`` wrote; ``UserError``, and nothing changed, where the file holds anything else."""
         tensors = load_tensors(path, str(self.device))
+        moments = {
+            f"optimizer.{key}.{name}": torch.zeros(()) if key == "step" else weight
+            for name, weight in self.expert.named_parameters()
+            for key in ADAM_STATE
+        }
+        check_tensors(path, tensors, self._networks() | moments)
         self.step = read_header(path)["step"]
         self.expert.load_state_dict(_part(tensors, "expert."))
         self.averaged.load_state_dict(_part(tensors, "averaged."))
-        parts = {key: _part(tensors, f"optimizer.{key}.") for key in ("step", "exp_avg", "exp_avg_sq")}
+        parts = {key: _part(tensors, f"optimizer.{key}.") for key in ADAM_STATE}
         state = {
             index: {key: _laid_out_as(weight, part[name]) for key, part in parts.items()}
             for index, (name, weight) in enumerate(self.expert.named_parameters())
@@ -241,7 +254,9 @@ def read_expert(config: Config, number: int, path: Path, device: torch.device | 
     _check_architecture(config, number, path)
     with torch.device("meta"):
         expert = build_expert(config, number)
-    expert.load_state_dict(load_tensors(path, str(device)), assign=True)
+    tensors = load_tensors(path, str(device))
+    check_tensors(path, tensors, expert.state_dict())
+    expert.load_state_dict(tensors, assign=True)
     return expert.eval()
 
 
@@ -284,7 +299,8 @@ def _holds(path: Path, config: Config, number: int, data: TrainingData) -> int:
         return 0
     found = read_header(path)
     step = found.get("step", 0)
-    return step if found == _header(config, number, data, step) else 0
+    whole = isinstance(step, int) and not isinstance(step, bool)
+    return step if whole and found == _header(config, number, data, step) else 0
 
 
 def _laid_out_as(weight: Tensor, moment: Tensor) -> Tensor:

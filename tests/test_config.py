@@ -1,5 +1,7 @@
 """Settings: what is wrong is refused in a sentence, files round-trip, and ids say what would be trained."""
 
+import math
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -179,6 +181,56 @@ def test_a_file_that_is_no_config_is_a_user_error(load, text):
     with pytest.raises(UserError, match=r"config\.yaml: ") as error:
         load(text)
     assert "\n" not in str(error.value)
+
+
+LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (LAUGHS, r"the reference \*a is not followed"),
+        ("a: &a {x: 1}\nb: {<<: *a}", r"the reference \*a is not followed"),
+        ("[" * 5_000, "recursion"),
+        ("name: !!int ''", "not a readable YAML file"),
+        ("name: !!bool perhaps", "not a readable YAML file"),
+        ("[" + "1," * 2**18 + "]", "larger than 256 KiB"),
+    ],
+)
+def test_yaml_that_grows_or_trips_its_reader_is_refused(load, text, complaint):
+    with pytest.raises(UserError, match=complaint):
+        load(text)
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("field", ["weight_decay", "gradient_clip", "p2_gamma", "p2_k", "learning_rate"])
+def test_numbers_are_finite(field, number):
+    with pytest.raises(ValueError, match=rf"training\.{field}"):
+        BASE.with_(training={field: number})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("name: digits-meme", "name: {a: 0x" + "f" * 9_000 + "}", "name: input should be a valid string, not "),
+        ("size: 8", "size: 0x" + "f" * 9_000, "image.size: input should be less than or equal to 9007199254740992, not "),
+        ("name: digits-meme", "name: " + "[" * 90 + "]" * 90, "name: input should be a valid string, not "),
+        ("data: digits", "? " + "z" * 9_000 + "\n: 1", r"z{100,}\.\.\.: unknown key; allowed are"),
+        ("data: digits", '"x\\nerror: \\e[31mforged": 1', r"x\\nerror: \\x1b\[31mforged: unknown key; allowed are"),
+    ],
+)
+def test_a_vast_or_forged_value_is_named_in_one_short_line(load, old, new, sentence):
+    assert old in BASE.to_yaml()
+    with pytest.raises(UserError, match=sentence) as caught:
+        load(BASE.to_yaml().replace(old, new))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 700
+
+
+def test_no_more_levels_and_channels_than_anyone_needs():
+    with pytest.raises(ValueError, match=r"network\.multipliers"):
+        BASE.with_(network={"multipliers": [1] * 17})
+    with pytest.raises(ValueError, match="less than or equal to 9007199254740992"):
+        BASE.with_(network={"channels": 10**30})
 
 
 def test_a_file_that_is_not_there_or_no_text_is_a_user_error(tmp_path):

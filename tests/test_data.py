@@ -4,6 +4,8 @@ import io
 import os
 import shutil
 import struct
+import time
+import tracemalloc
 import warnings
 import zipfile
 import zlib
@@ -16,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import meme.image_decoding
 import meme.image_sources
 from meme.data import Images, Skipped, batch_indices, open_images
 from meme.errors import UserError
@@ -516,6 +519,71 @@ def test_a_zip_with_members_not_to_be_trusted(tmp_path):
         "C:/disk.png": "an absolute path",
         "link.png": "a link",
     }
+
+
+def test_a_zip_that_unpacks_to_a_thousand_times_its_size_is_refused_by_name(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("white.bmp", save(tmp_path / "white.bmp", np.full((900, 900, 3), 255, np.uint8)).read_bytes())
+        archive.writestr("bomb.png", b"\0" * (20 * 2**20))
+        archive.writestr("other.png", b"\0" * 1000, compress_type=zipfile.ZIP_BZIP2)
+    images = open_images(tmp_path / "a.zip", size=8, channels=3)
+    assert len(images) == 1
+    assert [each.name for each in images.skipped] == ["bomb.png", "other.png"]
+    assert "a zip bomb: 20971520 bytes" in images.skipped[0].reason
+    assert images.skipped[1].reason == "compressed in another way than deflate"
+
+
+def test_a_zip_that_says_less_than_it_unpacks_to_takes_no_memory(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("good.png", save(tmp_path / "good.png", noise(8, 8)).read_bytes())
+        archive.writestr("liar.png", b"\0" * (64 * 2**20))
+        info = archive.getinfo("liar.png")
+    claimed = struct.pack("<I", 1000)
+    content = path.read_bytes().replace(struct.pack("<I", info.file_size), claimed)
+    assert content.count(claimed) == 2  # beside the member, and in the directory
+    path.write_bytes(content)
+    tracemalloc.start()
+    images = open_images(path, size=8, channels=3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [each.name for each in images.skipped] == ["liar.png"] and "CRC" in images.skipped[0].reason
+    assert peak < 8 * 2**20
+
+
+def test_large_images_are_not_decoded_side_by_side(tmp_path, monkeypatch):
+    inside, most = [0], [0]
+    square = meme.image_decoding.square
+
+    def watched(*arguments):
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        inside[0] -= 1
+        return square(*arguments)
+
+    monkeypatch.setattr(meme.image_decoding, "square", watched)
+    monkeypatch.setattr(meme.image_sources.os, "cpu_count", lambda: 4)
+    for number in range(8):
+        save(tmp_path / f"{number}.bmp", noise(60, 60, number))  # large enough for threads
+    open_images(tmp_path, size=8, channels=3)
+    assert most[0] > 1
+    most[0] = 0
+    monkeypatch.setattr(meme.image_decoding, "LARGE_PIXELS", 1000)
+    open_images(tmp_path, size=8, channels=1)
+    assert most[0] == 1
+
+
+@pytest.mark.parametrize("names", [b"x" * 20_000, b"one two"], ids=["too long", "too few"])
+def test_the_class_names_of_cifar_may_be_broken_too(tmp_path, names):
+    folder = tmp_path / "cifar"
+    folder.mkdir()
+    (folder / "data_batch_1.bin").write_bytes(bytes(3073))
+    (folder / "batches.meta.txt").write_bytes(names)
+    refused(folder, "data:", "classes in batches.meta.txt")
+    archive = zip_of(folder, tmp_path / "a.zip")
+    archive.write_bytes(archive.read_bytes().replace(names, names[:-1] + b"!", 1))
+    refused(archive, "data:", "batches.meta.txt")
 
 
 def test_a_zip_member_with_a_flipped_byte_is_skipped(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from inception_files import TinyInception, noise_images, saved
+from inception_files import TinyInception, noise_images, saved, trusted
 from torch import Tensor
 
 from meme.data import Images, open_images
@@ -126,9 +126,10 @@ def test_any_size_and_channels(quick_training, kind, size, channels):
 
 
 @pytest.mark.parametrize("kind", ["classifier", "random", "inception"])
-def test_images_are_seen_in_chunks_but_all_of_them_in_order(quick_training, kind, tmp_path):
+def test_images_are_seen_in_chunks_but_all_of_them_in_order(quick_training, kind, tmp_path, monkeypatch):
     images = noise_images(count=7)
-    space = choose_features(kind, images, inception_weights=saved(tmp_path / "weights.pt", TinyInception()))
+    weights = trusted(saved(tmp_path / "weights.pt", TinyInception()), monkeypatch)
+    space = choose_features(kind, images, inception_weights=weights)
     pixels, chunked = torch.from_numpy(images.pixels), dataclasses.replace(space, chunk=3)
     torch.testing.assert_close(chunked(pixels), space(pixels), rtol=1e-4, atol=1e-5)
     for found, expected in zip(chunked.views(pixels), space.views(pixels), strict=True):
@@ -170,8 +171,8 @@ def test_distance_grows_with_noise(digits, trained, kind):
     assert distances == sorted(distances) and distances[-1] > 10 * distances[0]
 
 
-def test_auto_takes_inception_for_large_images_with_one_message(tmp_path):
-    weights = saved(tmp_path / "weights.pt", TinyInception())
+def test_auto_takes_inception_for_large_images_with_one_message(tmp_path, monkeypatch):
+    weights = trusted(saved(tmp_path / "weights.pt", TinyInception()), monkeypatch)
     messages: list[str] = []
     space = choose_features("auto", noise_images(), inception_weights=weights, on_message=messages.append)
     assert space.name == "inception-v3 (clean-fid)" and len(messages) == 1 and str(weights) in messages[0]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from inception_files import BareInception, TinyInception, noise_images, saved
+from inception_files import BareInception, TinyInception, noise_images, saved, trusted
 from PIL import Image
 from torch import nn
 
@@ -20,6 +20,11 @@ from meme.torchvision_compat import make_torchvision_importable
 def weights(tmp_path_factory):
     torch.manual_seed(0)
     return saved(tmp_path_factory.mktemp("weights") / "any name.bin", TinyInception())
+
+
+@pytest.fixture(autouse=True)
+def trust_the_stand_in(weights, monkeypatch):
+    monkeypatch.setenv("MEME_INCEPTION_SHA256", inception.file_sha256(weights))
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 48), (3, 320)])
@@ -106,9 +111,10 @@ def without_relu(module) -> None:
     ],
     ids=["no such block", "another branch first", "another size", "other order", "bare"],
 )
-def test_a_file_with_another_middle_has_fid_but_no_sfid(tmp_path, file):
+def test_a_file_with_another_middle_has_fid_but_no_sfid(tmp_path, file, monkeypatch):
     images = noise_images(count=3, size=299)
-    space = choose_features("inception", images, inception_weights=saved(tmp_path / "file.pt", file))
+    path = trusted(saved(tmp_path / "file.pt", file), monkeypatch)
+    space = choose_features("inception", images, inception_weights=path)
     views = space.views(torch.from_numpy(images.pixels))
     assert space.spatial_dim is None and views.spatial is None
     assert len(space.network.trunk.graph.findAllNodes("aten::conv2d")) == 4  # laid open, so rearranged none the less
@@ -129,19 +135,27 @@ def test_weights_that_are_missing_or_no_inception_name_the_option(tmp_path, weig
         choose_features("inception", images, inception_weights=tmp_path / "absent.pt")
     for content in (b"not a model", weights.read_bytes()[:5000]):
         (tmp_path / "broken.pt").write_bytes(content)
-        with pytest.raises(UserError, match=r"inception_weights: .*broken\.pt is not Inception"):
-            choose_features("auto", images, inception_weights=tmp_path / "broken.pt")
+        with pytest.raises(UserError, match=r"inception_weights: .*broken\.pt is not Inception as TorchScript"):
+            choose_features("auto", images, inception_weights=trusted(tmp_path / "broken.pt", monkeypatch))
     torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "other.pt"))
     with pytest.raises(UserError, match="inception_weights"):
-        choose_features("inception", images, inception_weights=tmp_path / "other.pt")
+        choose_features("inception", images, inception_weights=trusted(tmp_path / "other.pt", monkeypatch))
     monkeypatch.setenv("MEME_INCEPTION", str(tmp_path / "absent.pt"))
     with pytest.raises(UserError, match="MEME_INCEPTION"):
         choose_features("inception", images)
 
 
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_a_file_of_another_digest_is_never_opened(weights, monkeypatch, by_variable):
+    monkeypatch.setenv("MEME_INCEPTION", str(weights))
+    monkeypatch.delenv("MEME_INCEPTION_SHA256")  # what counts now is the published file's
+    monkeypatch.setattr(torch.jit, "load", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UserError, match=rf"inception_weights.* is not Inception's published file .*{inception.INCEPTION_SHA256}"):
+        choose_features("inception", noise_images(), inception_weights=None if by_variable else weights)
+
+
 def test_off_neither_looks_nor_fetches_and_the_error_says_what_to_do(weights, monkeypatch):
     monkeypatch.setattr(inception, "CLEAN_FID_PLACE", weights)
-    monkeypatch.setattr(inception, "INCEPTION_SHA256", inception.file_sha256(weights))
     monkeypatch.setattr(inception, "_fetch", lambda _: pytest.fail("fetched"))
     with pytest.raises(UserError, match="inception_weights or the variable MEME_INCEPTION"):
         choose_features("inception", noise_images())
@@ -152,7 +166,6 @@ def test_weights_are_found_by_variable_in_clean_fids_place_and_in_the_cache(weig
     assert inception.find_inception(None) == weights
     monkeypatch.delenv("MEME_INCEPTION")
     monkeypatch.setenv("MEME_CACHE", str(tmp_path))
-    monkeypatch.setattr(inception, "INCEPTION_SHA256", inception.file_sha256(weights))
     monkeypatch.setattr(inception, "_fetch", lambda _: None)
     half = tmp_path / "half.pt"
     half.write_bytes(weights.read_bytes()[:5000])

@@ -462,6 +462,37 @@ def test_a_damaged_checkpoint_is_a_user_error(damage, stop_at, train, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+def without(tensors):
+    return dict(list(tensors.items())[1:])
+
+
+TAMPERED = {
+    "a tensor less": without,
+    "a tensor more": lambda tensors: tensors | {"more": torch.zeros(1)},
+    "another shape": lambda tensors: {name: tensor[..., None] for name, tensor in tensors.items()},
+    "another type": lambda tensors: {name: tensor.double() for name, tensor in tensors.items()},
+}
+
+
+@pytest.mark.parametrize("tampered", TAMPERED)
+@pytest.mark.parametrize("stop_at", [2, None], ids=["unfinished", "finished"])
+def test_tensors_that_are_not_what_the_header_claims_are_a_user_error(tampered, stop_at, train, tmp_path):
+    train(SMALL, stop_at=stop_at)
+    (path,) = tmp_path.iterdir()
+    save_tensors(path, TAMPERED[tampered](load_tensors(path)), read_header(path))
+    with pytest.raises(UserError, match="not a readable checkpoint of this program"):
+        train(SMALL)
+
+
+@pytest.mark.parametrize("step", ["8", 8.5, True, None, -1, 10**20])
+def test_a_checkpoint_of_no_such_step_is_trained_anew(step, train, tmp_path):
+    train(SMALL, stop_at=2)
+    (path,) = tmp_path.iterdir()
+    save_tensors(path, load_tensors(path), read_header(path) | {"step": step})
+    _, reports = train(SMALL)
+    assert steps_of(reports) == [2, 4, 6, 8]
+
+
 def test_tensors_and_header_come_back_as_they_were_saved(tmp_path):
     path = tmp_path / "new" / "x.safetensors"
     tensors = {"strided": torch.arange(6.0).view(2, 3).T, "scalar": torch.tensor(3)}

@@ -165,9 +165,11 @@ def _rearranged(trunk: nn.Module, probe: Tensor) -> nn.Module:
 
 
 def find_inception(given: Path | None) -> Path | None:
-    """A weights file someone named, or one in a known place whose content is the published one; None if neither.
+    """The published weights, where someone named them or in a known place; None if neither.
 
-    Raises UserError where the file named, as an argument or by $MEME_INCEPTION, is not there.
+    TorchScript is a program, so that no other file is opened; but $MEME_INCEPTION_SHA256 may name the digest of one to trust
+    beside it, a conversion of one's own say. Raises UserError where the file named, as an argument or by $MEME_INCEPTION, is
+    not there or is another.
     """
     setting = os.environ.get("MEME_INCEPTION")
     if given is not None:
@@ -179,14 +181,23 @@ def find_inception(given: Path | None) -> Path | None:
     kept = cache_folder() / INCEPTION_FILE
     for place in (CLEAN_FID_PLACE, kept):
         # clean-fid's own download leaves half a file when it is cut off, and anyone may write to /tmp.
-        if place.is_file() and file_sha256(place) == INCEPTION_SHA256:
+        if place.is_file() and file_sha256(place) in _trusted():
             return place
     return _fetch(kept)
+
+
+def _trusted() -> set[str]:
+    return {INCEPTION_SHA256, os.environ.get("MEME_INCEPTION_SHA256", "").lower()}
 
 
 def _existing(path: Path, field: str) -> Path:
     if not path.is_file():
         raise UserError(f"{field}: there is no file {path}")
+    if (found := file_sha256(path)) not in _trusted():
+        raise UserError(
+            f"{field}: {path} is not Inception's published file (its SHA-256 is {found}, must be {INCEPTION_SHA256}), and "
+            "TorchScript is a program; MEME_INCEPTION_SHA256 may name the digest of another file to trust"
+        )
     return path
 
 

@@ -1,0 +1,209 @@
+"""Feed broken and hostile files to everything that reads what a user brings or shares.
+
+    python benchmarks/fuzz.py [--inputs 10000] [--readers config checkpoint images] [--seed 0]
+
+``inputs`` files for each reader. A reader must take a file, pass it over, or refuse it by a UserError of one printable line;
+anything else that comes out, and any file that takes longer than ``SLOW_SECONDS``, is an error. The last line is one JSON object
+with ``inputs``, ``refused``, ``errors`` and ``slowest_seconds`` of each reader; the status is 1 if there was any error.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hypothesis
+from hostile import CONFIGS, FOLDERS, ZIPS, Files, checkpoints
+from hypothesis import strategies as st
+
+from meme.config import Config
+from meme.data import open_images
+from meme.errors import UserError
+from meme.presets import preset
+from meme.trainer import Training, _holds, load_expert, train_expert
+
+SLOW_SECONDS = 10.0
+ROUND = 1_000  # inputs of one hypothesis run; each has its own seed
+
+Reader = Callable[[Path], tuple[st.SearchStrategy, Callable[[object], None]]]
+"""Given an empty folder: the inputs, and what reads one of them."""
+
+
+@dataclass
+class Tally:
+    """What came of one reader's inputs."""
+
+    inputs: int = 0
+    refused: int = 0
+    slowest_seconds: float = 0.0
+    errors: Counter[str] = field(default_factory=Counter)
+    """How often, by the exception and the line of ours that let it out."""
+
+    def as_json(self) -> dict:
+        figures = {"inputs": self.inputs, "refused": self.refused, "errors": sum(self.errors.values())}
+        return figures | {"slowest_seconds": round(self.slowest_seconds, 2)}
+
+
+def configs(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], None]]:
+    """``Config.load``; what it takes must survive being written and read again, and have an id."""
+    path, copy = folder / "config.yaml", folder / "copy.yaml"
+
+    def read(content: bytes) -> None:
+        path.write_bytes(content)
+        config = Config.load(path)
+        config.save(copy)
+        if Config.load(copy).architecture_id != config.architecture_id:
+            raise AssertionError("a config is not what it was when written and read again")
+
+    return CONFIGS, read
+
+
+def expert_files(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], None]]:
+    """``load_expert``, and going on from a training's checkpoint."""
+    config = preset("digits-meme").with_(training={"steps": 2, "batch_size": 2})
+    images = open_images("digits", size=8, channels=1)
+    train_expert(config, 1, images, folder=folder)
+    training = Training(config, 1, images, "cpu")
+    training.expert.zero_grad()
+    finished, unfinished = folder / "expert-1.safetensors", folder / "expert-1.training.safetensors"
+    training.save(unfinished)
+    good = Files([finished.read_bytes(), unfinished.read_bytes()])
+
+    def read(content: bytes) -> None:
+        finished.write_bytes(content)
+        unfinished.write_bytes(content)
+        try:
+            load_expert(config, 1, folder)
+        finally:
+            if _holds(unfinished, config, 1, images):
+                training.load(unfinished)
+
+    return checkpoints(good), read
+
+
+def images(folder: Path) -> tuple[st.SearchStrategy, Callable[[object], None]]:
+    """``open_images`` on folders and zips."""
+    source, archive = folder / "images", folder / "images.zip"
+
+    def read(content: dict[str, bytes] | bytes) -> None:
+        if isinstance(content, bytes):
+            archive.write_bytes(content)
+            open_images(archive, size=8, channels=3)
+            return
+        shutil.rmtree(source, ignore_errors=True)
+        source.mkdir()
+        for name, file in content.items():
+            _put(source, name, file)
+        open_images(source, size=8, channels=1)
+
+    return FOLDERS | ZIPS, read
+
+
+def _put(root: Path, name: str, content: bytes) -> None:
+    """Write a file of this name inside ``root``, as far as the file system has such a name."""
+    path = root / name.lstrip("/").replace("..", "_").replace("\0", "")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except (OSError, ValueError):
+        return
+
+
+READERS: dict[str, Reader] = {"config": configs, "checkpoint": expert_files, "images": images}
+
+
+def fuzz(reader: str, inputs: int, seed: int = 0) -> Tally:
+    """Try ``inputs`` files on ``reader``, in a folder and a cache of their own."""
+    tally = Tally()
+    with tempfile.TemporaryDirectory() as scratch, _cache_in(Path(scratch) / "cache"):
+        (Path(scratch) / "files").mkdir()
+        strategy, read = READERS[reader](Path(scratch) / "files")
+        while tally.inputs < inputs:
+            _round(strategy, read, tally, min(ROUND, inputs - tally.inputs), seed)
+            shutil.rmtree(Path(scratch) / "cache", ignore_errors=True)
+            seed += 1
+    return tally
+
+
+def _round(strategy: st.SearchStrategy, read: Callable, tally: Tally, inputs: int, seed: int) -> None:
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=inputs,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(strategy)
+    def one(content: object) -> None:
+        _try(read, content, tally)
+
+    one()
+
+
+def _try(read: Callable, content: object, tally: Tally) -> None:
+    tally.inputs += 1
+    begun = time.perf_counter()
+    try:
+        read(content)
+    except UserError as error:
+        tally.refused += 1
+        if not str(error).isprintable():
+            tally.errors[f"a sentence of more than one printable line: {str(error)!r:.200}"] += 1
+    except Exception as error:
+        tally.errors[f"{type(error).__name__} ({str(error)[:80]!r}) from {_our_line(error)}"] += 1
+    took = time.perf_counter() - begun
+    tally.slowest_seconds = max(tally.slowest_seconds, took)
+    if took > SLOW_SECONDS:
+        tally.errors[f"slower than {SLOW_SECONDS:g} s"] += 1
+
+
+def _our_line(error: Exception) -> str:
+    """The last line of ``meme`` on the way to the error."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}meme{os.sep}" in frame.filename]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "the test itself"
+
+
+@contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    """Let the program keep its cache in ``folder``."""
+    before = os.environ.get("MEME_CACHE")
+    os.environ["MEME_CACHE"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MEME_CACHE"]
+        else:
+            os.environ["MEME_CACHE"] = before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000, help="files for each reader")
+    parser.add_argument("--readers", nargs="+", choices=list(READERS), default=list(READERS))
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    figures, failed = {}, False
+    for reader in arguments.readers:
+        begun = time.monotonic()
+        tally = fuzz(reader, arguments.inputs, arguments.seed)
+        figures[reader] = tally.as_json() | {"seconds": round(time.monotonic() - begun)}
+        for error, count in tally.errors.most_common():
+            failed = True
+            print(f"{reader}: {count} x {error}", file=sys.stderr)
+    print(json.dumps(figures))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

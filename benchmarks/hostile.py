@@ -1,0 +1,349 @@
+"""Broken and hostile files as hypothesis strategies: what a config, a checkpoint and a data source may be in the worst case.
+
+Most inputs are damaged good files, as random bytes would hardly get past the first check of any reader.
+"""
+
+import io
+import json
+import struct
+import warnings
+import zipfile
+import zlib
+from functools import cache
+from typing import Any
+
+import numpy as np
+import yaml
+from hypothesis import strategies as st
+from PIL import Image
+
+from meme.presets import preset
+
+BYTES = st.binary(max_size=200)
+
+
+def damaged(good: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
+    """Good files with bytes changed, cut out, put in or doubled, or cut short."""
+    edit = st.tuples(st.floats(0, 1), st.integers(0, 40), st.one_of(st.binary(max_size=8), st.integers(0, 255), st.none()))
+    return st.builds(_edited, good, st.lists(edit, min_size=1, max_size=6))
+
+
+def _edited(content: bytes, edits: list) -> bytes:
+    for place, length, new in edits:
+        start = int(place * len(content))
+        if new is None:
+            content = content[:start]
+        elif isinstance(new, int):
+            content = content[:start] + bytes([new]) + content[start + 1 :]
+        else:
+            content = content[:start] + new + content[start + length :]
+    return content
+
+
+# Configs
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([0, -1, 2**31, 2**63, 10**30, 10**4000, float("nan"), float("inf"), -0.0, 1e-320, 1e308]),
+    st.floats(),
+    st.text(max_size=12),
+    st.dates(),
+    st.binary(max_size=6),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
+    max_leaves=12,
+)
+# What YAML itself can be made to do: tags whose constructors stumble, references, expansion, depth, vast numbers, odd names.
+RAW = [
+    "!!int ''",
+    "!!int x",
+    "!!float x",
+    "!!bool perhaps",
+    "!!timestamp never",
+    "!!binary '*'",
+    "!!null x",
+    "!!set {a, b}",
+    "!!omap [a: 1, a: 2]",
+    "!!pairs [a]",
+    "!!python/name:os.system",
+    "!!python/object/apply:os.system ['true']",
+    "!unknown x",
+    "&a [*a]",
+    "*nowhere",
+    "{<<: 1}",
+    "{<<: [1, 2]}",
+    "{? [a, b] : 1}",
+    "{? {a: b} : 1}",
+    "0x" + "f" * 9_000,
+    "9" * 5_000,
+    "-" + "9" * 400,
+    "1:59:59:59:59:59:59",
+    "1e999",
+    ".nan",
+    "-.inf",
+    '"\\ud800"',
+    '"\\0"',
+    '"a\\nerror: b"',
+    '{"\\e[31m": 1}',
+    "{" + "z" * 9_000 + ": 1}",
+    "[" * 3_000,
+    "{a: " * 2_000,
+    "[" * 300 + "]" * 300,
+    "[" + "1, " * 20_000 + "]",
+    "%YAML 9.9",
+    "--- b",
+    "| \n x",
+]
+LAUGHS = "\n".join(
+    [f"a0: &a0 [{', '.join(['lol'] * 9)}]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+)
+MERGES = "\n".join(["a0: &a0 {x: 1}"] + [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)])
+
+
+@cache
+def _good_yaml(name: str) -> str:
+    return preset(name).to_yaml()
+
+
+GOOD_CONFIGS = st.sampled_from(["digits-meme", "digits-ldm-s", "ffhq-meme", "celeba64-meme", "imagenet-meme"]).map(_good_yaml)
+
+
+@st.composite
+def changed_configs(draw: st.DrawFn) -> bytes:
+    """A good config with up to four values replaced, removed or added at any place."""
+    tree = yaml.safe_load(draw(GOOD_CONFIGS))
+    for _ in range(draw(st.integers(1, 4))):
+        _change(draw, tree)
+    return yaml.safe_dump(tree, allow_unicode=draw(st.booleans())).encode("utf-8", "surrogatepass")
+
+
+def _change(draw: st.DrawFn, tree: Any) -> None:
+    """Walk down ``tree`` at random and change one item of what is found there."""
+    while True:
+        keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
+        if not keys:
+            return
+        key = draw(st.sampled_from(keys))
+        if isinstance(tree[key], dict | list) and draw(st.integers(0, 3)):
+            tree = tree[key]
+            continue
+        break
+    action = draw(st.sampled_from(["replace", "replace", "remove", "add"]))
+    if action == "remove":
+        del tree[key]
+    elif action == "add" and isinstance(tree, dict):
+        tree[draw(st.text(max_size=9))] = draw(VALUES)
+    else:
+        tree[key] = draw(VALUES)
+
+
+@st.composite
+def raw_configs(draw: st.DrawFn) -> bytes:
+    """A good config in whose text one value is replaced by something only YAML can say."""
+    lines = draw(GOOD_CONFIGS).splitlines()
+    place = draw(st.integers(0, len(lines) - 1))
+    lines[place] = lines[place].partition(":")[0] + ": " + draw(st.sampled_from(RAW))
+    return "\n".join(lines).encode("utf-8", "surrogatepass")
+
+
+CONFIGS = st.one_of(
+    changed_configs(),
+    raw_configs(),
+    damaged(GOOD_CONFIGS.map(str.encode)),
+    VALUES.map(lambda value: yaml.safe_dump(value).encode("utf-8", "surrogatepass")),
+    st.text(max_size=100).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    BYTES,
+    st.sampled_from([LAUGHS, MERGES, *RAW]).map(str.encode),
+)
+
+# Checkpoints
+
+DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL", "F8_E4M3", "F8_E5M2", "X"]
+HEADERS = ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, "NaN", "[]", "null", "{}", '{"step": "x"}', "{", "\ud800", ""]
+
+
+def parts(content: bytes) -> tuple[dict, bytes]:
+    """A safetensors file as its header and its data."""
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def joined(header: dict, data: bytes, length: int | None = None) -> bytes:
+    """The inverse of ``parts``; with a ``length``, the file lies about its header's."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+class Files(list):
+    """File contents that hypothesis does not print."""
+
+    def __repr__(self) -> str:
+        return f"{len(self)} files"
+
+
+@st.composite
+def changed_checkpoints(draw: st.DrawFn, good: Files) -> bytes:
+    """A good checkpoint whose header says something else: of this program, or of one of the tensors."""
+    header, data = parts(good[draw(st.integers(0, len(good) - 1))])
+    ours = json.loads(header["__metadata__"]["meme"])
+    for _ in range(draw(st.integers(1, 3))):
+        names = [name for name in header if name != "__metadata__"]
+        if not names:
+            break
+        name = draw(st.sampled_from(names))
+        action = draw(st.sampled_from(["dtype", "shape", "offsets", "remove", "rename", "ours", "odd"]))
+        if action == "dtype":
+            header[name] = header[name] | {"dtype": draw(st.sampled_from(DTYPES))}
+        elif action == "shape":
+            header[name] = header[name] | {"shape": draw(_shapes(header[name]["shape"]))}
+        elif action == "offsets":
+            header[name] = header[name] | {"data_offsets": draw(st.lists(st.integers(-1, 2**65), max_size=3))}
+        elif action == "remove":
+            del header[name]
+        elif action == "rename":
+            header[draw(st.text(max_size=6))] = header.pop(name)
+        elif action == "ours":
+            header["__metadata__"] = draw(_metadata(ours))
+        else:
+            header[name] = draw(st.one_of(st.none(), st.integers(), st.just([]), st.just({})))
+            break
+    return joined(header, data, draw(st.none() | st.integers(0, 2**64 - 1)) if draw(st.integers(0, 9)) == 0 else None)
+
+
+def _shapes(shape: Any) -> st.SearchStrategy:
+    same_count = [list(reversed(shape)), [*shape, 1], [int(np.prod(shape))]] if isinstance(shape, list) else [[]]
+    return st.sampled_from(same_count) | st.lists(st.integers(0, 2**63), max_size=4)
+
+
+def _metadata(ours: dict) -> st.SearchStrategy:
+    """What this program writes of itself, with another step, or as something that is no JSON mapping."""
+    steps = st.one_of(st.integers(), st.floats(), st.text(max_size=3), st.none(), st.booleans(), st.just([]))
+    stepped = steps.map(lambda step: {"meme": json.dumps(ours | {"step": step})})
+    return st.one_of(stepped, st.sampled_from(HEADERS).map(lambda text: {"meme": text}), st.just({}), st.none(), st.integers())
+
+
+def checkpoints(good: Files) -> st.SearchStrategy[bytes]:
+    """Damaged forms of ``good`` checkpoints, and what never was one."""
+    whole, changed = st.integers(0, len(good) - 1).map(good.__getitem__), changed_checkpoints(good)
+    return st.one_of(changed, changed, damaged(whole), damaged(changed), BYTES, whole)
+
+
+# Images and what they come in
+
+FORMATS = [
+    "PNG",
+    "JPEG",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "WEBP",
+    "PPM",
+    "TGA",
+    "PCX",
+    "ICO",
+    "ICNS",
+    "JPEG2000",
+    "DDS",
+    "SGI",
+    "QOI",
+    "MSP",
+]
+FORMATS += ["MSP", "AVIF", "IM", "SPIDER", "XBM", "MPO", "BLP", "PDF", "EPS"]
+ENDINGS = [
+    "png",
+    "jpg",
+    "gif",
+    "bmp",
+    "tif",
+    "webp",
+    "ppm",
+    "tga",
+    "pcx",
+    "ico",
+    "icns",
+    "jp2",
+    "dds",
+    "sgi",
+    "qoi",
+    "avif",
+    "psd",
+]
+ENDINGS += ["psd", "PNG", "fli", "xpm", "cur", "eps", "bin", "txt"]
+NAMES = st.one_of(
+    st.sampled_from([f"a.{end}" for end in ENDINGS]),
+    st.sampled_from(["../up.png", "/root.png", "C:\\disk.png", "a/../../b.png", "x\nerror: y.png", "\x1b[31m.png", ".png", "a/"]),
+    st.sampled_from(["data_batch_1.bin", "batches.meta.txt", "data_batch_1", "cat/a.png", "dog/b.png", "é/\u202e.png"]),
+    st.text(max_size=12).map(lambda text: f"{text}.png"),
+)
+
+
+def png_of_size(width: int, height: int, kind: int = 2) -> bytes:
+    """A PNG that claims to be this large in some 60 bytes."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@cache
+def good_images() -> list[bytes]:
+    """A small image in every format and mode that Pillow writes."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 10, 4), dtype=np.uint8)
+    found = []
+    for kind in FORMATS:
+        for mode in ("RGB", "RGBA", "L", "P", "1", "I;16", "I", "CMYK", "F"):
+            buffer = io.BytesIO()
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    Image.fromarray(noise).convert(mode).save(buffer, kind)
+            except Exception:  # no such mode in this format, or no such format in this Pillow
+                continue
+            found.append(buffer.getvalue())
+    return found
+
+
+def cifar_batch(count: int) -> bytes:
+    """``count`` records of CIFAR-10's binary version."""
+    records = np.random.default_rng(0).integers(0, 256, (count, 3073), dtype=np.uint8)
+    records[:, 0] %= 10
+    return records.tobytes()
+
+
+IMAGES = st.deferred(lambda: st.sampled_from(good_images()))
+IMAGE_FILES = st.one_of(
+    damaged(IMAGES),
+    damaged(IMAGES),
+    IMAGES,
+    st.builds(png_of_size, st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.integers(0, 6)),
+    damaged(st.integers(0, 3).map(cifar_batch)),
+    st.just(b"a b c d e f g h i j"),
+    BYTES,
+)
+FOLDERS = st.dictionaries(NAMES, IMAGE_FILES, max_size=3)
+
+
+@st.composite
+def zips(draw: st.DrawFn) -> bytes:
+    """A zip of image files in which members lie about their size, their kind or how they are compressed."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
+        warnings.simplefilter("ignore")  # two of one name
+        for name, content in draw(FOLDERS).items():
+            try:
+                info = zipfile.ZipInfo(name.replace("\0", ""))
+                info.external_attr = draw(st.sampled_from([0, 0, 0o120777 << 16]))
+                method = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]))
+                archive.writestr(info, content, compress_type=method)
+            except ValueError:  # a name that has no UTF-8
+                continue
+    return buffer.getvalue()
+
+
+ZIPS = st.one_of(zips(), damaged(zips()), BYTES.map(lambda tail: b"PK\x05\x06" + tail))

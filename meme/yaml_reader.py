@@ -1,0 +1,34 @@
+"""A YAML file as plain data, whoever wrote it: nothing in it runs, and nothing in it grows."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from meme.errors import UserError
+
+MAX_BYTES = 2**18  # the paper's largest preset has 2 kB
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Without references: a few lines of them stand for gigabytes once they are followed, merged or printed."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"the reference *{self.peek_event().anchor} is not followed; write out what it stands for")
+        return super().compose_node(parent, index)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file of at most ``MAX_BYTES``; anything wrong with it is a ``UserError`` of one sentence."""
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"larger than {MAX_BYTES // 2**10} KiB")
+        return yaml.load(content.decode("utf-8"), Loader=_PlainLoader)  # a subclass of SafeLoader
+    except MemoryError:
+        raise
+    except Exception as error:  # PyYAML's constructors raise nearly anything: !!int '' is an IndexError, !!bool x a KeyError
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{path}: not a readable YAML file ({reason})") from None
