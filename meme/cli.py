@@ -12,9 +12,9 @@ import tyro
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from meme.explanations import explain
 from meme.console import Output
 from meme.errors import UserError
+from meme.explanations import explain
 
 Settings = TypeVar("Settings", bound=BaseModel)
 WRONG_USE, INTERRUPTED = 2, 130

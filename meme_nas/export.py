@@ -25,12 +25,14 @@ def write_trials(folder: Path, trials: Sequence[TrialRecord]) -> None:
     write_text(folder / "trials.csv", trials_table(trials).to_csv(index=False))
 
 
-def export_configs(folder: Path, trials: Sequence[TrialRecord], settings: SearchSettings) -> None:
+def export_configs(
+    folder: Path, trials: Sequence[TrialRecord], settings: SearchSettings, best: TrialRecord | None = None
+) -> None:
     """Write ``winner.yaml``, the yardsticks and the whole Pareto front as configs of full training length.
 
     They are plain configs: ``python -m meme train`` takes them with Optuna and Ray not installed.
     """
-    best = winner(trials, settings.objectives)
+    best = best or winner(trials, settings.objectives)
     if best:
         full_training(best, settings, "winner").save(folder / "winner.yaml")
     for trial in trials:

@@ -9,6 +9,7 @@ it knows those of the round before that. Every answer follows from the study on 
 """
 
 import random
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -52,6 +53,16 @@ class Factorised(Strategy):
         self._batches: dict[int, list[Cascade]] = {}
         self._models: dict[tuple[int, int], Surrogate | None] = {}
         self._interrupted += [trial for n in self.numbers for trial in self._log(n) if not trial.finished]
+
+    def other_signals(self, trials: Sequence[TrialRecord]) -> dict[str, list[float]]:
+        """What the surrogate says, and the sum of the experts' interval losses."""
+        last, end = len(self.rounds) - 1, self.rounds[-1]
+        model, cascades = self._model(last, end), [self._cascade(trial, end) for trial in trials]
+        if model is None or None in cascades:
+            return {}
+        logs = [self._log(n) for n in self.numbers]
+        losses = [sum(log[place].outcome.loss for log, place in zip(logs, c, strict=True)) for c in cascades]
+        return {"surrogate": [float(value) for value in model.predict(cascades)], "sum of interval losses": losses}
 
     # --- How far it is ----------------------------------------------------------------------------
 
@@ -129,7 +140,7 @@ class Factorised(Strategy):
         number = min(self.numbers, key=lambda n: (counts[n], n))
         choices = self._candidate(number, index, place)
         config = self._with({number: choices}, f"expert-{number}-{index:03d}")
-        return self.study.experts(number).start(config, "expert", choices, self._distributions)
+        return self.study.experts(number).start(config, "expert", choices, self.distributions)
 
     def _next_cascade(self) -> TrialRecord | None:
         """Start the next cascade of the first round that has one left."""
@@ -141,7 +152,7 @@ class Factorised(Strategy):
                 chosen = {n: self._log(n)[index].choices for n, index in zip(self.numbers, batch[len(started)], strict=True)}
                 config = self._with(chosen, f"trial-{len(self.study.trials):03d}")
                 choices = self.space.choices(config)
-                return self.study.start(config, "candidate", choices, self._distributions, candidates=end)
+                return self.study.start(config, "candidate", choices, self.distributions, candidates=end)
         return None
 
     # --- Candidates of one expert -----------------------------------------------------------------

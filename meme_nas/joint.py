@@ -61,7 +61,7 @@ class Joint(Strategy):
             self.exhausted = True
             return None
         config = self.space.config(choices, f"trial-{number:03d}")
-        return self.study.start(config, "candidate", choices, self._distributions, refused=self.costs.refusal(config))
+        return self.study.start(config, "candidate", choices, self.distributions, refused=self.costs.refusal(config))
 
     def _unseen_choices(self, number: int, known: list) -> Choices | None:
         """The proposal for trial ``number``; where it repeats an architecture, another one, at no cost."""

@@ -129,7 +129,7 @@ class Objective:
 
     def _train_and_score(self, task: Task) -> Outcome:
         basis, bank = self._open(task.config)
-        folder, count = trial_folder(self.folder, task.number), len(task.config.experts)
+        folder, count = trial_folder(self.folder, task.number, task.kind), len(task.config.experts)
         begun_at, begun = time.time(), time.perf_counter()
         progress, banked = ProgressFile(folder, count * len(task.seeds)), []
         for seed in task.seeds:
@@ -193,7 +193,7 @@ def outcome_of(task: Task, scores: Sequence[Score], latency_ms: float, begun_at:
     return Outcome(
         task.number,
         fid=statistics.fmean(measured["fid"]) if "fid" in measured else None,
-        fids=tuple(measured.get("fid", ())),
+        fids=tuple(next(iter(measured.values()))),
         kid=statistics.fmean(measured["kid"]) if "kid" in measured else None,
         macs=scores[0].macs,
         params=scores[0].params,

@@ -56,6 +56,7 @@ def _page(summary: Summary) -> str:
         samples=_samples(summary),
         bars=_bars(summary.importance),
         bars_left_out=max(0, len(summary.importance) - MOST_BARS),
+        audit=_audit(summary),
         columns=_COLUMNS,
         rows=[_row(trial, summary.winner) for trial in summary.trials],
     )
@@ -164,6 +165,28 @@ def _embedded(path: Path) -> str | None:
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     except OSError:
         return None
+
+
+def _audit(summary: Summary) -> dict | None:
+    """What the section on the proxy shows; None without an audit."""
+    if not summary.audited:
+        return None
+    ranked = sorted(summary.audited, key=lambda each: each.mean)
+    return {
+        "sentences": [words.audit_verdict(summary.agreements), *words.audited_words(summary)],
+        "signals": [
+            {"name": each.signal, "tau": f"{each.tau:.2f}", "interval": f"{each.low:.2f} to {each.high:.2f}"}
+            for each in summary.agreements
+        ],
+        "rows": [
+            {
+                "name": f"trial {each.trial.number}" + ("" if each.trial.kind == "candidate" else f", {each.trial.kind}"),
+                "proxy": words.fid_text(each.trial.outcome.fids[0] if each.trial.outcome.fids else each.trial.outcome.fid),
+                "longer": str(words.Score(each.mean, each.deviation, len(each.fids), rescored=True)),
+            }
+            for each in ranked
+        ],
+    }
 
 
 def _bars(importance: dict[str, float]) -> list[dict]:

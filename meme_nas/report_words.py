@@ -2,11 +2,12 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meme.architecture import OVERRIDES, ExpertConfig
 from meme.config import even_intervals
-from meme_nas.summary import Summary
+from meme_nas.summary import Agreement, Summary
 from meme_nas.trial_log import TrialRecord
 
 HAND_MADE = "hand-made"
@@ -22,6 +23,7 @@ _RIVALS = {
     "multi-expert": "one architecture for all experts",
     "single-model": "a single model trained as long as all experts together",
 }
+TRUSTED_TAU = 0.3  # lower end of an interval
 SPREAD_NOTE = (
     "± is the standard deviation over sampling seeds; it does not cover the chance in training. "
     "“Not distinguishable” means that the intervals mean ± sd overlap."
@@ -115,6 +117,33 @@ def notes(summary: Summary) -> list[str]:
         return []
     score = best_score(summary, summary.winner)
     return [SPREAD_NOTE if score.has_spread else "" if score.rescored else SEARCH_SCORE_NOTE]
+
+
+def audit_verdict(found: Sequence[Agreement]) -> str:
+    """Whether the proxy's ranking deserves trust, in a sentence."""
+    if not found:
+        return "Too few configurations were audited to say how far the proxy's ranking can be trusted."
+    score = found[0]
+    said = f"Kendall's tau {score.tau:.2f}, 95% interval {score.low:.2f} to {score.high:.2f}, {score.count} configurations"
+    if score.low > TRUSTED_TAU:
+        return f"The proxy's ranking deserves trust: longer training with several seeds agrees with it ({said})."
+    if score.low > 0:
+        return f"The proxy's ranking deserves some trust: longer training with several seeds tends to agree with it ({said})."
+    return f"The proxy's ranking is not shown to deserve trust: longer training with several seeds may as well disagree ({said})."
+
+
+def audited_words(summary: Summary) -> list[str]:
+    """The audited winner against the audited hand-made pattern, over training seeds."""
+    by_number = {each.trial.number: each for each in summary.audited}
+    rival = yardstick(summary, HAND_MADE)
+    ours, theirs = (by_number.get(trial.number) if trial else None for trial in (summary.winner, rival))
+    if ours is None or theirs is None or ours is theirs:
+        return []
+    scores = [Score(each.mean, each.deviation, len(each.fids), rescored=True) for each in (ours, theirs)]
+    how = "is not distinguishable from" if scores[0].overlaps(scores[1]) else "is better than"
+    how = "is worse than" if how == "is better than" and scores[0].mean > scores[1].mean else how
+    subject = f"the winner (trial {ours.trial.number}) {how} the hand-made pattern"
+    return [f"Trained longer with {len(ours.fids)} training seeds, {subject}: {scores[0]} against {scores[1]}."]
 
 
 def feature_spaces(summary: Summary) -> str:

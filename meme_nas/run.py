@@ -18,6 +18,7 @@ from meme.data import Images
 from meme.features import FeatureSpace
 from meme.files import written_whole
 from meme.pipeline import evaluate, load_ensemble, pick_device
+from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
@@ -54,8 +55,9 @@ def run(settings: SearchSettings) -> Summary:
     study = Study(settings.folder, settings.in_force() | scored_on, settings.objectives)
     try:
         search = STRATEGIES[settings.strategy_name](settings, study)
-        _search(settings, search)
-        summary = _finish(settings, search, images, space)
+        audit = Audit(settings, search) if settings.audit_factor else None
+        _search(settings, search, audit)
+        summary = _finish(settings, search, audit, images, space)
     finally:
         study.close()
     _say_results(settings, summary)
@@ -76,14 +78,30 @@ def _basis(settings: SearchSettings, config: Config) -> Basis:
     return open_basis(config, settings.device, weights, strict=strict, on_message=console.print)
 
 
-def _search(settings: SearchSettings, search: Strategy) -> None:
-    """Let an engine work through the budget, showing each trial and keeping trials.csv current."""
+def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> None:
+    """Let an engine work through the budget, then through the audit."""
     if search.done:
         console.print(f"the budget of {settings.budget} is spent; give a larger --budget to go on")
-        return
+        if audit is None or audit.done:
+            return
     workers = workers_for(settings)
+    objective, engine = _objective(settings), _engine(settings, workers)
+    try:
+        if not search.done:
+            _run_trials(settings, search, objective, engine, workers)
+        if audit and not audit.done:
+            _run_audit(audit, objective, engine)
+    finally:
+        engine.close()
+    if search.repeats:
+        console.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
+    if search.exhausted:
+        console.print("the search ends early: no candidate is left that is new and keeps the limits")
+
+
+def _objective(settings: SearchSettings) -> Objective:
     weights = settings.inception_weights and settings.inception_weights.absolute()  # workers run elsewhere
-    objective = Objective(
+    return Objective(
         settings.folder.absolute(),
         bank_of(settings).absolute(),
         settings.device,
@@ -92,7 +110,10 @@ def _search(settings: SearchSettings, search: Strategy) -> None:
         settings.objectives[0],
         settings.bank_gib,
     )
-    engine = _engine(settings, workers)
+
+
+def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine, workers: int) -> None:
+    """Show each trial and keep trials.csv current."""
     with SearchDisplay(search, workers, console) as display:
         seen = -1
 
@@ -108,14 +129,17 @@ def _search(settings: SearchSettings, search: Strategy) -> None:
         try:
             engine.run(search, objective, on_change)
         finally:
-            engine.close()
             on_change()
     if not search.done:  # Ray Tune swallows Ctrl-C and returns
         raise KeyboardInterrupt
-    if search.repeats:
-        console.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
-    if search.exhausted:
-        console.print("the search ends early: no candidate is left that is new and fits max_macs")
+
+
+def _run_audit(audit: Audit, objective: Objective, engine) -> None:
+    words = f"audit: {len(audit.chosen)} configurations, trained {audit.settings.audit_factor} times longer with {SEEDS} seeds"
+    with console.status(words) as status:
+        engine.run(audit, objective, lambda: status.update(f"{words}: {audit.spent[0]} done"))
+    if not audit.done:
+        raise KeyboardInterrupt
 
 
 def bank_of(settings: SearchSettings) -> Path:
@@ -154,12 +178,13 @@ def _engine(settings: SearchSettings, workers: int):
     return engine
 
 
-def _finish(settings: SearchSettings, search: Strategy, images: Images, space: FeatureSpace) -> Summary:
+def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, images: Images, space: FeatureSpace) -> Summary:
     """Export configs, score winner and yardsticks with fresh noise, copy the winner's samples, write the report."""
     folder, trials = settings.folder, search.study.trials
     write_trials(folder, trials)
-    export_configs(folder, trials, settings)
-    best = winner(trials, settings.objectives)
+    audited = audit.results() if audit else []
+    best = audited_winner(audited, settings.objectives) or winner(trials, settings.objectives)
+    export_configs(folder, trials, settings, best)
     summary = Summary(
         title=f"MEME search: {settings.preset_name}",
         folder=folder,
@@ -168,6 +193,8 @@ def _finish(settings: SearchSettings, search: Strategy, images: Images, space: F
         finalists=_score_again(settings, trials, best, images, space),
         importance=search.study.importance(),
         facts=_facts(settings, images, space),
+        audited=audited,
+        agreements=agreements(audited, signals_of(audited, search)) if audited else [],
     )
     if best:
         with written_whole(folder / "samples.png") as partial:

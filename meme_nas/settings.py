@@ -83,6 +83,11 @@ class SearchSettings(Settings):
     """Of the proposals and of all noise, which is common to all candidates."""
     strict: bool = False
     """Refuse a data set with unreadable files instead of skipping them."""
+    audit_factor: Annotated[int, Field(ge=0)] = 2
+    """After the search, train the finalists and a random sample of other candidates so many times longer, with three seeds, and
+    say how far the ranking can be trusted. 0: do not."""
+    audit_size: Annotated[int, Field(ge=4)] = 8
+    """Configurations that are audited."""
     retrain: bool = False
     """After the search, train the winner in full, draw samples from it and score it."""
     dry_run: bool = False

@@ -38,7 +38,7 @@ class Strategy:
         self.space = space or build_space(settings.as_proxy(settings.full_config()), settings.dimensions)
         self.costs = Costs(settings, self.space)
         self.yardsticks = _yardsticks_of(settings) if yardsticks is None else list(yardsticks)
-        self._distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
+        self.distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
         self._interrupted = [trial for trial in study.trials if not trial.finished]
         self.exhausted = False
         """Whether no point is left that is new and keeps the limits."""
@@ -61,6 +61,10 @@ class Strategy:
             outcome = replace(outcome, failure=f"score is not a finite number ({said})")
         return self.study.finish(outcome)
 
+    def other_signals(self, trials: Sequence[TrialRecord]) -> dict[str, list[float]]:
+        """What else, beside their scores, the strategy knows of complete trials: by name a value each, lower is better."""
+        return {}
+
     @property
     def done(self) -> bool:
         """Whether the budget is spent (or the space exhausted) and every trial finished."""
@@ -81,7 +85,7 @@ class Strategy:
             return None
         kind, config = self.yardsticks[number]
         choices = self.space.choices(config) if config.network.splits_channels else {}
-        return self.study.start(config, kind, choices, self._distributions)
+        return self.study.start(config, kind, choices, self.distributions)
 
     def _task(self, trial: TrialRecord) -> Task:
         first = self.settings.seed

@@ -49,7 +49,7 @@ class Study:
         return study
 
     def _open(self, storage: BaseStorage, objectives: Sequence[str]) -> None:
-        self._storage, self._experts = storage, {}
+        self._storage, self._experts, self._audit = storage, {}, None
         self._ensembles = TrialLog(storage, STUDY_NAME, objectives)
 
     def close(self) -> None:
@@ -74,6 +74,12 @@ class Study:
         if number not in self._experts:
             self._experts[number] = TrialLog(self._storage, f"{STUDY_NAME}-expert-{number}", EXPERT_OBJECTIVES, number)
         return self._experts[number]
+
+    def audit(self) -> TrialLog:
+        """The trials that train some configurations longer: a study of its own in the same journal."""
+        if self._audit is None:
+            self._audit = TrialLog(self._storage, f"{STUDY_NAME}-audit", self._ensembles.objectives)
+        return self._audit
 
     def finish(self, outcome: Outcome) -> TrialRecord:
         """Record what a running trial came to. A second outcome of one trial is ignored: the first one stands."""
@@ -108,9 +114,9 @@ class Study:
             raise
 
 
-def trial_folder(study: Path, number: int) -> Path:
-    """Where trial ``number`` keeps its config, weights and samples."""
-    return study / TRIALS / f"{number:03d}"
+def trial_folder(study: Path, number: int, kind: str = "candidate") -> Path:
+    """Where a trial keeps its config, weights and samples; those of the audit are apart, as they have numbers of their own."""
+    return study / ("audit" if kind == "audit" else TRIALS) / f"{number:03d}"
 
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:

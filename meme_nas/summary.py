@@ -27,6 +27,36 @@ class Finalist:
 
 
 @dataclass(frozen=True)
+class Audited:
+    """One configuration of the search, and how it turned out."""
+
+    trial: TrialRecord
+    fids: tuple[float, ...]
+    """After the longer training, one a training seed; of whatever the first objective is."""
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.fids)
+
+    @property
+    def deviation(self) -> float:
+        """Over training seeds."""
+        return statistics.stdev(self.fids) if len(self.fids) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well one signal of the search ranks configurations as the longer training does."""
+
+    signal: str
+    tau: float
+    low: float
+    """2.5th percentile over bootstrap samples of the configurations."""
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """One study, as a person is shown it."""
 
@@ -41,6 +71,10 @@ class Summary:
     """Share of the FID's variation that each choice explains, by Optuna; empty while there are too few trials."""
     facts: dict[str, str] = field(default_factory=dict)
     """What a reader must know beside the scores: command, data, feature space, samples, proxy length, versions, hardware."""
+    audited: list[Audited] = field(default_factory=list)
+    """Configurations trained longer, with several seeds; empty without an audit."""
+    agreements: list[Agreement] = field(default_factory=list)
+    """How well what the search knew ranks them as that did, its score first; empty where there are too few."""
 
 
 def as_record(summary: Summary) -> dict[str, Any]:

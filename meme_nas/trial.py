@@ -41,7 +41,7 @@ class Outcome:
     fid: float | None = None
     """Mean over the training seeds."""
     fids: tuple[float, ...] = ()
-    """One a training seed."""
+    """What the search minimises first, FID or KID, one a training seed."""
     kid: float | None = None
     loss: float | None = None
     """Of one expert: mean squared error over its interval on held-out images, mean over the training seeds."""

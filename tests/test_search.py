@@ -140,7 +140,7 @@ def test_an_exhausted_space_ends_the_search(tmp_path):
     search = Joint(settings, opened(settings))
     search.space = SplitSpace(BASE.with_(experts=[BASE.experts[0].model_dump() | {"interval": (0, 1000)}]))
     search.yardsticks, search._proposer = [], Proposer(search.space.domains, "random")
-    search._distributions = search._proposer._distributions
+    search.distributions = search._proposer._distributions
     while (task := search.next_task()) is not None:
         search.record(score(task))
     assert search.done

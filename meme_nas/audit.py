@@ -1,0 +1,123 @@
+"""How far the proxy's ranking can be trusted: some configurations trained longer, with several seeds, and ranked anew.
+
+The finalists and a random sample of other candidates are trained ``audit_factor`` times as long as in the search (their experts
+go on from where the bank has them), with seeds that the search did not choose them by. What the search knew of them is then
+compared with how they turned out, by Kendall's tau with a bootstrap interval over configurations.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+from scipy.stats import kendalltau
+
+from meme.config import Config
+from meme.seeding import derive_seed
+from meme_nas.settings import SearchSettings
+from meme_nas.strategy import Strategy, winner
+from meme_nas.summary import Agreement, Audited
+from meme_nas.trial import Outcome, Task
+from meme_nas.trial_log import TrialRecord
+
+FINALISTS, SEEDS = 3, 3
+BOOTSTRAPS = 2_000
+LEAST = 4  # configurations, below which a rank correlation says nothing
+
+
+class Audit:
+    """Hands out the longer trainings to an engine, as a strategy hands out trials."""
+
+    unit = "configurations"
+
+    def __init__(self, settings: SearchSettings, search: Strategy):
+        self.settings, self.study, self._search = settings, search.study, search
+        self._log = search.study.audit()
+        self._left = [trial for trial in self._log.records if not trial.finished]
+
+    @cached_property
+    def chosen(self) -> list[TrialRecord]:
+        """Hand-made pattern and winner, the best others, and a random sample of the rest."""
+        return pick(self.study.trials, self.settings)
+
+    @property
+    def done(self) -> bool:
+        return all(self._of(trial) and self._of(trial).finished for trial in self.chosen)
+
+    @property
+    def spent(self) -> tuple[int, int]:
+        return sum(bool(self._of(trial) and self._of(trial).finished) for trial in self.chosen), len(self.chosen)
+
+    def next_task(self) -> Task | None:
+        if self._left:
+            return self._task(self._left.pop(0))
+        trial = next((trial for trial in self.chosen if self._of(trial) is None), None)
+        if trial is None:
+            return None
+        return self._task(self._log.start(self._longer(trial), "audit", trial.choices, self._search.distributions))
+
+    def _longer(self, trial: TrialRecord) -> Config:
+        return trial.config.with_(training={"steps": self.settings.audit_factor * trial.config.training.steps})
+
+    def _of(self, trial: TrialRecord) -> TrialRecord | None:
+        """The longer training of ``trial``, if it has begun; another audit of the study may have had it already."""
+        wanted = self._longer(trial).architecture_id
+        return next((record for record in self._log.records if record.config.architecture_id == wanted), None)
+
+    def record(self, outcome: Outcome) -> TrialRecord:
+        return self._log.finish(outcome)
+
+    def results(self) -> list[Audited]:
+        pairs = [(trial, self._of(trial)) for trial in self.chosen]
+        return [Audited(trial, record.outcome.fids) for trial, record in pairs if record and record.state == "complete"]
+
+    def _task(self, trial: TrialRecord) -> Task:
+        first = self.settings.seed + self.settings.training_seeds - 1  # the search's last seed, and others
+        return Task(trial.number, trial.config, "audit", seeds=tuple(range(first, first + SEEDS)))
+
+
+def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialRecord]:
+    """What to audit, the same whenever it is asked: of complete trials of the searched space."""
+    scored = [trial for trial in trials if trial.state == "complete" and trial.choices]
+    ranked = sorted(scored, key=lambda trial: (trial.outcome.values(settings.objectives)[0], trial.number))
+    best = winner(trials, settings.objectives)
+    first = [trial for trial in scored if trial.kind == "hand-made"] + ([best] if best else []) + ranked[:FINALISTS]
+    finalists = list({trial.number: trial for trial in first}.values())
+    rest = [trial for trial in scored if trial not in finalists]
+    count = min(len(rest), max(0, settings.audit_size - len(finalists)))
+    return finalists + random.Random(derive_seed(settings.seed, "audit")).sample(rest, count)
+
+
+def agreements(audited: Sequence[Audited], signals: dict[str, Sequence[float]], seed: int = 0) -> list[Agreement]:
+    """Kendall's tau of every signal (one value a configuration, lower is better) with the mean FID of the longer training.
+
+    Empty with fewer than ``LEAST`` configurations. Bootstrap samples in which all are equal are left out.
+    """
+    if len(audited) < LEAST:
+        return []
+    truth, source = np.array([each.mean for each in audited]), np.random.default_rng(seed)
+    draws = source.integers(0, len(audited), (BOOTSTRAPS, len(audited)))
+    found = []
+    for name, values in signals.items():
+        values = np.asarray(values, dtype=float)
+        taus = np.array([kendalltau(values[draw], truth[draw]).statistic for draw in draws])
+        low, high = np.nanquantile(taus, (0.025, 0.975))
+        found.append(Agreement(name, float(kendalltau(values, truth).statistic), float(low), float(high), len(audited)))
+    return found
+
+
+def signals_of(audited: Sequence[Audited], search: Strategy) -> dict[str, list[float]]:
+    """What the search knew of each configuration: its score, what the surrogate says, the sum of its experts' interval losses."""
+    trials = [each.trial for each in audited]
+    signals = {"score at proxy length": [trial.outcome.values(search.settings.objectives)[0] for trial in trials]}
+    for name, values in search.other_signals(trials).items():
+        signals[name] = values
+    return signals
+
+
+def audited_winner(audited: Sequence[Audited], objectives: Sequence[str]) -> TrialRecord | None:
+    """The finalist that turned out best on average, within the costs of the hand-made pattern; None without an audit."""
+    longer = [replace(each.trial, outcome=replace(each.trial.outcome, **{objectives[0]: each.mean})) for each in audited]
+    best = winner(longer, objectives)
+    return next((each.trial for each in audited if best and each.trial.number == best.number), None)

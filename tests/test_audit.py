@@ -1,0 +1,123 @@
+"""The audit of the proxy: what is chosen, how agreement is measured, and what is said of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+from toys import score
+
+from meme.presets import preset
+from meme_nas.audit import Audit, agreements, audited_winner, pick, signals_of
+from meme_nas.factorised import Factorised
+from meme_nas.report_words import audit_verdict
+from meme_nas.settings import SearchSettings
+from meme_nas.study import Study
+from meme_nas.summary import Agreement, Audited
+from meme_nas.trial import Outcome
+from meme_nas.trial_log import TrialRecord
+
+BASE = preset("digits-meme")
+
+
+def searched(folder, **changes):
+    settings = SearchSettings(**{"budget": 8, "study": folder, "audit_size": 6} | changes)
+    search = Factorised(settings, Study(folder, settings.in_force()))
+    while not search.done:
+        search.record(score(search.next_task()))
+    return settings, search
+
+
+def longer(task) -> Outcome:
+    """Other seeds move the score, and more training lowers it."""
+    found = score(task)
+    fids = tuple(found.fid / 2 + 0.01 * seed for seed in task.seeds)
+    return replace(found, fid=float(np.mean(fids)), fids=fids)
+
+
+def audited(settings, search) -> Audit:
+    audit = Audit(settings, search)
+    while not audit.done:
+        audit.record(longer(audit.next_task()))
+    return audit
+
+
+def record(number: int, fid: float, macs: float = 1.0, kind: str = "candidate") -> TrialRecord:
+    return TrialRecord(number, "complete", kind, BASE, {"expert1.p": 0.5}, "", Outcome(number, fid=fid, fids=(fid,), macs=macs))
+
+
+def test_finalists_and_a_random_sample_are_trained_longer_with_several_seeds(tmp_path):
+    settings, search = searched(tmp_path)
+    audit, tasks = Audit(settings, search), []
+    while not audit.done:
+        tasks.append(audit.next_task())
+        audit.record(longer(tasks[-1]))
+    proxy = search.space.base.training.steps
+    assert len(tasks) == 6 == audit.spent[0]
+    assert all(task.config.training.steps == 2 * proxy and task.seeds == (0, 1, 2) for task in tasks)
+    assert tasks[0].config.experts == search.space.base.experts
+    assert {task.kind for task in tasks} == {"audit"}
+
+
+def test_the_choice_is_the_same_whenever_it_is_asked_for(tmp_path):
+    settings, search = searched(tmp_path)
+    first = [trial.number for trial in pick(search.study.trials, settings)]
+    assert first == [trial.number for trial in pick(search.study.trials, settings)] and len(set(first)) == 6
+
+
+def test_an_interrupted_audit_goes_on_and_a_finished_one_is_not_repeated(tmp_path):
+    settings, search = searched(tmp_path)
+    audit = Audit(settings, search)
+    audit.record(longer(audit.next_task()))
+    audit.next_task()  # and is killed
+    search.study.close()
+    search = Factorised(settings, Study(tmp_path, settings.in_force()))
+    again = Audit(settings, search)
+    tasks = []
+    while not again.done:
+        tasks.append(again.next_task())
+        again.record(longer(tasks[-1]))
+    assert len(tasks) == 5
+    assert Audit(settings, search).done and len(Audit(settings, search).results()) == 6
+
+
+def test_a_ranking_that_holds_is_trusted(tmp_path):
+    settings, search = searched(tmp_path, audit_size=10)
+    results = audited(settings, search).results()
+    found = agreements(results, signals_of(results, search))
+    assert [each.signal for each in found] == ["score at proxy length", "surrogate", "sum of interval losses"]
+    assert found[0].tau == pytest.approx(1.0) and found[0].low > 0.5
+    assert audit_verdict(found).startswith("The proxy's ranking deserves trust")
+
+
+def test_agreement_is_scipys_tau_within_its_interval():
+    source = np.random.default_rng(0)
+    results = [Audited(record(n, n), (float(source.normal(n, 4)),)) for n in range(12)]
+    (found,) = agreements(results, {"x": list(range(12))})
+    assert found.tau == pytest.approx(kendalltau(range(12), [each.mean for each in results]).statistic)
+    assert found.low < found.tau < found.high
+
+
+def test_a_signal_that_knows_nothing_is_not_trusted():
+    source = np.random.default_rng(1)
+    results = [Audited(record(n, n), (float(source.normal()),)) for n in range(8)]
+    found = agreements(results, {"x": list(range(8))})
+    assert found[0].low < 0
+    assert "is not shown to deserve trust" in audit_verdict(found)
+
+
+def test_three_configurations_say_nothing():
+    assert agreements([Audited(record(n, n), (1.0 + n,)) for n in range(3)], {"x": [1, 2, 3]}) == []
+    assert "Too few" in audit_verdict([])
+    assert "some trust" in audit_verdict([Agreement("x", 0.5, 0.1, 0.9, 8)])
+
+
+def test_the_winner_is_the_finalist_with_the_best_mean_within_the_hand_made_costs():
+    results = [
+        Audited(record(0, 3.0, 1.0, "hand-made"), (2.0, 2.2)),
+        Audited(record(5, 1.0, 1.0), (2.5, 2.7)),  # lucky in the search
+        Audited(record(6, 1.5, 1.0), (1.7, 1.9)),
+        Audited(record(7, 0.9, 2.0), (1.0, 1.0)),  # too costly
+    ]
+    assert audited_winner(results, ("fid", "macs")).number == 6
+    assert audited_winner([], ("fid", "macs")) is None
