@@ -9,9 +9,9 @@ import time
 from importlib.metadata import version
 
 import torch
-from rich.console import Console
 
 from meme.config import Config
+from meme.console import console, remarks
 from meme.cost import ensemble_cost
 from meme.data import Images
 from meme.features import FeatureSpace
@@ -31,8 +31,6 @@ from search_spaces.domain import size
 from search_spaces.splits import SplitSpace
 
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def run(settings: SearchSettings) -> Summary:
@@ -65,19 +63,19 @@ def settled(settings: SearchSettings, space: FeatureSpace) -> SearchSettings:
 def _basis(settings: SearchSettings, config: Config) -> Basis:
     """Data and feature space, opened in the driver first: what is wrong with them is said before anything runs."""
     weights, strict = settings.inception_weights, settings.strict
-    return open_basis(config, settings.device, weights, strict=strict, on_message=console.print)
+    return open_basis(config, settings.device, weights, strict=strict, on_message=remarks.print)
 
 
 def _search(settings: SearchSettings, search: Search) -> None:
     """Let an engine work through the budget, showing each trial and keeping trials.csv current."""
     if search.done:
-        console.print(f"all {settings.budget} trials are done; give a larger --budget to go on")
+        remarks.print(f"all {settings.budget} trials are done; give a larger --budget to go on")
         return
     workers = workers_for(settings)
     weights = settings.inception_weights and settings.inception_weights.absolute()  # workers run elsewhere
     objective = Objective(settings.folder.absolute(), settings.device, settings.cpus_per_trial, weights)
     engine = _engine(settings, workers)
-    with SearchDisplay(search, workers, console) as display:
+    with SearchDisplay(search, workers, remarks) as display:
         seen = -1
 
         def on_change() -> None:
@@ -97,9 +95,9 @@ def _search(settings: SearchSettings, search: Search) -> None:
     if not search.done:  # Ray Tune swallows Ctrl-C and returns
         raise KeyboardInterrupt
     if search.repeats:
-        console.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
+        remarks.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
     if search.exhausted:
-        console.print("the search ends early: no candidate is left that is new and fits max_macs")
+        remarks.print("the search ends early: no candidate is left that is new and fits max_macs")
 
 
 def room_for_trials(settings: SearchSettings) -> int:
@@ -120,16 +118,16 @@ def _engine(settings: SearchSettings, workers: int):
     if settings.engine == "local":
         from meme_nas.engines.local import LocalEngine
 
-        console.print(f"{workers} trials at a time in processes of this machine")
+        remarks.print(f"{workers} trials at a time in processes of this machine")
         return LocalEngine(workers, gpus=torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0)
     from meme_nas.engines.ray import RayEngine
 
-    console.print("starting Ray ...")
+    remarks.print("starting Ray ...")
     on_gpu = pick_device(settings.device).type == "cuda"
     engine = RayEngine(workers, settings.cpus_per_trial, settings.gpus_per_trial if on_gpu else 0, settings.folder)
-    console.print(f"{workers} trials at a time on Ray; dashboard: {engine.dashboard or 'could not be started'}")
+    remarks.print(f"{workers} trials at a time on Ray; dashboard: {engine.dashboard or 'could not be started'}")
     if engine.asks_for_token:
-        console.print("  (it asks for the token that this prints: .venv/bin/ray get-auth-token)")
+        remarks.print("  (it asks for the token that this prints: .venv/bin/ray get-auth-token)")
     return engine
 
 
@@ -160,7 +158,7 @@ def _score_again(settings, trials, best: TrialRecord | None, images: Images, spa
     device = pick_device(settings.device)
     chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
     finalists = []
-    with console.status("scoring winner and yardsticks with fresh noise"):
+    with remarks.status("scoring winner and yardsticks with fresh noise"):
         for trial in chosen:
             ensemble = load_ensemble(trial_folder(settings.folder, trial.number), device)
             scores = [evaluate(ensemble, images, space, seed=seed, device=device) for seed in FRESH_SEEDS]
