@@ -3,10 +3,8 @@
 import sys
 
 from meme.cli import exits_with_a_sentence, read_settings
-from meme.console import emit, printing
-from meme_nas.run import describe, retrain_winner, run
+from meme.console import as_a_step, emit, printing
 from meme_nas.settings import SearchSettings
-from meme_nas.summary import as_record
 
 # Titles under which --help lists options; a setting that stands in none is listed last.
 GROUPS = {
@@ -14,18 +12,23 @@ GROUPS = {
     "trial": ("proxy_steps", "samples", "features", "inception_weights", "strict"),
     "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag"),
 }
+EXAMPLE = "python run_search.py --data path/to/images --budget 50"
 
 
 def main(arguments: list[str] | None = None) -> None:
     with exits_with_a_sentence(SearchSettings):
-        settings, output = read_settings(SearchSettings, arguments, "run_search.py", GROUPS)
+        settings, output = read_settings(SearchSettings, arguments, "run_search.py", GROUPS, EXAMPLE)
+        from meme_nas.run import describe, retrain_winner, run  # torch, Optuna and all: seconds that --help shall not take
+        from meme_nas.summary import as_record
+
         with printing(output):
             if settings.dry_run:
                 describe(settings)
                 return
             summary = run(settings)
             if settings.retrain:
-                retrain_winner(settings)
+                with as_a_step():
+                    retrain_winner(settings)
             emit(as_record(summary))
 
 

@@ -1,16 +1,55 @@
-"""MEME: multi-architecture multi-expert diffusion models (Lee et al., AAAI 2024)."""
+"""MEME: multi-architecture multi-expert diffusion models (Lee et al., AAAI 2024).
+
+The names below are the method from Python, in the order of use; ``docs/example.md`` goes through them. Whatever else a module
+offers can be imported from it by its own path.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from meme.config import Config
 from meme.presets import preset, preset_names
 
+if TYPE_CHECKING:
+    from meme.cost import ensemble_cost
+    from meme.data import open_images
+    from meme.denoiser import build_expert
+    from meme.features import choose_features
+    from meme.pipeline import draw, evaluate, load_ensemble, train
 
-def __getattr__(name: str):
-    """``build_expert`` needs torch, which ``meme.config`` and the search spaces must not import."""
-    if name == "build_expert":
-        from meme.denoiser import build_expert
+# Where the names come from that need torch, which ``meme.config`` and the search spaces must not import.
+_LATER = {
+    "build_expert": "meme.denoiser",
+    "choose_features": "meme.features",
+    "draw": "meme.pipeline",
+    "ensemble_cost": "meme.cost",
+    "evaluate": "meme.pipeline",
+    "load_ensemble": "meme.pipeline",
+    "open_images": "meme.data",
+    "train": "meme.pipeline",
+}
 
-        return build_expert
-    raise AttributeError(f"module 'meme' has no attribute {name!r}")
+__all__ = [
+    "Config",
+    "build_expert",
+    "choose_features",
+    "draw",
+    "ensemble_cost",
+    "evaluate",
+    "load_ensemble",
+    "open_images",
+    "preset",
+    "preset_names",
+    "train",
+]
 
 
-__all__ = ["Config", "build_expert", "preset", "preset_names"]
+def __getattr__(name: str) -> Any:
+    """The names that need torch, imported when they are first asked for."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'meme' has no attribute {name!r}")
+    return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,6 @@
 """``python -m meme train / sample / evaluate / export / data / analyze / ablate / cost``."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -294,11 +295,16 @@ def cost(
 VERBS = {verb.__name__: verb for verb in (train, sample, evaluate, export, data, analyze, ablate, cost)}
 
 
+RESUMED = {"train", "ablate"}
+"""Verbs that go on where they were when they are run again."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line of ``python -m meme``; ``arguments`` None: those of the process."""
-    with exits_with_a_sentence(Config):
-        check_words(VERBS, arguments)
-        tyro.extras.subcommand_cli_from_dict(VERBS, prog="python -m meme", args=arguments, config=PARSING)
+    words = sys.argv[1:] if arguments is None else arguments
+    with exits_with_a_sentence(Config, resumes=words[:1] != [] and words[0] in RESUMED):
+        check_words(VERBS, words)
+        tyro.extras.subcommand_cli_from_dict(VERBS, prog="python -m meme", args=words, config=PARSING)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from meme.explanations import explain
 Settings = TypeVar("Settings", bound=BaseModel)
 WRONG_USE, INTERRUPTED = 2, 130
 
+_SAYS_NONE = re.compile(r"\s*\bNone: (.+?)\.(?=\s|$)")
+
 PARSING = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
 """Grouped options are named without their group, and a switch has no --no-switch."""
 POSITIONAL = tyro.conf.Positional
@@ -35,11 +38,12 @@ def read_settings(
     arguments: Sequence[str] | None,
     program: str,
     groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    example: str = "",
 ) -> tuple[Settings, Output]:
     """The command line as validated settings and what to print: a flag for every field, its documentation as the help.
 
     The parser fills plain records, so that it is the model that refuses a value, in its own words. ``groups`` are the titles
-    under which the help lists fields, by name; fields in none come last.
+    under which the help lists fields, by name; fields in none come last. ``example`` is a whole command, for the help.
     """
     check_flags({name: field.annotation for name, field in model.model_fields.items()} | {"output": Output}, arguments)
     known = {name: [field for field in fields if field in model.model_fields] for name, fields in groups.items()}
@@ -48,7 +52,8 @@ def read_settings(
     records = {name: _record(name, model, fields) for name, fields in known.items() if fields} | {"output": Output}
     parts = [(name, record, dataclasses.field(default_factory=record)) for name, record in records.items()]
     whole = dataclasses.make_dataclass(model.__name__, parts)
-    parsed = tyro.cli(whole, args=arguments, prog=program, description=model.__doc__, config=PARSING)
+    description = f"{model.__doc__}\n\nExample: {example}" if example else model.__doc__
+    parsed = tyro.cli(whole, args=arguments, prog=program, description=description, config=PARSING)
     given = [dataclasses.asdict(getattr(parsed, name)) for name in records if name != "output"]
     return model.model_validate({name: value for part in given for name, value in part.items()}), parsed.output
 
@@ -63,12 +68,26 @@ def _infos(model: type[BaseModel], fields: Sequence[str]) -> list[tuple[str, Fie
 
 
 def _documented(field: FieldInfo) -> Any:
-    return Annotated[field.annotation, tyro.conf.arg(help=field.description)]
+    """A field's type with its documentation as the help: what it says of None is what leaving the option out means."""
+    text = " ".join((field.description or "").split())
+    if field.default is not None:
+        return Annotated[field.annotation, tyro.conf.arg(help=text)]
+    said = _SAYS_NONE.search(text)
+    without = f"(default: {said[1]})" if said else "(default: none)"
+    help_text = _SAYS_NONE.sub("", text).strip()
+    return Annotated[field.annotation, tyro.conf.arg(help=help_text, metavar=_metavar(field), help_behavior_hint=without)]
 
 
-def check_words(verbs: Mapping[str, Callable[..., None]], arguments: Sequence[str] | None) -> None:
+def _metavar(field: FieldInfo) -> str:
+    """How the value of an option that may be None is called: its choices, or its type."""
+    kind = next(kind for kind in get_args(field.annotation) if kind is not type(None))
+    if choices := _literals(kind):
+        return f"{{{','.join(choices)}}}"
+    return (get_args(kind)[0] if get_origin(kind) is Annotated else kind).__name__.upper()
+
+
+def check_words(verbs: Mapping[str, Callable[..., None]], words: Sequence[str]) -> None:
     """``UserError`` for a verb, a flag or a choice that there is not, with the nearest one there is."""
-    words = sys.argv[1:] if arguments is None else list(arguments)
     if not words or words[0].startswith("-"):
         return
     if words[0] not in verbs:
@@ -118,8 +137,11 @@ def _nearest(word: str, allowed: Sequence[str]) -> str:
 
 
 @contextmanager
-def exits_with_a_sentence(model: type[BaseModel]) -> Iterator[None]:
-    """Turn what a user did wrong into one sentence on standard error and exit status 2; Ctrl-C into status 130."""
+def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> Iterator[None]:
+    """Turn what a user did wrong into one sentence on standard error and exit status 2; Ctrl-C into status 130.
+
+    ``resumes``: whether the same command goes on where it was, or has to begin anew.
+    """
     try:
         yield
     except ValidationError as error:
@@ -127,7 +149,8 @@ def exits_with_a_sentence(model: type[BaseModel]) -> Iterator[None]:
     except UserError as error:
         _exit(str(error))
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        how = "the same command goes on from here" if resumes else "the same command begins anew"
+        print(f"\ninterrupted; {how}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

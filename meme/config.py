@@ -167,9 +167,11 @@ class Config(Settings):
         return expert.model_copy(update={"p": 1.0}) if everywhere else expert
 
     def to_yaml(self) -> str:
+        """All settings as YAML, which ``load`` reads back to an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
 
     def save(self, path: Path) -> None:
+        """Write the YAML so that a reader sees all of it or nothing. ``OSError`` where it can't be written."""
         write_text(path, self.to_yaml())
 
     @classmethod

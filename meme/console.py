@@ -39,6 +39,17 @@ def printing(output: Output) -> Iterator[None]:
         _as_json, console.quiet, remarks.quiet, remarks.stderr = before
 
 
+@contextmanager
+def as_a_step() -> Iterator[None]:
+    """Inside, ``emit`` prints nothing: for commands that are a step of another one, which has the one result."""
+    global _as_json
+    before, _as_json = _as_json, False
+    try:
+        yield
+    finally:
+        _as_json = before
+
+
 def emit(result: dict[str, Any] | list[Any]) -> None:
     """The result of a command as JSON on standard output, where that was asked for; paths and the like as text."""
     if _as_json:

@@ -51,6 +51,7 @@ class Denoiser(nn.Module):
         self.conv_out = starts_at_zero(nn.Conv2d(network.channels, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The noise predicted in x_t (B, C, H, W) at timesteps ``t`` (B,) from 0; see the class for what comes back."""
         embedding = self.time(timestep_embedding(t, self.channels).to(self.conv_in.weight.dtype))
         context = None if self.classes is None else self.classes(labels)[:, None]
         x = self.conv_in(x)

@@ -111,7 +111,12 @@ def train(
     device: torch.device | str = "cpu",
     on_progress: OnProgress = lambda progress: None,
 ) -> Ensemble:
-    """Train every expert in turn. With a ``folder`` the result is kept there, and the same call again continues it."""
+    """Train every expert in turn by Eq. 2 of the paper, its timesteps drawn softly from its interval; return the ensemble.
+
+    With a ``folder`` the result is kept there, and the same call again continues it. ``on_progress`` is told of step and loss;
+    whatever it raises stops the training. Raises ``UserError`` for a folder that holds another training, ``TrainingDiverged``
+    when the loss is no longer finite.
+    """
     config = _with_scale(config, data)
     if folder:
         claim_folder(folder, config)
@@ -139,7 +144,10 @@ def claim_folder(folder: Path, config: Config) -> None:
 
 
 def load_ensemble(folder: Path, device: torch.device | str = "cpu", *, one_at_a_time: bool = False) -> Ensemble:
-    """A trained ensemble from its folder: all experts in memory, or only the one in use (the paper's Appendix A)."""
+    """A trained ensemble from its folder: all experts in memory, or only the one in use (the paper's Appendix A).
+
+    Raises ``UserError`` where there is none, or an expert is missing or of another architecture.
+    """
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: not a trained ensemble (it has no config.yaml)")
     config = Config.load(folder / "config.yaml")
@@ -154,7 +162,8 @@ def load_ensemble(folder: Path, device: torch.device | str = "cpu", *, one_at_a_
 def draw(ensemble: Ensemble, count: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """Yield ``count`` images in batches, uint8 (B, C, H, W); image i is a function of (weights, seed, i).
 
-    Where only one expert is in memory, all images pass it before the next one is loaded.
+    The sampler and its steps are the config's. Where only one expert is in memory, all images pass it before the next one is
+    loaded. Raises ``UserError`` where the first stage of a latent ensemble cannot be opened.
     """
     config = ensemble.config
     timesteps = sampling_timesteps(config.diffusion, config.sampling)
@@ -186,8 +195,9 @@ def evaluate(
 ) -> Score:
     """Score ``ensemble`` against ``images`` by ``metrics`` with the sampling noise of ``seed`` (default: the config's).
 
-    Images are drawn, looked at and dropped batch by batch. ``batches`` are what ``draw`` would yield, where the caller has a
-    quicker way to it. ``UserError`` for a metric that the space does not offer.
+    Images are drawn, looked at and dropped batch by batch. The FID (Heusel et al. 2017) is that of ``space``, whose name
+    belongs beside it, as does the number of samples, ``config.evaluation.samples``. ``UserError`` for a metric that the space
+    does not offer. ``batches`` are what ``draw`` would yield, where the caller has a quicker way to it.
     """
     config = ensemble.config
     require_metrics(metrics, space)

@@ -169,6 +169,7 @@ _ROWS = {
 
 
 def preset_names() -> tuple[str, ...]:
+    """Every row of the paper and the small presets: data set first, then the system (``ffhq-meme``)."""
     return tuple(_ROWS)
 
 

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from meme.config import Config
+from meme.console import console, remarks
 from meme.cost import ensemble_cost
 from meme.data import Images
 from meme.features import FeatureSpace
@@ -39,8 +39,6 @@ from search_spaces.space import build_space
 
 STRATEGIES: dict[str, type[Strategy]] = {"factorised": Factorised, "joint": Joint}
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 def run(settings: SearchSettings) -> Summary:
@@ -75,13 +73,13 @@ def settled(settings: SearchSettings, space: FeatureSpace) -> SearchSettings:
 def _basis(settings: SearchSettings, config: Config) -> Basis:
     """Data and feature space, opened in the driver first: what is wrong with them is said before anything runs."""
     weights, strict = settings.inception_weights, settings.strict
-    return open_basis(config, settings.device, weights, strict=strict, on_message=console.print)
+    return open_basis(config, settings.device, weights, strict=strict, on_message=remarks.print)
 
 
 def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> None:
     """Let an engine work through the budget, then through the audit."""
     if search.done:
-        console.print(f"the budget of {settings.budget} is spent; give a larger --budget to go on")
+        remarks.print(f"the budget of {settings.budget} is spent; give a larger --budget to go on")
         if audit is None or audit.done:
             return
     workers = workers_for(settings)
@@ -94,9 +92,9 @@ def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> 
     finally:
         engine.close()
     if search.repeats:
-        console.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
+        remarks.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
     if search.exhausted:
-        console.print("the search ends early: no candidate is left that is new and keeps the limits")
+        remarks.print("the search ends early: no candidate is left that is new and keeps the limits")
 
 
 def _objective(settings: SearchSettings) -> Objective:
@@ -114,7 +112,7 @@ def _objective(settings: SearchSettings) -> Objective:
 
 def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine, workers: int) -> None:
     """Show each trial and keep trials.csv current."""
-    with SearchDisplay(search, workers, console) as display:
+    with SearchDisplay(search, workers, remarks) as display:
         seen = -1
 
         def on_change() -> None:
@@ -136,7 +134,7 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
 
 def _run_audit(audit: Audit, objective: Objective, engine) -> None:
     words = f"audit: {len(audit.chosen)} configurations, trained {audit.settings.audit_factor} times longer with {SEEDS} seeds"
-    with console.status(words) as status:
+    with remarks.status(words) as status:
         engine.run(audit, objective, lambda: status.update(f"{words}: {audit.spent[0]} done"))
     if not audit.done:
         raise KeyboardInterrupt
@@ -165,16 +163,16 @@ def _engine(settings: SearchSettings, workers: int):
     if settings.engine == "local":
         from meme_nas.engines.local import LocalEngine
 
-        console.print(f"{workers} trials at a time in processes of this machine")
+        remarks.print(f"{workers} trials at a time in processes of this machine")
         return LocalEngine(workers, gpus=torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0)
     from meme_nas.engines.ray import RayEngine
 
-    console.print("starting Ray ...")
+    remarks.print("starting Ray ...")
     on_gpu = pick_device(settings.device).type == "cuda"
     engine = RayEngine(workers, settings.cpus_per_trial, settings.gpus_per_trial if on_gpu else 0, settings.folder)
-    console.print(f"{workers} trials at a time on Ray; dashboard: {engine.dashboard or 'could not be started'}")
+    remarks.print(f"{workers} trials at a time on Ray; dashboard: {engine.dashboard or 'could not be started'}")
     if engine.asks_for_token:
-        console.print("  (it asks for the token that this prints: .venv/bin/ray get-auth-token)")
+        remarks.print("  (it asks for the token that this prints: .venv/bin/ray get-auth-token)")
     return engine
 
 
@@ -208,7 +206,7 @@ def _score_again(settings, trials, best: TrialRecord | None, images: Images, spa
     device = pick_device(settings.device)
     chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
     finalists = []
-    with console.status("scoring winner and yardsticks with fresh noise"):
+    with remarks.status("scoring winner and yardsticks with fresh noise"):
         for trial in chosen:
             ensemble = load_ensemble(trial_folder(settings.folder, trial.number), device)
             scores = [evaluate(ensemble, images, space, seed=seed, device=device) for seed in FRESH_SEEDS]
