@@ -5,7 +5,8 @@
 Runs the default search on digits in a folder of its own. ``overhead`` is a share of wall time, counted from the moment the first
 trial's work begins (Ray started, workers up, data open) to the moment the last trial is recorded: proposals, hand-over, records
 on disk, and workers that wait. ``minutes`` is the whole command, ``peak_gib`` the most memory all its processes held together
-(proportional set size, sampled every second). The last line is one JSON object.
+(proportional set size, sampled every second), ``cascades_per_minute`` what the workers score when that is all they do. The last
+line is one JSON object.
 """
 
 import argparse
@@ -14,13 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
 
 from meme_nas.run import workers_for
 from meme_nas.settings import SearchSettings
-from meme_nas.study import TrialRecord, read_trials
+from meme_nas.study import read_everything
+from meme_nas.trial_log import TrialRecord
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,9 +71,12 @@ def main() -> None:
         begun = time.monotonic()
         peak = watched(command)
         minutes = (time.monotonic() - begun) / 60
-        trials, workers = read_trials(study), workers_for(SearchSettings(budget=int(options[1])))
-    figures = {"overhead": round(overhead(trials, workers), 4), "minutes": round(minutes, 2), "peak_gib": round(peak, 2)}
-    print(json.dumps(figures | {"trials": len(trials), "workers": workers}))
+        trials, workers = read_everything(study), workers_for(SearchSettings(budget=int(options[1])))
+    cascades = [trial.outcome.seconds for trial in trials if trial.kind == "candidate" and trial.outcome]
+    counts = Counter(trial.kind for trial in trials)
+    figures = {"cascades_per_minute": round(60 * workers * len(cascades) / sum(cascades)), **counts} if cascades else dict(counts)
+    figures |= {"overhead": round(overhead(trials, workers), 4), "minutes": round(minutes, 2), "peak_gib": round(peak, 2)}
+    print(json.dumps(figures | {"workers": workers}))
 
 
 if __name__ == "__main__":

@@ -183,6 +183,14 @@ def keep_ensemble(folder: Path, config: Config, banked: Sequence[Banked], bank: 
             shutil.copyfile(bank.weights(found), target)
 
 
+def restore_ensemble(folder: Path, bank: ExpertBank, device: torch.device | str = "cpu") -> None:
+    """Put the weights of a trial back that were dropped for want of a reason to keep them; the bank has them."""
+    config = Config.load(folder / "config.yaml")
+    numbers = range(1, len(config.experts) + 1)
+    if not all(expert_file(folder, number).is_file() for number in numbers):
+        keep_ensemble(folder, config, [bank.obtain(config, number, device) for number in numbers], bank)
+
+
 def _seeded(config: Config, seed: int) -> Config:
     return config.with_(training={"seed": seed})
 

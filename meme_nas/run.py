@@ -25,7 +25,7 @@ from meme_nas.costs import Costs
 from meme_nas.export import drop_weights, export_configs, write_trials
 from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
-from meme_nas.objective import Basis, Objective, open_basis
+from meme_nas.objective import Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.report import write_report
 from meme_nas.report_words import quantity
@@ -55,7 +55,7 @@ def run(settings: SearchSettings) -> Summary:
         search = STRATEGIES[settings.strategy_name](settings, study)
         audit = Audit(settings, search) if settings.audit_factor else None
         _search(settings, search, audit)
-        summary = _finish(settings, search, audit, images, space)
+        summary = _finish(settings, search, audit, basis)
     finally:
         study.close()
     _say_results(settings, summary)
@@ -176,7 +176,7 @@ def _engine(settings: SearchSettings, workers: int):
     return engine
 
 
-def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, images: Images, space: FeatureSpace) -> Summary:
+def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, basis: Basis) -> Summary:
     """Export configs, score winner and yardsticks with fresh noise, copy the winner's samples, write the report."""
     folder, trials = settings.folder, search.study.trials
     write_trials(folder, trials)
@@ -188,9 +188,9 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, ima
         folder=folder,
         trials=trials,
         winner=best,
-        finalists=_score_again(settings, trials, best, images, space),
+        finalists=_score_again(settings, trials, best, basis),
         importance=search.study.importance(),
-        facts=_facts(settings, images, space),
+        facts=_facts(settings, basis.images, basis.space),
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
     )
@@ -201,15 +201,17 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, ima
     return summary
 
 
-def _score_again(settings, trials, best: TrialRecord | None, images: Images, space: FeatureSpace) -> list[Finalist]:
+def _score_again(settings: SearchSettings, trials, best: TrialRecord | None, basis: Basis) -> list[Finalist]:
     """Winner and yardsticks, each with the same fresh sampling seeds: the winner was picked for its score with the old one."""
-    device = pick_device(settings.device)
+    device, bank = pick_device(settings.device), ExpertBank(bank_of(settings), basis.data, basis.held_out)
     chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
     finalists = []
     with remarks.status("scoring winner and yardsticks with fresh noise"):
         for trial in chosen:
-            ensemble = load_ensemble(trial_folder(settings.folder, trial.number), device)
-            scores = [evaluate(ensemble, images, space, seed=seed, device=device) for seed in FRESH_SEEDS]
+            folder = trial_folder(settings.folder, trial.number)
+            restore_ensemble(folder, bank, device)
+            ensemble = load_ensemble(folder, device)
+            scores = [evaluate(ensemble, basis.images, basis.space, seed=seed, device=device) for seed in FRESH_SEEDS]
             finalists.append(Finalist(trial, tuple(score.fid for score in scores)))
     return finalists
 

@@ -50,7 +50,7 @@ class SearchSettings(Settings):
     """Images drawn to score a trial. None: the preset's."""
     training_seeds: Annotated[int, Field(ge=1)] = 1
     """Seeds with which every candidate is trained; its score is their mean, and the budget pays for each."""
-    cascades_per_candidate: Annotated[int, Field(ge=1)] = 8
+    cascades_per_candidate: Annotated[int, Field(ge=1)] = 4
     """Factorised: cascades to put together from the bank and score for every candidate an expert gets."""
     bank: Path | None = None
     """Folder of trained experts, which studies on the same data may share. None: bank in the study's folder."""

@@ -134,8 +134,26 @@ def read_trials(folder: Path) -> list[TrialRecord]:
     return [record_of(trial) for trial in _load(folder).get_trials(deepcopy=False)]
 
 
+def read_everything(folder: Path) -> list[TrialRecord]:
+    """As ``read_trials``, with the trials that train single experts and those of the audit."""
+    read_trials(folder)
+    storage = _storage(folder)
+    names = sorted(study.study_name for study in storage.get_all_studies())
+    studies = [(name, optuna.load_study(study_name=name, storage=storage)) for name in names]
+    return [record_of(trial, _expert_of(name)) for name, study in studies for trial in study.get_trials(deepcopy=False)]
+
+
+def _expert_of(name: str) -> int:
+    """Whose trainings the study of this name records; 0: ensembles."""
+    return int(name.rpartition("-")[2]) if name.startswith(f"{STUDY_NAME}-expert-") else 0
+
+
+def _storage(folder: Path) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+
+
 def _load(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))))
+    return optuna.load_study(study_name=STUDY_NAME, storage=_storage(folder))
 
 
 def _claim(folder: Path) -> filelock.FileLock:

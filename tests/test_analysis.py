@@ -98,6 +98,7 @@ class Recorder(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.classes = None  # unconditional
         self.encoder = nn.ModuleList([nn.Sequential(nn.Identity())])
         self.middle = nn.Sequential(nn.Identity())
         self.decoder = nn.ModuleList([nn.Sequential(nn.Identity())])

@@ -24,7 +24,8 @@ from meme.presets import preset
 from meme_nas.settings import SearchSettings
 from meme_nas.study import read_trials
 
-SMALL = ["--engine", "local", "--proxy-steps", "6", "--samples", "64"]
+TINY = ["--engine", "local", "--proxy-steps", "6", "--samples", "64"]
+SMALL = [*TINY, "--strategy", "joint", "--audit-factor", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,30 @@ def test_a_trial_can_be_opened_and_scored_to_the_same_number(study):
     basis = open_basis(trial.config, "cpu", None)
     score = evaluate(load_ensemble(study / "trials" / "000"), basis.images, basis.space)
     assert score.fid == pytest.approx(trial.outcome.fid, rel=1e-6)
+
+
+def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp_path, capsys):
+    run_search.main(["--budget", "5", "--study", str(tmp_path), "--audit-size", "4", *TINY])
+    said = capsys.readouterr().out
+    trials = read_trials(tmp_path)
+    assert [trial.kind for trial in trials[:3]] == ["hand-made", "multi-expert", "single-model"]
+    assert len(trials) == 3 + 3 * 4 and all(trial.state == "complete" for trial in trials)
+    assert "The proxy's ranking" in said and "What the proxy is worth" in (tmp_path / "report.html").read_text()
+    assert len(list((tmp_path / "audit").iterdir())) == 4
+    best = Config.load(tmp_path / "winner.yaml")
+    assert any(trial.config.experts == best.experts for trial in trials if trial.choices)
+    run_search.main(["--budget", "5", "--study", str(tmp_path), "--audit-size", "4", *TINY])
+    assert len(read_trials(tmp_path)) == len(trials)
+
+
+def test_a_bank_shared_by_two_studies_trains_nothing_twice(tmp_path, monkeypatch):
+    options = ["--budget", "4", "--bank", str(tmp_path / "bank"), "--study"]
+    run_search.main([*options, str(tmp_path / "a"), *SMALL])
+    weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*.safetensors")}
+    run_search.main([*options, str(tmp_path / "b"), *SMALL])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*.safetensors")} == weights
+    first, second = (read_trials(tmp_path / name) for name in "ab")
+    assert [trial.outcome.fid for trial in first] == [trial.outcome.fid for trial in second]
 
 
 def test_the_same_command_goes_on(study, capsys):
