@@ -14,7 +14,7 @@ from meme.config import split_choices
 from meme.denoiser import Denoiser, build_expert
 from meme.iformer import HighMixer, IFormerBlock, LowMixer, TimeModulation
 from meme.presets import preset
-from meme.trainer import load_expert, save_expert
+from meme.trainer import expert_file, load_expert, save_expert
 
 BASE = preset("digits-meme")  # widths 16 and 32 at 8 and 4 pixels, heads of 8, pool strides 2 and 1
 SPLITS = st.tuples(*(st.sampled_from(split_choices(width, 8)) for width in BASE.network.widths))
@@ -200,6 +200,6 @@ def test_an_overridden_expert_has_ids_of_its_own_and_comes_back_from_its_file(tm
     assert not set(first_ids) & set(base_first)
     assert last_ids == base_last
     network = randomize(build_expert(changed, 1))
-    save_expert(network, changed, 1, DATA, tmp_path)
+    save_expert(network, changed, 1, DATA, expert_file(tmp_path, 1))
     x, t = noise(1, 1, 8, 8), torch.tensor([7])
     assert torch.equal(load_expert(changed, 1, tmp_path)(x, t), network.eval()(x, t))
