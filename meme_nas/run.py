@@ -49,9 +49,9 @@ def run(settings: SearchSettings) -> Summary:
     images, space = basis.images, basis.space
     settings = settled(settings, space)
     scored_on = {"data": f"{images.name} {basis.data.content_id}", "features": f"{space.name} {space.feature_id}"}
-    ExpertBank(bank_of(settings), basis.data, basis.held_out)  # one of other data is refused before anything runs
     study = Study(settings.folder, settings.in_force() | scored_on, settings.objectives)
     try:
+        ExpertBank(bank_of(settings), basis.data, basis.held_out)  # one of other data is refused before anything runs
         search = STRATEGIES[settings.strategy_name](settings, study)
         audit = Audit(settings, search) if settings.audit_factor else None
         _search(settings, search, audit)
@@ -247,6 +247,8 @@ def _say_results(settings: SearchSettings, summary: Summary) -> None:
         console.print(f"  {name:<20} FID {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
     console.print(f"  (FID over {best.outcome.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     console.print(
+    if summary.audited:
+        console.print(audit_verdict(summary.agreements))
         f"{len(front(summary.trials, settings.objectives))} trials on the Pareto front. Look at {folder / 'report.html'}"
     )
     if not settings.retrain:

@@ -67,7 +67,7 @@ def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp
     trials = read_trials(tmp_path)
     assert [trial.kind for trial in trials[:3]] == ["hand-made", "multi-expert", "single-model"]
     assert len(trials) == 3 + 3 * 4 and all(trial.state == "complete" for trial in trials)
-    assert "The proxy's ranking" in said and "What the proxy is worth" in (tmp_path / "report.html").read_text()
+    assert "proxy's ranking" in said and "What the proxy is worth" in (tmp_path / "report.html").read_text()
     assert len(list((tmp_path / "audit").iterdir())) == 4
     best = Config.load(tmp_path / "winner.yaml")
     assert any(trial.config.experts == best.experts for trial in trials if trial.choices)
@@ -92,7 +92,7 @@ def test_the_same_command_goes_on(study, capsys):
     assert after[:4] == before
     assert len(after) == 5
     run_search.main(["--budget", "5", "--study", str(study), *SMALL])
-    assert "all 5 trials are done" in capsys.readouterr().out
+    assert "the budget of 5 is spent" in capsys.readouterr().out
     assert len(read_trials(study)) == 5
 
 
