@@ -246,9 +246,9 @@ def _say_results(settings: SearchSettings, summary: Summary) -> None:
         macs = quantity(finalist.trial.outcome.macs)
         console.print(f"  {name:<20} FID {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
     console.print(f"  (FID over {best.outcome.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
-    console.print(
     if summary.audited:
         console.print(audit_verdict(summary.agreements))
+    console.print(
         f"{len(front(summary.trials, settings.objectives))} trials on the Pareto front. Look at {folder / 'report.html'}"
     )
     if not settings.retrain:
