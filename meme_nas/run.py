@@ -28,7 +28,7 @@ from meme_nas.joint import Joint
 from meme_nas.objective import Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.report import write_report
-from meme_nas.report_words import quantity
+from meme_nas.report_words import audit_verdict, quantity
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import Study, recorded_settings, trial_folder
