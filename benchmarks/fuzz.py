@@ -81,11 +81,19 @@ def expert_files(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], Non
     def read(content: bytes) -> None:
         finished.write_bytes(content)
         unfinished.write_bytes(content)
-        try:
-            load_expert(config, 1, folder)
-        finally:
-            if _holds(unfinished, config, 1, images):
-                training.load(unfinished)
+        refusals = []
+        for door in (lambda: load_expert(config, 1, folder), go_on):
+            try:
+                door()
+            except UserError as error:
+                refusals.append(error)
+        if len(refusals) == 2:  # neither a finished expert nor a training to go on from
+            raise refusals[0]
+
+    def go_on() -> None:
+        if not _holds(unfinished, config, 1, images):
+            raise UserError("holds no state of this training")
+        training.load(unfinished)
 
     return checkpoints(good), read
 

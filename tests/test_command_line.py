@@ -153,8 +153,8 @@ def test_a_search_prints_one_json_object(tmp_path, capsys):
     said = capsys.readouterr()
     record = json.loads(said.out)
     assert record["folder"] == str(study)
-    assert record["trials"] == {"complete": 2}
-    assert [each["kind"] for each in record["finalists"]] == ["hand-made", "multi-expert"]
+    assert record["trials"] == {"complete": 3}
+    assert [each["kind"] for each in record["finalists"]] == ["hand-made", "multi-expert", "single-model"]
     assert all(len(each["fid"]) == 3 and each["macs"] > 0 for each in record["finalists"])
     assert Config.load(record["winner"]["config"]).name == "winner"
     assert "trials at a time" in said.err  # progress is still told, elsewhere
