@@ -18,7 +18,7 @@ from meme.diffusion import forward_process
 from meme.seeding import generator
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 1 / 16, 1_024  # images
-DRAWS = 2_048  # of (image, t, noise), or two of every image if that is more
+DRAWS, FEWEST_ROUNDS, MOST_ROUNDS = 2_048, 2, 32  # of (image, t, noise); rounds are draws of every image
 BATCH = 128
 
 
@@ -77,7 +77,7 @@ def interval_loss(
     Timesteps are spread evenly over the interval and shifted from image to image; every image has equally many.
     """
     process, (first, end) = forward_process(config.diffusion), config.expert(number).interval
-    rounds = max(2, math.ceil(DRAWS / len(held_out)))
+    rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, math.ceil(DRAWS / len(held_out))))
     per_image = torch.zeros(len(held_out), dtype=torch.float64)
     for turn in range(rounds):
         source = generator(seed, "validation", first, end, turn)
