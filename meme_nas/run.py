@@ -25,7 +25,7 @@ from meme_nas.costs import Costs
 from meme_nas.export import drop_weights, export_configs, write_trials
 from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
-from meme_nas.objective import Basis, Objective, open_basis, restore_ensemble
+from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.report import write_report
 from meme_nas.report_words import audit_verdict, quantity
@@ -198,6 +198,7 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
         with written_whole(folder / "samples.png") as partial:
             shutil.copyfile(trial_folder(folder, best.number) / "samples.png", partial)
     write_report(summary, folder / "report.html")
+    shutil.rmtree(folder / STATES, ignore_errors=True)  # of use while cascades are scored only
     return summary
 
 
