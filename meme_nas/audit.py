@@ -1,7 +1,7 @@
 """How far the proxy's ranking can be trusted: some configurations trained longer, with several seeds, and ranked anew.
 
-The finalists and a random sample of other candidates are trained ``audit_factor`` times as long as in the search (their experts
-go on from where the bank has them), with seeds that the search did not choose them by. What the search knew of them is then
+The finalists and a random sample of other candidates are trained ``audit_factor`` times as long as in the search: with the seed
+they were searched with, where their experts go on from the bank, and with two others. What the search knew of them is then
 compared with how they turned out, by Kendall's tau with a bootstrap interval over configurations.
 """
 
