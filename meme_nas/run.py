@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,10 +24,10 @@ from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.export import drop_weights, export_configs, write_trials
-from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
+from meme_nas.promotion import factorised
 from meme_nas.report import write_report
 from meme_nas.report_words import audit_verdict, quantity
 from meme_nas.settings import LEAST_LAG, SearchSettings
@@ -37,7 +38,7 @@ from meme_nas.trial_log import TrialRecord
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
-STRATEGIES: dict[str, type[Strategy]] = {"factorised": Factorised, "joint": Joint}
+STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorised": factorised, "joint": Joint}
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 

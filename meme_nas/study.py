@@ -48,9 +48,9 @@ class Study:
         study._open(InMemoryStorage(), objectives)
         return study
 
-    def _open(self, storage: BaseStorage, objectives: Sequence[str]) -> None:
-        self._storage, self._experts, self._audit = storage, {}, None
-        self._ensembles = TrialLog(storage, STUDY_NAME, objectives)
+    def _open(self, storage: BaseStorage, objectives: Sequence[str], name: str = STUDY_NAME) -> None:
+        self._storage, self._name, self._experts, self._rungs, self._audit = storage, name, {}, {}, None
+        self._ensembles = TrialLog(storage, name, objectives)
 
     def close(self) -> None:
         if self._lock:
@@ -72,13 +72,24 @@ class Study:
     def experts(self, number: int) -> TrialLog:
         """The trials that train expert ``number`` alone: a study of its own in the same journal, of interval loss and MACs."""
         if number not in self._experts:
-            self._experts[number] = TrialLog(self._storage, f"{STUDY_NAME}-expert-{number}", EXPERT_OBJECTIVES, number)
+            self._experts[number] = TrialLog(self._storage, f"{self._name}-expert-{number}", EXPERT_OBJECTIVES, number)
         return self._experts[number]
+
+    def rung(self, number: int) -> "Study":
+        """The trials trained to the rung that is ``number`` below proxy length: studies of their own in the same journal, as
+        their scores compare with no others."""
+        if not number:
+            return self
+        if number not in self._rungs:
+            self._rungs[number] = study = Study.__new__(Study)
+            study.folder, study._lock = self.folder, None
+            study._open(self._storage, self._ensembles.objectives, f"{self._name}-rung-{number}")
+        return self._rungs[number]
 
     def audit(self) -> TrialLog:
         """The trials that train some configurations longer: a study of its own in the same journal."""
         if self._audit is None:
-            self._audit = TrialLog(self._storage, f"{STUDY_NAME}-audit", self._ensembles.objectives)
+            self._audit = TrialLog(self._storage, f"{self._name}-audit", self._ensembles.objectives)
         return self._audit
 
     def finish(self, outcome: Outcome) -> TrialRecord:
@@ -114,9 +125,10 @@ class Study:
             raise
 
 
-def trial_folder(study: Path, number: int, kind: str = "candidate") -> Path:
-    """Where a trial keeps its config, weights and samples; those of the audit are apart, as they have numbers of their own."""
-    return study / ("audit" if kind == "audit" else TRIALS) / f"{number:03d}"
+def trial_folder(study: Path, number: int, kind: str = "candidate", rung: int = 0) -> Path:
+    """Where a trial keeps its config, weights and samples; those of the audit and of lower rungs are apart, as they have numbers
+    of their own."""
+    return study / ("audit" if kind == "audit" else f"rung-{rung}" if rung else TRIALS) / f"{number:03d}"
 
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
@@ -145,7 +157,7 @@ def read_everything(folder: Path) -> list[TrialRecord]:
 
 def _expert_of(name: str) -> int:
     """Whose trainings the study of this name records; 0: ensembles."""
-    return int(name.rpartition("-")[2]) if name.startswith(f"{STUDY_NAME}-expert-") else 0
+    return int(name.rpartition("-")[2]) if "-expert-" in name.removeprefix(STUDY_NAME) else 0
 
 
 def _storage(folder: Path) -> JournalStorage:

@@ -1,7 +1,7 @@
 """What passes between the search and its engines: a task to run, and what came of it. No torch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from meme.config import Config
@@ -19,6 +19,8 @@ class Task:
     """Train this expert alone, and score nothing; 0: train what is missing of all experts, and score the ensemble."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; what is scored is their mean."""
+    rung: int = 0
+    """How many rungs below proxy length it trains; 0: at proxy length."""
 
     @property
     def name(self) -> str:
@@ -27,7 +29,7 @@ class Task:
 
     def failed(self, reason: str) -> "Outcome":
         """What to record where no outcome came back."""
-        return Outcome(self.number, expert=self.expert, failure=reason)
+        return Outcome(self.number, expert=self.expert, rung=self.rung, failure=reason)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Outcome:
 
     number: int
     expert: int = 0
+    """As the task's."""
+    rung: int = 0
     """As the task's."""
     failure: str | None = None
     fid: float | None = None
@@ -79,7 +83,7 @@ class Outcome:
 def attempt(objective: Callable[[Task], Outcome], task: Task) -> Outcome:
     """What every engine runs in its workers: an exception becomes an outcome with its reason, and the search goes on."""
     try:
-        return objective(task)
+        return replace(objective(task), expert=task.expert, rung=task.rung)
     except Exception as error:
         return task.failed(_in_one_line(error))
 

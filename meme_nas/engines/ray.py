@@ -99,7 +99,8 @@ class StudySearcher(_NotPickled, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         task = self._tasks.pop(trial_id)
-        if error or not result or (result.get("number"), result.get("expert")) != (task.number, task.expert):
+        expected = {"number": task.number, "expert": task.expert, "rung": task.rung}
+        if error or not result or any(result.get(name) != value for name, value in expected.items()):
             self._search.record(task.failed("its worker process died (killed, or out of memory)"))
         else:
             self._search.record(Outcome.from_dict(result))
