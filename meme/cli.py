@@ -12,9 +12,11 @@ from pydantic.fields import FieldInfo
 
 from meme.config import explain
 from meme.errors import UserError
+from meme.files import NO_ROOM
+from meme.termination import Terminated, terminated_by_sigterm
 
 Settings = TypeVar("Settings", bound=BaseModel)
-WRONG_USE, INTERRUPTED = 2, 130
+WRONG_USE, INTERRUPTED, TERMINATED = 2, 130, 143
 
 
 def read_settings(model: type[Settings], arguments: Sequence[str] | None, program: str) -> Settings:
@@ -33,16 +35,23 @@ def _documented(field: FieldInfo) -> Any:
 
 @contextmanager
 def exits_with_a_sentence(model: type[BaseModel]) -> Iterator[None]:
-    """Turn what a user did wrong into one sentence on standard error and exit status 2; Ctrl-C into status 130."""
+    """Turn what a user did wrong, or a full disk, into one sentence on standard error and exit status 2; Ctrl-C into status 130
+    and SIGTERM into 143."""
     try:
-        yield
+        with terminated_by_sigterm():
+            yield
     except ValidationError as error:
         _exit(explain(error, model))
     except UserError as error:
         _exit(str(error))
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _exit(f"{error.filename or 'a disk'}: {error.strerror}; make room, and the same command goes on from here")
+    except KeyboardInterrupt as interruption:
+        terminated = isinstance(interruption, Terminated)
+        print(f"\n{'terminated' if terminated else 'interrupted'}; the same command goes on from here", file=sys.stderr)
+        sys.exit(TERMINATED if terminated else INTERRUPTED)
 
 
 def _exit(sentence: str) -> None:

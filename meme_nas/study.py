@@ -1,6 +1,5 @@
 """The one record of a search: an Optuna study on disk, written by one process, that survives being killed at any moment."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +10,15 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.importance import FanovaImportanceEvaluator
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from meme.config import Config
 from meme.errors import UserError
+from meme_nas.storage import JOURNAL, Place, mend, place_of, readable
 from meme_nas.trial import Outcome
 from search_spaces.domain import Choices
 
-JOURNAL = "study.journal"
 TRIALS = "trials"
-STUDY_NAME = "meme-nas"
 LEAST_FOR_IMPORTANCE = 10  # scored trials
 _STATES = {
     TrialState.RUNNING: "running",
@@ -66,17 +62,26 @@ class Study:
     that can't be written and a study that another process is writing.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, str | int | float | None]):
+    def __init__(self, folder: Path, settings: dict[str, str | int | float | None], storage: str | None = None):
+        """``storage`` is the URL of a database for the record; None: where it lies, a new one in a journal in ``folder``."""
         self.folder = folder
         self._lock = _claim(folder)
-        journal = folder / JOURNAL
-        _mend(journal)
-        self._check(settings)
+        try:
+            place = place_of(folder, storage)
+            self.mended = mend(place)
+            """What a kill had left and was dropped, in a sentence; None where nothing was."""
+            self._check(settings)
+            with readable(place):
+                self._open(place, settings)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, place: Place, settings: dict) -> None:
+        storage = place.open()
+        place.claim()
         self.optuna_study = optuna.create_study(
-            study_name=STUDY_NAME,
-            storage=JournalStorage(JournalFileBackend(str(journal))),
-            directions=["minimize", "minimize"],
-            load_if_exists=True,
+            study_name=place.name, storage=storage, directions=["minimize", "minimize"], load_if_exists=True
         )
         self.optuna_study.set_user_attr("settings", settings)
         with warnings.catch_warnings():
@@ -155,19 +160,15 @@ class Study:
 
     def _check(self, settings: dict) -> None:
         """Nothing is written before this: a study that is refused stays as it was."""
-        try:
-            if not (self.folder / JOURNAL).exists() and (self.folder / TRIALS).exists():
-                raise UserError(f"study: {self.folder} holds trials but no {JOURNAL}; delete it or give another --study")
-            found = recorded_settings(self.folder)
-            for key in settings.keys() & found.keys():
-                if found[key] != settings[key]:
-                    raise UserError(
-                        f"{key}: the study in {self.folder} was made with {found[key]}, not {settings[key]}; "
-                        "give the same value or another --study"
-                    )
-        except BaseException:
-            self.close()
-            raise
+        if not place_of(self.folder).exists and (self.folder / TRIALS).exists():
+            raise UserError(f"study: {self.folder} holds trials but no {JOURNAL}; delete it or give another --study")
+        found = recorded_settings(self.folder)
+        for key in settings.keys() & found.keys():
+            if found[key] != settings[key]:
+                raise UserError(
+                    f"{key}: the study in {self.folder} was made with {found[key]}, not {settings[key]}; "
+                    "give the same value or another --study"
+                )
 
 
 def trial_folder(study: Path, number: int) -> Path:
@@ -177,21 +178,28 @@ def trial_folder(study: Path, number: int) -> Path:
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
     """The settings the study in ``folder`` was made with; empty where there is none."""
-    try:
-        return _load(folder).user_attrs.get("settings", {}) if (folder / JOURNAL).is_file() else {}
-    except KeyError:  # killed before the study was created in its journal
-        return {}
+    study = _load(place_of(folder))
+    return dict(study.user_attrs.get("settings", {})) if study else {}
 
 
 def read_trials(folder: Path) -> list[TrialRecord]:
     """The trials of a study, for reading beside a search that may be running; ``UserError`` where there is no study."""
-    if not (folder / JOURNAL).is_file():
+    place = place_of(folder)
+    study = _load(place)
+    if study is None:
         raise UserError(f"study: {folder} holds no study")
-    return [_record(trial) for trial in _load(folder).get_trials(deepcopy=False)]
+    with readable(place):
+        return [_record(trial) for trial in study.get_trials(deepcopy=False)]
 
 
-def _load(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name=STUDY_NAME, storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))))
+def _load(place: Place) -> optuna.Study | None:
+    """The study, or None where there is none: also where a kill came before it was created in its journal or database."""
+    if not place.exists:
+        return None
+    with readable(place):
+        storage = place.open()
+        names = {study.study_name for study in storage.get_all_studies()}
+        return optuna.load_study(study_name=place.name, storage=storage) if place.name in names else None
 
 
 def _record(trial: FrozenTrial) -> TrialRecord:
@@ -220,31 +228,6 @@ def _claim(folder: Path) -> filelock.FileLock:
     except OSError as error:
         raise UserError(f"study: {folder} can't be written ({error.strerror}); give another --study") from None
     return lock
-
-
-def _mend(journal: Path) -> None:
-    """Undo what a process killed while writing leaves: its lock, and a last line that is not whole. We hold the study's lock."""
-    Path(f"{journal}.lock").unlink(missing_ok=True)
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content) or not _is_json(whole):
-        lines = whole.splitlines(keepends=True)
-        while lines and not _is_json(lines[-1]):
-            lines.pop()
-        with journal.open("rb+") as file:
-            file.truncate(sum(map(len, lines)))
-
-
-def _is_json(content: bytes) -> bool:
-    """Whether the last line of ``content`` is a JSON record, or there is none."""
-    last = content.splitlines()[-1:] or [b"{}"]
-    try:
-        json.loads(last[0])
-    except ValueError:
-        return False
-    return True
 
 
 def finished_before(trials: Sequence[FrozenTrial], end: int) -> list[FrozenTrial] | None:
