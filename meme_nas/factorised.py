@@ -32,6 +32,9 @@ KEPT = 2  # one of so many candidates goes on to the next rung, to so many times
 ROUND = 2  # candidates of each expert, unless more trials run at a time than that keeps busy
 ATTEMPTS = 60  # to propose a candidate that is new
 CREDULOUS_ATTEMPTS = 10  # of them by the proposer, before chance takes over
+MOST_CASCADES = 800  # that the surrogate is fitted to
+EVERY_ROUND, MILESTONES = 32, 1.25  # rounds, and by what their number grows until the surrogate's kernel is chosen anew
+RECENT = 4  # rounds whose surrogates may be asked again
 POOL, PARENTS = 200, 4  # points drawn by chance, and candidates whose neighbours join them
 
 
@@ -208,7 +211,7 @@ class Factorised(Strategy):
     def _imagined(self, number: int, model: Surrogate, end: int, seed: int) -> Choices:
         """The best under a draw from the model, out of points drawn by chance and the neighbours of the best candidates."""
         own, chance = self._own[number], random.Random(seed)
-        credit, _ = model.contributions(number)
+        credit = model.credit(number)
         best = [self._log(number)[index].choices for index in np.argsort(credit)[:PARENTS]]
         pool = [draw(own, chance) for _ in range(POOL)] + [near for choices in best for near in neighbours(own, choices)]
         places = np.array([encoded(own, choices) for choices in pool])
@@ -226,7 +229,7 @@ class Factorised(Strategy):
         interval loss; and MACs."""
         end = self.rounds[place - 1] if place else 0
         trials, model = self._log(number)[:end], self._model(place - 2, end)
-        credit = model.contributions(number)[0] if model else [trial.outcome and trial.outcome.loss for trial in trials]
+        credit = model.credit(number) if model else [trial.outcome and trial.outcome.loss for trial in trials]
         return [
             (trial.choices, (float(value), float(trial.outcome.macs)))
             for trial, value in zip(trials, credit, strict=True)
@@ -240,7 +243,7 @@ class Factorised(Strategy):
         usable, model = roster.usable(end), self._model(place, end)
         if not len(usable):
             return []
-        credit = (model.contributions(number)[0] if model else roster.known(end).losses)[usable]
+        credit = (model.credit(number) if model else roster.known(end).losses)[usable]
         minimised = [column for column, kind in enumerate(self.costs.kinds) if kind in self.settings.objectives]
         values = np.column_stack([credit, roster.costs(end)[usable][:, minimised]])
         order = np.lexsort((credit, moocore.pareto_rank(values)))
@@ -271,11 +274,23 @@ class Factorised(Strategy):
         if place < 0:
             return None
         if (place, end) not in self._models:
+            kept = self._milestones(place)
+            self._models = {key: model for key, model in self._models.items() if key[0] >= place - RECENT or key[0] in kept}
             kept = [t for t in self.study.trials if t.choices and t.candidates <= self.rounds[place] and t.state == "complete"]
             rows = [(cascade, t.outcome.values(self.settings.objectives)[0]) for t in kept if (cascade := self._cascade(t, end))]
             candidates = [self._rosters[n].known(end) for n in self.numbers]
-            self._models[place, end] = Surrogate(candidates, *zip(*rows, strict=True)) if rows else None
+            rows, like = _informative(rows), self._milestones(place)[-1]
+            like = self._model(like, self.rounds[like]) if like < place else None
+            self._models[place, end] = Surrogate(candidates, *zip(*rows, strict=True), like) if rows else None
         return self._models[place, end]
+
+    def _milestones(self, place: int) -> list[int]:
+        """Rounds up to ``place`` after which the surrogate's kernel is chosen anew: at first all, then ever fewer, as what has
+        been learned from so many cascades hardly changes by some more."""
+        found = list(range(min(place, EVERY_ROUND) + 1))
+        while (later := int(found[-1] * MILESTONES)) <= place and found[-1] >= EVERY_ROUND:
+            found.append(later)
+        return found
 
     def _cascade(self, trial: TrialRecord, end: int) -> Cascade | None:
         """Which candidates ``trial``, one of the study's, put together; None if some are not among the first ``end``."""
@@ -295,6 +310,16 @@ class Factorised(Strategy):
         for number, own in candidates.items():
             config = self.space.with_expert(config, number, own)
         return config.with_(name=name, training={"steps": self.steps})
+
+
+def _informative(rows: list[tuple[Cascade, float]]) -> list[tuple[Cascade, float]]:
+    """Of cascades and their scores, in order: all, or where these are too many the best half and the latest half of as many as
+    the surrogate takes in."""
+    if len(rows) <= MOST_CASCADES:
+        return rows
+    latest = len(rows) - MOST_CASCADES // 2
+    best = sorted(range(latest), key=lambda index: (rows[index][1], index))[: MOST_CASCADES - MOST_CASCADES // 2]
+    return [rows[index] for index in sorted(best)] + rows[latest:]
 
 
 def steps_at(rung: int, proxy_steps: int) -> int:
