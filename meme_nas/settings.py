@@ -138,6 +138,11 @@ class SearchSettings(Settings):
         return self.sampler or ("model" if self.strategy_name == "factorised" else "tpe")
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """With which every candidate is trained."""
+        return tuple(range(self.seed, self.seed + self.training_seeds))
+
+    @property
     def limits(self) -> dict[str, float]:
         """What candidates may cost at most, by the name of the cost."""
         given = {"macs": self.max_macs, "params": self.max_params, "latency_ms": self.max_latency_ms}

@@ -90,12 +90,10 @@ class Strategy:
         return self.study.start(config, kind, choices, self.distributions)
 
     def _task(self, trial: TrialRecord) -> Task:
-        first = self.settings.seed
-        seeds = tuple(range(first, first + self.settings.training_seeds))
-        return Task(trial.number, trial.config, trial.kind, trial.expert, seeds, self.rung)
+        return Task(trial.number, trial.config, trial.kind, trial.expert, self.settings.seeds, self.rung)
 
 
-def winner(trials: Iterable[TrialRecord], objectives: tuple[str, ...] = ("fid", "macs")) -> TrialRecord | None:
+def winner(trials: Iterable[TrialRecord], objectives: Sequence[str] = ("quality", "macs")) -> TrialRecord | None:
     """The best of the searched space by the first of ``objectives``, no worse than the hand-made pattern in the others.
 
     The hand-made pattern itself wins if nothing beats it."""

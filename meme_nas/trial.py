@@ -65,6 +65,16 @@ class Outcome:
     scoring_seconds: float = 0.0
 
     @property
+    def metric(self) -> str:
+        """fid or kid, whichever the search minimises."""
+        return "kid" if self.fid is None and self.kid is not None else "fid"
+
+    @property
+    def quality(self) -> float | None:
+        """What the search minimises first."""
+        return getattr(self, self.metric)
+
+    @property
     def seconds(self) -> float:
         """Time spent in training, sampling and scoring."""
         return self.training_seconds + self.sampling_seconds + self.scoring_seconds
