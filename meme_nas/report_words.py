@@ -42,6 +42,8 @@ class Score:
     deviation: float
     seeds: int
     rescored: bool
+    samples: int | None = None
+    """Where they are others than the search's."""
 
     @property
     def has_spread(self) -> bool:
@@ -66,7 +68,7 @@ def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
     """The score of ``trial`` as a finalist, if it is one."""
     for finalist in summary.finalists:
         if finalist.trial.number == trial.number and finalist.scores and all(map(math.isfinite, finalist.scores)):
-            return Score(finalist.mean, finalist.deviation, len(finalist.scores), rescored=True)
+            return Score(finalist.mean, finalist.deviation, len(finalist.scores), rescored=True, samples=finalist.samples)
     return None
 
 
@@ -254,7 +256,7 @@ def _basis(summary: Summary, winner: TrialRecord, score: Score) -> str:
     """What a score is worth nothing without: feature space, number of samples, seeds."""
     seeds = f"{score.seeds} sampling seed{'s' * (score.seeds > 1)}" + ("" if score.rescored else ", as searched")
     features = winner.outcome.features or "unnamed"
-    return f"{features} features, {winner.config.evaluation.samples:,} samples, {seeds}"
+    return f"{features} features, {score.samples or winner.config.evaluation.samples:,} samples, {seeds}"
 
 
 def _said_once(sentences: list[str], basis: str) -> list[str]:

@@ -41,6 +41,7 @@ from search_spaces.domain import size
 from search_spaces.space import build_space
 
 STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorised": factorised, "joint": Joint}
+FILES_SHARE = 0.005  # of a search's time that bringing its table of trials up to date may take
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 
@@ -117,6 +118,17 @@ def _objective(settings: SearchSettings) -> Objective:
 
 def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine, workers: int) -> None:
     """Show each trial and keep trials.csv current."""
+    written, pause = time.monotonic(), 0.0
+
+    def leave_files() -> None:
+        """The table and the weights worth keeping, brought up to date: so seldom that it takes a small share of the time."""
+        nonlocal written, pause
+        begun = time.monotonic()
+        write_trials(settings.folder, search.study.trials)
+        drop_weights(settings.folder, search.study.trials, settings.objectives)
+        written = time.monotonic()
+        pause = (written - begun) / FILES_SHARE
+
     with SearchDisplay(search, workers, remarks) as display:
         seen = -1
 
@@ -124,15 +136,15 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
             nonlocal seen
             display.update()
             finished = sum(trial.finished for trial in search.study.trials)
-            if finished != seen:
+            if finished != seen and time.monotonic() - written >= pause:
                 seen = finished
-                write_trials(settings.folder, search.study.trials)
-                drop_weights(settings.folder, search.study.trials, settings.objectives)
+                leave_files()
 
         try:
             engine.run(search, objective, on_change)
         finally:
-            on_change()
+            display.update()
+            leave_files()
     if not search.done:  # Ray Tune swallows Ctrl-C and returns
         raise KeyboardInterrupt
 
@@ -240,14 +252,15 @@ def _score_again(settings: SearchSettings, trials, best: TrialRecord | None, bas
         for trial in chosen:
             restore_ensemble(trial_folder(settings.folder, trial.number), bank, pick_device(settings.device))
             by_training = [_fresh_scores(settings, trial.config, seed, basis, bank) for seed in settings.seeds]
-            finalists.append(Rescored(trial, tuple(map(statistics.fmean, zip(*by_training, strict=True)))))
+            means = tuple(map(statistics.fmean, zip(*by_training, strict=True)))
+            finalists.append(Rescored(trial, means, settings.full_config().evaluation.samples))
     return finalists
 
 
 def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, basis: Basis, bank: ExpertBank) -> list[float]:
-    """Of an ensemble in the bank, one a fresh sampling seed."""
+    """Of an ensemble in the bank, one a fresh sampling seed, with as many samples as its full training would be scored by."""
     device, metric = pick_device(settings.device), settings.objectives[0]
-    config = config.with_(training={"seed": training_seed})
+    config = config.with_(training={"seed": training_seed}, evaluation={"samples": settings.full_config().evaluation.samples})
     numbers = range(1, len(config.experts) + 1)
     ensemble = Ensemble(config, [bank.load(config, n, bank.obtain(config, n, device), device) for n in numbers])
     scores = (evaluate(ensemble, basis.images, basis.space, metrics=(metric,), seed=seed, device=device) for seed in FRESH_SEEDS)
@@ -255,15 +268,17 @@ def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, 
 
 
 def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
-    config = settings.as_proxy(settings.full_config())
+    full = settings.full_config()
+    config = settings.as_proxy(full)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna", "diffusers", "clean-fid", "ptflops"))
     return {
         "command": shlex.join(["python", *sys.argv]),
         "data": f"{images.name}: {len(images)} images, {config.image.channels} x {config.image.size} x {config.image.size}",
         "feature space": space.name,
         "scored on": f"{config.evaluation.samples} samples, {config.sampling.sampler} {config.sampling.steps} steps",
+        "winner and yardsticks on": f"{full.evaluation.samples} samples",
         "proxy training": f"{config.training.steps} steps of {config.training.batch_size} an expert",
-        "full training": f"{settings.full_config().training.steps} steps an expert",
+        "full training": f"{full.training.steps} steps an expert",
         "versions": f"Python {platform.python_version()}, {versions}",
         "hardware": f"{os.cpu_count()} cores, {_gpu()}",
         "date": time.strftime("%Y-%m-%d %H:%M"),

@@ -16,6 +16,8 @@ class Rescored:
     trial: TrialRecord
     scores: tuple[float, ...]
     """FID or KID, one a sampling seed of a finalist, one a training seed in the audit."""
+    samples: int | None = None
+    """Images behind each score; None: as many as in the search."""
 
     @property
     def mean(self) -> float:
