@@ -121,3 +121,9 @@ def test_the_winner_is_the_finalist_with_the_best_mean_within_the_hand_made_cost
     ]
     assert audited_winner(results, ("fid", "macs")).number == 6
     assert audited_winner([], ("fid", "macs")) is None
+
+
+def test_after_a_search_with_several_seeds_the_audit_takes_the_last_of_them_and_two_others(tmp_path):
+    settings, search = searched(tmp_path, budget=18, training_seeds=3)
+    audit = Audit(settings, search)
+    assert audit.next_task().seeds == (2, 3, 4)
