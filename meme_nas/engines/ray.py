@@ -167,7 +167,8 @@ def _in_words(result: dict) -> str:
     for key in ("fault", "failure"):
         if result.get(key):
             return str(result[key])
-    return ", ".join(f"{key} {result[key]:.6g}" for key in ("fid", "kid", "loss", "macs", "params") if result.get(key) is not None)
+    scores = {key: result.get(key) for key in ("fid", "kid", "loss", "macs", "params")}
+    return ", ".join(f"{key} {value:.6g}" for key, value in scores.items() if value is not None)
 
 
 class _OnChange(_NotPickled, tune.Callback):
