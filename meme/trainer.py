@@ -114,11 +114,11 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
         loss = training.loss(predicted, x_0, x_t, epsilon, t)
         loss.backward()
         if settings.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(expert.parameters(), settings.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(training.weights, settings.gradient_clip, foreach=True)
         training.updating = True
         training.optimizer.step()
         training.optimizer.zero_grad()
-        training.averaged.update_parameters(expert)
+        training.average()
         training.step += 1
         training.updating = False
         losses += loss.detach()
@@ -143,10 +143,9 @@ class Training:
         self.step = 0
         self.updating = False  # weights, averages and step do not belong together at this moment
         self.expert = starting_expert(config, number).to(self.device).train()
-        self.averaged = AveragedModel(self.expert, multi_avg_fn=_averaging(config.training.ema_decay))
-        self.optimizer = torch.optim.AdamW(
-            self.expert.parameters(), lr=0.0, weight_decay=config.training.weight_decay, fused=True
-        )
+        self.averaged = AveragedModel(self.expert)
+        self.weights, self._averages = list(self.expert.parameters()), list(self.averaged.module.parameters())
+        self.optimizer = torch.optim.AdamW(self.weights, lr=0.0, weight_decay=config.training.weight_decay, fused=True)
         self.process = forward_process(config.diffusion)
         self.loss = DenoisingLoss(config, self.process, self.device)
 
@@ -173,6 +172,15 @@ class Training:
         withheld = dropped_labels(len(indices), training.label_dropout, training.seed, self.step)
         labels = torch.from_numpy(np.asarray(self.data.labels)[indices])
         return torch.where(withheld, classes, labels).to(self.device, non_blocking=True)
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Take this step's weights into the exponential moving average, whose decay is ramped up, so that a short training is not
+        an average of its first steps. The averaged model's own update goes through the weights one by one and asks the device
+        for its count."""
+        warm = (1 + self.step) / (10 + self.step) if self.step else 0.0
+        torch._foreach_lerp_(self._averages, self.weights, 1 - min(self.config.training.ema_decay, warm))
+        self.averaged.n_averaged += 1
 
     def save(self, path: Path) -> None:
         """Weights, averaged weights and the optimiser's moments."""
@@ -258,17 +266,6 @@ def read_expert(config: Config, number: int, path: Path, device: torch.device | 
     check_tensors(path, tensors, expert.state_dict())
     expert.load_state_dict(tensors, assign=True)
     return expert.eval()
-
-
-def _averaging(decay: float) -> Callable:
-    """Exponential moving average whose decay is ramped up, so that a short training is not an average of its first steps."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        warm = float((1 + count) / (10 + count))
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, warm))
-
-    return update
 
 
 def _architecture(config: Config, number: int) -> str:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from meme import trainer
 from meme.checkpoint import load_tensors, read_header, save_tensors
@@ -316,14 +315,14 @@ def test_a_training_killed_between_reports_continues_from_its_timed_checkpoint(t
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 60.0])
 def test_ctrl_c_within_a_step_does_not_count_that_step_twice(checkpoint_seconds, train, unbroken, tmp_path, monkeypatch):
-    def interrupted(averaged, expert):
-        if averaged.n_averaged == 5:
+    def interrupted(training):
+        if training.averaged.n_averaged == 5:
             raise KeyboardInterrupt
-        update(averaged, expert)
+        average(training)
 
-    update = AveragedModel.update_parameters
+    average = Training.average
     with monkeypatch.context() as patch:
-        patch.setattr(AveragedModel, "update_parameters", interrupted)
+        patch.setattr(Training, "average", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(checkpoint_seconds=checkpoint_seconds)
     expert, reports = train()
