@@ -15,6 +15,7 @@ Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
 QUALITIES = ("fid", "kid")
 LEAST_LAG = 2  # so that one worker and two propose the same
 PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
+SAMPLES_SHARE = 4  # and its score one sample for so many of a full score: benchmarks/samples_needed.py
 
 
 class SearchSettings(Settings):
@@ -34,8 +35,15 @@ class SearchSettings(Settings):
     """Pixels a side to train at. None: the preset's."""
     study: Path | None = None
     """Folder for everything the search leaves. None: results/ and the preset's name."""
+    storage: str | None = None
+    """URL of a database for the study's record, e.g. postgresql://user@host/name. None: a journal in the study's folder."""
     engine: Literal["ray", "local"] = "ray"
     """Run trials on Ray Tune, with its dashboard, or in processes of this machine without Ray."""
+    ray_address: str | None = None
+    """Join the Ray cluster at this address (host:port, or auto for one on this machine). None: start Ray on this machine."""
+    dashboard_host: str = "127.0.0.1"
+    """Where Ray's dashboard listens. 127.0.0.1: for this machine alone; 0.0.0.0: for everyone who can reach it, who may then
+    run programs on the cluster."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Trials at a time. None: as many as the CPU cores (and GPUs) hold."""
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
@@ -47,7 +55,8 @@ class SearchSettings(Settings):
     proxy_steps: Annotated[int, Field(ge=1)] | None = None
     """Training steps an expert in a trial. None: a sixteenth of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
-    """Images drawn to score a trial. None: the preset's."""
+    """Images drawn for every score. None: for those of winner and yardsticks in the end as many as the preset says, for those of
+    trials a quarter."""
     training_seeds: Annotated[int, Field(ge=1)] = 1
     """Seeds with which every candidate is trained; its score is their mean, and the budget pays for each."""
     cascades_per_candidate: Annotated[int, Field(ge=1)] = 4
@@ -133,6 +142,12 @@ class SearchSettings(Settings):
     def folder(self) -> Path:
         return self.study or Path("results") / self.preset_name
 
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files and folders outside the study's that trials use, wherever they run."""
+        data = Path(_absolute(self.data)) if self.data and self.data != "digits" else None
+        return tuple(path.absolute() for path in (data, self.inception_weights, self.bank) if path)
+
     def full_config(self) -> Config:
         """The hand-made pattern, to be trained in full; every other config of the search is made from it."""
         return self.applied_to(preset(self.preset_name))
@@ -158,8 +173,9 @@ class SearchSettings(Settings):
         return max(1, round(config.training.steps * share))
 
     def as_proxy(self, config: Config) -> Config:
-        """``config`` with the training length of a trial."""
-        return config.with_(training={"steps": self.steps_of_a_proxy(config)})
+        """``config`` with the training length and the samples of a trial."""
+        samples = self.samples or -(-config.evaluation.samples // SAMPLES_SHARE)
+        return config.with_(training={"steps": self.steps_of_a_proxy(config)}, evaluation={"samples": max(2, samples)})
 
     def in_force(self) -> dict[str, str | int | float | None]:
         """What must not change while a study goes on, because it would make its scores or proposals incomparable."""
@@ -167,7 +183,7 @@ class SearchSettings(Settings):
             "preset": self.preset_name,
             "image_size": self.full_config().image.size,
             "proxy_steps": self.steps_of_a_proxy(self.full_config()),
-            "samples": self.full_config().evaluation.samples,
+            "samples": self.as_proxy(self.full_config()).evaluation.samples,
             "strategy": self.strategy_name,
             "sampler": self.proposer,
             "training_seeds": self.training_seeds,
