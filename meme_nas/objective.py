@@ -160,7 +160,8 @@ class Objective:
         ids = [f"{banked.id}-{banked.steps}" for banked in found]
         cache = StateCache(self.folder / STATES)
         batches = draw_cascade(ensemble, ids, config.evaluation.seed, cache, device)
-        return evaluate(ensemble, basis.images, basis.space, metrics=(self.metric,), device=device, batches=batches)
+        metrics = tuple(dict.fromkeys((self.metric, "fid")))  # what is minimised, and what the report draws
+        return evaluate(ensemble, basis.images, basis.space, metrics=metrics, device=device, batches=batches)
 
     def _open(self, config: Config) -> tuple[Basis, ExpertBank]:
         key = (config.data, config.pixels, config.first_stage, config.network.classes, config.evaluation.features, self.bank)

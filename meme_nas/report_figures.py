@@ -1,4 +1,4 @@
-"""The report's two plots as plotly.js figures: plain dicts, so that colours can be names of CSS variables.
+"""The report's plots as plotly.js figures: plain dicts, so that colours can be names of CSS variables.
 
 Text that starts with ``--`` is replaced in the browser by the variable of that name, so figures follow light and dark.
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from meme_nas.pareto import front
+from meme_nas.pareto import OBJECTIVES, front, hypervolumes
 from meme_nas.report_labels import along_steps, offsets
 from meme_nas.report_words import (
     HAND_MADE,
@@ -25,9 +25,10 @@ from meme_nas.report_words import (
     quantity,
     search_score,
     splits_text,
+    yardstick,
     yardsticks,
 )
-from meme_nas.summary import Summary
+from meme_nas.summary import Spectrum, Summary
 from meme_nas.trial_log import TrialRecord
 
 Figure = dict[str, Any]
@@ -79,6 +80,67 @@ def progress_figure(summary: Summary) -> Figure | None:
     }
 
 
+def hypervolume_figure(summary: Summary) -> Figure | None:
+    """How much better than the hand-made pattern the searched trials are together, over trial numbers: the share of the
+    rectangle between no FID at no MACs and the hand-made pattern's (with some room) that their front beats.
+
+    None where the hand-made pattern has no score.
+    """
+    searched = [trial for trial in _complete(summary) if trial.choices]
+    hand_made = yardstick(summary, HAND_MADE)
+    if hand_made is None or hand_made.state != "complete" or not all(map(_finite, searched)):
+        return None
+    reference = [ROOM * value for value in hand_made.outcome.values(OBJECTIVES)]
+    volumes = hypervolumes(searched, OBJECTIVES, reference)
+    trace = {
+        "type": "scatter",
+        "name": "hypervolume",
+        "mode": "lines+markers",
+        "x": [trial.number for trial in searched],
+        "y": volumes,
+        "customdata": [trial.number for trial in searched],
+        "line": {"shape": "hv", "color": "--accent", "width": 2},
+        "marker": {"size": 6, "color": "--accent"},
+        "hovertemplate": "after trial %{x}: %{y:.4f}<extra></extra>",
+    }
+    x_axis = _axis("trial", range=[-1, searched[-1].number + 1])
+    return {
+        "data": [trace],
+        "layout": _layout(xaxis=x_axis, yaxis=_axis("hypervolume", range=_padded(volumes)), showlegend=False),
+    }
+
+
+def spectra_figure(summary: Summary) -> Figure | None:
+    """Every expert's spectrum in the middle of its interval: the winner's drawn through, the hand-made pattern's dotted."""
+    if not summary.portraits:
+        return None
+    traces = [
+        _spectrum(portrait.trial, spectrum, len(portrait.spectra), dotted=place > 0)
+        for place, portrait in enumerate(summary.portraits)
+        for spectrum in portrait.spectra
+    ]
+    x_axis = _axis("frequency", tickformat=".2~f", ticksuffix="π", range=[0, 1.02])
+    return {"data": traces, "layout": _layout(xaxis=x_axis, yaxis=_axis("relative log amplitude"))}
+
+
+def _spectrum(trial: TrialRecord, spectrum: Spectrum, experts: int, dotted: bool) -> Figure:
+    colour = _EXPERT_COLOURS[min(len(_EXPERT_COLOURS) - 1, (spectrum.expert - 1) * len(_EXPERT_COLOURS) // max(experts, 1))]
+    who = html.escape(KIND_NAMES.get(trial.kind, trial.kind) if trial.is_yardstick else f"trial {trial.number}")
+    return {
+        "type": "scatter",
+        "name": f"expert {spectrum.expert}",
+        "showlegend": not dotted,  # it has the same colours
+        "mode": "lines+markers",
+        "x": list(spectrum.frequencies),
+        "y": list(spectrum.relative_log_amplitude),
+        "line": {"color": colour, "width": 2, "dash": "dot" if dotted else "solid"},
+        "marker": {"size": 6, "color": colour},
+        "hovertemplate": f"{who}, expert {spectrum.expert} at t {spectrum.timestep}<br>%{{x:.2f}}π: %{{y:.2f}}<extra></extra>",
+    }
+
+
+ROOM = 1.1  # times the hand-made pattern's FID and MACs, up to which volume is counted: so that the pattern itself counts
+_EXPERT_COLOURS = ("--expert-1", "--expert-2", "--expert-3", "--expert-4")  # from least noise to most
 _POINT = {"color": "--muted", "size": 8, "opacity": 0.75}
 
 
@@ -135,6 +197,7 @@ def _points(name: str, trials: list[TrialRecord], x_of: Callable[[TrialRecord], 
         "x": [x_of(trial) for trial in trials],
         "y": [trial.outcome.fid for trial in trials],
         "marker": marker,
+        "customdata": [trial.number for trial in trials],  # what a click opens
         "hoverinfo": "text",
         "hovertext": [_hover(trial) for trial in trials],
     }
@@ -261,6 +324,10 @@ def _who(trial: TrialRecord) -> str:
 
 def _short_name(trial: TrialRecord) -> str:
     return _SHORT_NAMES.get(trial.kind, trial.kind)
+
+
+def _finite(trial: TrialRecord) -> bool:
+    return all(value is not None and math.isfinite(value) for value in trial.outcome.values(OBJECTIVES))
 
 
 def _macs(trial: TrialRecord) -> float:

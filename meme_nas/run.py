@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,13 +28,15 @@ from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
-from meme_nas.report import write_report
+from meme_nas.portrait import portrait
+from meme_nas.report import page, write_report
 from meme_nas.report_words import audit_verdict, quantity
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import Study, recorded_settings, trial_folder
-from meme_nas.summary import Finalist, Summary
+from meme_nas.summary import Finalist, Portrait, Summary
 from meme_nas.trial_log import TrialRecord
+from meme_nas.watch import Watch
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
@@ -54,8 +57,9 @@ def run(settings: SearchSettings) -> Summary:
         ExpertBank(bank_of(settings), basis.data, basis.held_out)  # one of other data is refused before anything runs
         search = STRATEGIES[settings.strategy_name](settings, study)
         audit = Audit(settings, search) if settings.audit_factor else None
-        _search(settings, search, audit)
-        summary = _finish(settings, search, audit, basis)
+        with _watched(settings, search, basis):
+            _search(settings, search, audit)
+            summary = _finish(settings, search, audit, basis)
     finally:
         study.close()
     _say_results(settings, summary)
@@ -95,6 +99,21 @@ def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> 
         remarks.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
     if search.exhausted:
         remarks.print("the search ends early: no candidate is left that is new and keeps the limits")
+
+
+def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> AbstractContextManager:
+    """The report of what is known so far, served while it lasts, where that was asked for."""
+    if not settings.watch:
+        return nullcontext()
+    title, facts = f"MEME search: {settings.preset_name}", _facts(settings, basis.images, basis.space)
+
+    def so_far() -> str:
+        trials = list(search.study.trials)  # the search goes on adding to its own
+        return page(Summary(title, settings.folder, trials, winner(trials, settings.objectives), facts=facts), live=True)
+
+    watch = Watch(so_far, lambda: sum(trial.finished for trial in search.study.trials), settings.watch_port)
+    remarks.print(f"the report so far: {watch.address}", markup=False)
+    return watch
 
 
 def _objective(settings: SearchSettings) -> Objective:
@@ -193,6 +212,7 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
         facts=_facts(settings, basis.images, basis.space),
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
+        portraits=_portraits(settings, trials, best, basis),
     )
     if best:
         with written_whole(folder / "samples.png") as partial:
@@ -217,13 +237,24 @@ def _score_again(settings: SearchSettings, trials, best: TrialRecord | None, bas
     return finalists
 
 
+def _portraits(settings: SearchSettings, trials, best: TrialRecord | None, basis: Basis) -> list[Portrait]:
+    """Of the winner, and of the hand-made pattern beside it, both of which were just scored again."""
+    device = pick_device(settings.device)
+    hand_made = [trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete" and trial is not best]
+    chosen = [*([best] if best else []), *hand_made]
+    ensembles = {trial.number: load_ensemble(trial_folder(settings.folder, trial.number), device) for trial in chosen}
+    return [portrait(trial, ensembles[trial.number], basis.data, FRESH_SEEDS[0], device) for trial in chosen]
+
+
 def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
     config = settings.as_proxy(settings.full_config())
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna", "diffusers", "clean-fid", "ptflops"))
+    used = ("meme-nas", "torch", "numpy", "optuna", "ray", "diffusers", "clean-fid", "ptflops")
+    versions = ", ".join(f"{name} {version(name)}" for name in used)
     return {
         "command": shlex.join(["python", *sys.argv]),
         "data": f"{images.name}: {len(images)} images, {config.image.channels} x {config.image.size} x {config.image.size}",
         "feature space": space.name,
+        "minimised": ", ".join(settings.objectives),
         "scored on": f"{config.evaluation.samples} samples, {config.sampling.sampler} {config.sampling.steps} steps",
         "proxy training": f"{config.training.steps} steps of {config.training.batch_size} an expert",
         "full training": f"{settings.full_config().training.steps} steps an expert",

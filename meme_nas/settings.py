@@ -88,6 +88,10 @@ class SearchSettings(Settings):
     say how far the ranking can be trusted. 0: do not."""
     audit_size: Annotated[int, Field(ge=4)] = 8
     """Configurations that are audited."""
+    watch: bool = False
+    """Serve the report while the search runs, at an address on this machine that is printed."""
+    watch_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of that address. 0: any that is free."""
     retrain: bool = False
     """After the search, train the winner in full, draw samples from it and score it."""
     dry_run: bool = False
