@@ -12,6 +12,7 @@ GROUPS = {
     "report": ("watch", "watch_port"),
     "trial": ("proxy_steps", "samples", "features", "inception_weights", "strict"),
     "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag"),
+    "cluster": ("ray_address", "storage", "dashboard_host"),
 }
 EXAMPLE = "python run_search.py --data path/to/images --budget 50"
 

@@ -105,8 +105,14 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 
 def resident_mib() -> float:
-    """The largest resident set of this process, file-backed pages included."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
+    """The largest resident set of this process, file-backed pages included.
+
+    Linux's ``getrusage`` won't do: a process begins there with the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def report(name: str, measured: dict, single: dict) -> None:

@@ -1,6 +1,8 @@
 """Weights as safetensors, each file with the id of what it holds in its header. Nothing is unpickled."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,10 +18,15 @@ TENSORS_AT_ONCE = 16
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str | int]) -> None:
-    """Write ``tensors`` and ``header`` so that a reader sees all of it or nothing."""
+    """Write ``tensors`` and ``header`` so that a reader sees all of it or nothing; ``OSError`` where the disk is full."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    with written_whole(path) as partial:
-        save_file(contiguous, partial, metadata={"meme": json.dumps(header)})
+    try:
+        with written_whole(path) as partial:
+            save_file(contiguous, partial, metadata={"meme": json.dumps(header)})
+    except SafetensorError as error:
+        if found := re.search(r"os error (\d+)", str(error)):  # the library's way to say that the disk is full
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        raise
 
 
 def read_header(path: Path) -> dict[str, str | int]:

@@ -16,9 +16,11 @@ from pydantic.fields import FieldInfo
 from meme.console import Output
 from meme.errors import UserError
 from meme.explanations import explain
+from meme.files import NO_ROOM
+from meme.termination import Terminated, terminated_by_sigterm
 
 Settings = TypeVar("Settings", bound=BaseModel)
-WRONG_USE, INTERRUPTED = 2, 130
+WRONG_USE, INTERRUPTED, TERMINATED = 2, 130, 143
 
 _SAYS_NONE = re.compile(r"\s*\bNone: (.+?)\.(?=\s|$)")
 
@@ -138,20 +140,27 @@ def _nearest(word: str, allowed: Sequence[str]) -> str:
 
 @contextmanager
 def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> Iterator[None]:
-    """Turn what a user did wrong into one sentence on standard error and exit status 2; Ctrl-C into status 130.
+    """Turn what a user did wrong, or a full disk, into one sentence on standard error and exit status 2; Ctrl-C into status 130
+    and SIGTERM into 143.
 
     ``resumes``: whether the same command goes on where it was, or has to begin anew.
     """
+    how = "the same command goes on from here" if resumes else "the same command begins anew"
     try:
-        yield
+        with terminated_by_sigterm():
+            yield
     except ValidationError as error:
         _exit(explain(error, model))
     except UserError as error:
         _exit(str(error))
-    except KeyboardInterrupt:
-        how = "the same command goes on from here" if resumes else "the same command begins anew"
-        print(f"\ninterrupted; {how}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _exit(f"{error.filename or 'a disk'}: {error.strerror}; make room, and {how}")
+    except KeyboardInterrupt as interruption:
+        terminated = isinstance(interruption, Terminated)
+        print(f"\n{'terminated' if terminated else 'interrupted'}; {how}", file=sys.stderr)
+        sys.exit(TERMINATED if terminated else INTERRUPTED)
 
 
 def _exit(sentence: str) -> None:

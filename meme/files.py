@@ -1,12 +1,15 @@
 """Where cached files live, and how a file appears whole or not at all."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a disk that is full
 
 
 def cache_folder() -> Path:
@@ -16,7 +19,8 @@ def cache_folder() -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on leaving without an error it is synced and renamed over ``path``."""
+    """Yield a temporary path beside ``path``; on leaving without an error it is synced and renamed over ``path``, and
+    the folder synced: after a power cut there is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
@@ -27,6 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(partial, 0o666 & ~_umask())
         partial.replace(path)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -35,6 +40,15 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` so that a reader sees the old file or the new one, never half of it."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every file system, or system, lets a folder be synced
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -52,7 +52,9 @@ def run(settings: SearchSettings) -> Summary:
     images, space = basis.images, basis.space
     settings = settled(settings, space)
     scored_on = {"data": f"{images.name} {basis.data.content_id}", "features": f"{space.name} {space.feature_id}"}
-    study = Study(settings.folder, settings.in_force() | scored_on, settings.objectives)
+    study = Study(settings.folder, settings.in_force() | scored_on, settings.objectives, settings.storage)
+    if study.mended:
+        remarks.print(study.mended)
     try:
         ExpertBank(bank_of(settings), basis.data, basis.held_out)  # one of other data is refused before anything runs
         search = STRATEGIES[settings.strategy_name](settings, study)
@@ -165,7 +167,12 @@ def bank_of(settings: SearchSettings) -> Path:
 
 
 def room_for_trials(settings: SearchSettings) -> int:
-    """Trials that the cores (and GPUs) of this machine hold at a time."""
+    """Trials that the cores (and GPUs) of this machine, or of the cluster to join, hold at a time."""
+    if settings.engine == "ray" and settings.ray_address:
+        from meme_nas.engines import ray_cluster
+
+        ray_cluster.join(settings.ray_address)
+        return max(1, ray_cluster.room(settings.cpus_per_trial, _gpus_a_trial(settings)))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     room = cores // settings.cpus_per_trial
     if pick_device(settings.device).type == "cuda":
@@ -178,6 +185,17 @@ def workers_for(settings: SearchSettings) -> int:
     return min(settings.workers or room_for_trials(settings), settings.proposal_lag or LEAST_LAG, settings.budget)
 
 
+def _gpus_a_trial(settings: SearchSettings) -> float:
+    """The share of a GPU that a trial on Ray takes: 0 where there is none, or none is wanted."""
+    if settings.ray_address and settings.device == "auto":
+        from meme_nas.engines import ray_cluster
+
+        on_gpu = ray_cluster.has_gpus()
+    else:
+        on_gpu = pick_device(settings.device).type == "cuda"
+    return settings.gpus_per_trial if on_gpu else 0
+
+
 def _engine(settings: SearchSettings, workers: int):
     if settings.engine == "local":
         from meme_nas.engines.local import LocalEngine
@@ -186,9 +204,16 @@ def _engine(settings: SearchSettings, workers: int):
         return LocalEngine(workers, gpus=torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0)
     from meme_nas.engines.ray import RayEngine
 
-    remarks.print("starting Ray ...")
-    on_gpu = pick_device(settings.device).type == "cuda"
-    engine = RayEngine(workers, settings.cpus_per_trial, settings.gpus_per_trial if on_gpu else 0, settings.folder)
+    remarks.print(f"joining the Ray cluster at {settings.ray_address} ..." if settings.ray_address else "starting Ray ...")
+    engine = RayEngine(
+        workers,
+        settings.cpus_per_trial,
+        _gpus_a_trial(settings),
+        settings.folder,
+        address=settings.ray_address,
+        dashboard_host=settings.dashboard_host,
+        inputs=settings.inputs,
+    )
     remarks.print(f"{workers} trials at a time on Ray; dashboard: {engine.dashboard or 'could not be started'}")
     if engine.asks_for_token:
         remarks.print("  (it asks for the token that this prints: .venv/bin/ray get-auth-token)")

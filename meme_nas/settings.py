@@ -34,8 +34,15 @@ class SearchSettings(Settings):
     """Pixels a side to train at. None: the preset's."""
     study: Path | None = None
     """Folder for everything the search leaves. None: results/ and the preset's name."""
+    storage: str | None = None
+    """URL of a database for the study's record, e.g. postgresql://user@host/name. None: a journal in the study's folder."""
     engine: Literal["ray", "local"] = "ray"
     """Run trials on Ray Tune, with its dashboard, or in processes of this machine without Ray."""
+    ray_address: str | None = None
+    """Join the Ray cluster at this address (host:port, or auto for one on this machine). None: start Ray on this machine."""
+    dashboard_host: str = "127.0.0.1"
+    """Where Ray's dashboard listens. 127.0.0.1: for this machine alone; 0.0.0.0: for everyone who can reach it, who may then
+    run programs on the cluster."""
     workers: Annotated[int, Field(ge=1)] | None = None
     """Trials at a time. None: as many as the CPU cores (and GPUs) hold."""
     cpus_per_trial: Annotated[int, Field(ge=1)] = 1
@@ -136,6 +143,12 @@ class SearchSettings(Settings):
     @property
     def folder(self) -> Path:
         return self.study or Path("results") / self.preset_name
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Files and folders outside the study's that trials use, wherever they run."""
+        data = Path(_absolute(self.data)) if self.data and self.data != "digits" else None
+        return tuple(path.absolute() for path in (data, self.inception_weights, self.bank) if path)
 
     def full_config(self) -> Config:
         """The hand-made pattern, to be trained in full; every other config of the search is made from it."""

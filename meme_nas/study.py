@@ -1,23 +1,20 @@
 """The one record of a search: an Optuna study on disk, written by one process, that survives being killed at any moment."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import filelock
 import optuna
 from optuna.importance import FanovaImportanceEvaluator
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from meme.errors import UserError
+from meme_nas.storage import JOURNAL, NAME, Place, mend, place_of, readable
 from meme_nas.trial import Outcome
 from meme_nas.trial_log import TrialLog, TrialRecord, record_of
 
-JOURNAL = "study.journal"
 TRIALS = "trials"
-STUDY_NAME = "meme-nas"
 LEAST_FOR_IMPORTANCE = 10  # scored trials
 EXPERT_OBJECTIVES = ("loss", "macs")
 
@@ -31,26 +28,35 @@ class Study:
     that can't be written and a study that another process is writing.
     """
 
-    def __init__(self, folder: Path, settings: dict, objectives: Sequence[str] = ("fid", "macs")):
+    def __init__(self, folder: Path, settings: dict, objectives: Sequence[str] = ("fid", "macs"), storage: str | None = None):
+        """``storage`` is the URL of a database for the record; None: where it lies, a new one in a journal in ``folder``."""
         self.folder = folder
         self._lock = _claim(folder)
-        journal = folder / JOURNAL
-        _mend(journal)
-        self._check(settings)
-        self._open(JournalStorage(JournalFileBackend(str(journal))), objectives)
-        self._ensembles.optuna_study.set_user_attr("settings", settings)
+        try:
+            place = place_of(folder, storage)
+            self.mended = mend(place)
+            """What a kill had left and was dropped, in a sentence; None where nothing was."""
+            self._check(settings)
+            with readable(place):
+                opened = place.open()
+                place.claim()
+                self._open(opened, place.name, objectives)
+                self._ensembles.optuna_study.set_user_attr("settings", settings)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def in_memory(cls, objectives: Sequence[str] = ("fid", "macs")) -> "Study":
         """A study that leaves nothing: for replays."""
         study = cls.__new__(cls)
-        study.folder, study._lock = Path(), None
-        study._open(InMemoryStorage(), objectives)
+        study.folder, study._lock, study.mended = Path(), None, None
+        study._open(InMemoryStorage(), NAME, objectives)
         return study
 
-    def _open(self, storage: BaseStorage, objectives: Sequence[str]) -> None:
-        self._storage, self._experts, self._audit = storage, {}, None
-        self._ensembles = TrialLog(storage, STUDY_NAME, objectives)
+    def _open(self, storage: BaseStorage, name: str, objectives: Sequence[str]) -> None:
+        self._storage, self._name, self._experts, self._audit = storage, name, {}, None
+        self._ensembles = TrialLog(storage, name, objectives)
 
     def close(self) -> None:
         if self._lock:
@@ -72,13 +78,13 @@ class Study:
     def experts(self, number: int) -> TrialLog:
         """The trials that train expert ``number`` alone: a study of its own in the same journal, of interval loss and MACs."""
         if number not in self._experts:
-            self._experts[number] = TrialLog(self._storage, f"{STUDY_NAME}-expert-{number}", EXPERT_OBJECTIVES, number)
+            self._experts[number] = TrialLog(self._storage, _name_of_expert(self._name, number), EXPERT_OBJECTIVES, number)
         return self._experts[number]
 
     def audit(self) -> TrialLog:
         """The trials that train some configurations longer: a study of its own in the same journal."""
         if self._audit is None:
-            self._audit = TrialLog(self._storage, f"{STUDY_NAME}-audit", self._ensembles.objectives)
+            self._audit = TrialLog(self._storage, f"{self._name}-audit", self._ensembles.objectives)
         return self._audit
 
     def finish(self, outcome: Outcome) -> TrialRecord:
@@ -99,19 +105,15 @@ class Study:
 
     def _check(self, settings: dict) -> None:
         """Nothing is written before this: a study that is refused stays as it was."""
-        try:
-            if not (self.folder / JOURNAL).exists() and (self.folder / TRIALS).exists():
-                raise UserError(f"study: {self.folder} holds trials but no {JOURNAL}; delete it or give another --study")
-            found = recorded_settings(self.folder)
-            for key in settings.keys() & found.keys():
-                if found[key] != settings[key]:
-                    raise UserError(
-                        f"{key}: the study in {self.folder} was made with {found[key]}, not {settings[key]}; "
-                        "give the same value or another --study"
-                    )
-        except BaseException:
-            self.close()
-            raise
+        if not place_of(self.folder).exists and (self.folder / TRIALS).exists():
+            raise UserError(f"study: {self.folder} holds trials but no {JOURNAL}; delete it or give another --study")
+        found = recorded_settings(self.folder)
+        for key in settings.keys() & found.keys():
+            if found[key] != settings[key]:
+                raise UserError(
+                    f"{key}: the study in {self.folder} was made with {found[key]}, not {settings[key]}; "
+                    "give the same value or another --study"
+                )
 
 
 def trial_folder(study: Path, number: int, kind: str = "candidate") -> Path:
@@ -121,39 +123,51 @@ def trial_folder(study: Path, number: int, kind: str = "candidate") -> Path:
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
     """The settings the study in ``folder`` was made with; empty where there is none."""
-    try:
-        return _load(folder).user_attrs.get("settings", {}) if (folder / JOURNAL).is_file() else {}
-    except KeyError:  # killed before the study was created in its journal
-        return {}
+    study = _load(place_of(folder))
+    return dict(study.user_attrs.get("settings", {})) if study else {}
 
 
 def read_trials(folder: Path) -> list[TrialRecord]:
     """The trials of a study, for reading beside a search that may be running; ``UserError`` where there is no study."""
-    if not (folder / JOURNAL).is_file():
+    place = place_of(folder)
+    study = _load(place)
+    if study is None:
         raise UserError(f"study: {folder} holds no study")
-    return [record_of(trial) for trial in _load(folder).get_trials(deepcopy=False)]
+    with readable(place):
+        return [record_of(trial) for trial in study.get_trials(deepcopy=False)]
 
 
 def read_everything(folder: Path) -> list[TrialRecord]:
     """As ``read_trials``, with the trials that train single experts and those of the audit."""
-    read_trials(folder)
-    storage = _storage(folder)
-    names = sorted(study.study_name for study in storage.get_all_studies())
-    studies = [(name, optuna.load_study(study_name=name, storage=storage)) for name in names]
-    return [record_of(trial, _expert_of(name)) for name, study in studies for trial in study.get_trials(deepcopy=False)]
+    trials = read_trials(folder)
+    place = place_of(folder)
+    with readable(place):
+        storage = place.open()
+        names = {study.study_name for study in storage.get_all_studies()}
+        for name in sorted(name for name in names if name.startswith(f"{place.name}-")):
+            study = optuna.load_study(study_name=name, storage=storage)
+            trials += [record_of(trial, _expert_of(name, place.name)) for trial in study.get_trials(deepcopy=False)]
+    return trials
 
 
-def _expert_of(name: str) -> int:
-    """Whose trainings the study of this name records; 0: ensembles."""
-    return int(name.rpartition("-")[2]) if name.startswith(f"{STUDY_NAME}-expert-") else 0
+def _name_of_expert(study: str, number: int) -> str:
+    return f"{study}-expert-{number}"
 
 
-def _storage(folder: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+def _expert_of(name: str, study: str) -> int:
+    """Whose trainings the Optuna study of this name records; 0: ensembles."""
+    prefix = _name_of_expert(study, 0).removesuffix("0")
+    return int(name.removeprefix(prefix)) if name.startswith(prefix) else 0
 
 
-def _load(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name=STUDY_NAME, storage=_storage(folder))
+def _load(place: Place) -> optuna.Study | None:
+    """The study, or None where there is none: also where a kill came before it was created in its journal or database."""
+    if not place.exists:
+        return None
+    with readable(place):
+        storage = place.open()
+        names = {study.study_name for study in storage.get_all_studies()}
+        return optuna.load_study(study_name=place.name, storage=storage) if place.name in names else None
 
 
 def _claim(folder: Path) -> filelock.FileLock:
@@ -167,31 +181,6 @@ def _claim(folder: Path) -> filelock.FileLock:
     except OSError as error:
         raise UserError(f"study: {folder} can't be written ({error.strerror}); give another --study") from None
     return lock
-
-
-def _mend(journal: Path) -> None:
-    """Undo what a process killed while writing leaves: its lock, and a last line that is not whole. We hold the study's lock."""
-    Path(f"{journal}.lock").unlink(missing_ok=True)
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content) or not _is_json(whole):
-        lines = whole.splitlines(keepends=True)
-        while lines and not _is_json(lines[-1]):
-            lines.pop()
-        with journal.open("rb+") as file:
-            file.truncate(sum(map(len, lines)))
-
-
-def _is_json(content: bytes) -> bool:
-    """Whether the last line of ``content`` is a JSON record, or there is none."""
-    last = content.splitlines()[-1:] or [b"{}"]
-    try:
-        json.loads(last[0])
-    except ValueError:
-        return False
-    return True
 
 
 def finished_before(trials: Sequence[FrozenTrial], end: int) -> list[FrozenTrial] | None:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from meme.config import Config
+from meme.errors import UserError
+from meme.files import NO_ROOM
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,16 @@ class Outcome:
 
 
 def attempt(objective: Callable[[Task], Outcome], task: Task) -> Outcome:
-    """What every engine runs in its workers: an exception becomes an outcome with its reason, and the search goes on."""
+    """What every engine runs in its workers: an exception becomes an outcome with its reason, and the search goes on.
+
+    A full disk is no candidate's fault, and would fail all that follow: ``UserError``, which ends the search.
+    """
     try:
         return objective(task)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            where = error.filename or "a disk"
+            raise UserError(f"{where}: {error.strerror}; make room, and the same command goes on from here") from None
         return task.failed(_in_one_line(error))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from toys import Troubled, score
 
+from meme.errors import UserError
 from meme_nas.engines.local import LocalEngine
 from meme_nas.joint import Joint
 from meme_nas.settings import SearchSettings
@@ -34,8 +35,10 @@ def engine(request, tmp_path_factory):
 def search_with(engine, folder, objective, budget=8, **settings):
     settings = SearchSettings(strategy="joint", budget=budget, study=folder, **settings)
     study = Study(folder, settings.in_force())
-    engine.run(Joint(settings, study), objective, lambda: None)
-    study.close()
+    try:
+        engine.run(Joint(settings, study), objective, lambda: None)
+    finally:
+        study.close()
     return study.trials
 
 
@@ -76,6 +79,17 @@ def test_a_trial_that_always_kills_its_worker_fails_alone(engine, tmp_path):
     trials = search_with(engine, tmp_path / "study", Troubled(dies_always=3, folder=tmp_path))
     assert [trial.number for trial in trials if trial.state == "failed"] == [3]
     assert "worker process died" in trials[3].reason
+
+
+def test_a_full_disk_ends_the_search_and_is_no_trials_fault(engine, tmp_path):
+    with pytest.raises(UserError, match="/full/disk: No space left on device; make room, and the same command goes on"):
+        search_with(engine, tmp_path, Troubled(no_room=3))
+    states = {trial.number: trial.state for trial in read_trials(tmp_path)}
+    assert states[0] == "complete" and states[3] == "running"
+    fresh = LocalEngine(1)
+    trials = search_with(fresh, tmp_path, score)
+    fresh.close()
+    assert [trial.state for trial in trials] == ["complete"] * 8
 
 
 DRIVER = """

@@ -42,14 +42,16 @@ def test_search_spaces_are_data(path):
     assert {".".join(module.split(".")[:2]) for module in imported(path) if module.startswith("meme.")} <= settings
 
 
-def test_one_file_imports_ray():
+def test_ray_stays_in_the_engines_files():
     users = [path for package in OURS for path in files(package) if "ray" in tops(path)]
-    assert users == [ROOT / "meme_nas" / "engines" / "ray.py"]
+    assert {path.relative_to(ROOT).as_posix() for path in users} == {
+        f"meme_nas/engines/{name}.py" for name in ("ray", "ray_cluster")
+    }
 
 
 def test_optuna_stays_in_the_record_and_the_proposer():
     users = {path.name for package in OURS for path in files(package) if "optuna" in tops(path)}
-    assert users == {"study.py", "trial_log.py", "proposals.py"}
+    assert users == {"study.py", "trial_log.py", "storage.py", "proposals.py"}
 
 
 def test_the_sampler_does_not_know_experts_nor_the_ensemble_sampling():

@@ -1,5 +1,6 @@
 """Objectives that take no training, for tests of the search around them. In a module of their own: workers import it."""
 
+import errno
 import os
 import signal
 import time
@@ -22,10 +23,11 @@ def score(task: Task) -> Outcome:
 
 @dataclass(frozen=True)
 class Troubled:
-    """Behaves badly in some trials: gives NaN, raises, or kills its own process (once, or always)."""
+    """Behaves badly in some trials: gives NaN, raises, finds no room on the disk, or kills its own process (once, or always)."""
 
     nan: int = -1
     raises: int = -1
+    no_room: int = -1
     dies_once: int = -1
     dies_always: int = -1
     folder: Path | None = None
@@ -35,6 +37,8 @@ class Troubled:
             return Outcome(task.number, fid=float("nan"), macs=1.0)
         if task.number == self.raises:
             raise MemoryError("out of\nmemory")
+        if task.number == self.no_room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/disk")
         if task.number == self.dies_always or (task.number == self.dies_once and not (self.folder / "died").exists()):
             (self.folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -50,3 +54,27 @@ class Slow:
     def __call__(self, task: Task) -> Outcome:
         time.sleep(self.seconds)
         return score(task)
+
+
+@dataclass(frozen=True)
+class OnNode:
+    """Leaves in a file for every attempt which process, a node's, its worker belongs to; then takes its time."""
+
+    folder: Path
+    seconds: float
+    stuck_once: int = -1
+    """A trial whose first attempt does not end."""
+
+    def __call__(self, task: Task) -> Outcome:
+        attempts = len(nodes_of_trials(self.folder).get(task.number, []))
+        (self.folder / f"{task.number:03d}-{time.time_ns()}").write_text(str(os.getppid()))
+        time.sleep(1_000 if task.number == self.stuck_once and not attempts else self.seconds)
+        return score(task)
+
+
+def nodes_of_trials(folder: Path) -> dict[int, list[int]]:
+    """For every trial, the nodes that its attempts ran on, in order."""
+    found: dict[int, list[int]] = {}
+    for path in sorted(folder.iterdir()):
+        found.setdefault(int(path.name[:3]), []).append(int(path.read_text() or 0))
+    return found

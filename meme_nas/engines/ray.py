@@ -1,4 +1,4 @@
-"""Run a search on Ray Tune. The only file that imports Ray.
+"""Run a search on Ray Tune.
 
 Tune is given our search as its searcher and keeps no record of its own that matters: the study on disk is the one record, so
 every run of the command is a new Tune run that goes on where the study stands.
@@ -9,7 +9,7 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Tune's newer output prints boxes about an experiment, whatever its verbosity.
@@ -21,26 +21,40 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
+from meme.errors import UserError
+from meme.termination import terminate_on_sigterm
+from meme_nas.engines.ray_cluster import check_shared, join
 from meme_nas.strategy import Strategy
 from meme_nas.trial import Outcome, Task, attempt
 
+LOOPBACK = "127.0.0.1"
 DEATHS_ALLOWED = 1  # a trial whose worker dies is run again so often
 
 
 class RayEngine:
     """``workers`` actors that stay alive from trial to trial, each with ``cpus`` cores and a share of a GPU."""
 
-    def __init__(self, workers: int, cpus: float, gpus: float, folder: Path):
+    def __init__(
+        self,
+        workers: int,
+        cpus: float,
+        gpus: float,
+        folder: Path,
+        *,
+        address: str | None = None,
+        dashboard_host: str = LOOPBACK,
+        inputs: Sequence[Path] = (),
+    ):
+        """Start Ray on this machine, or join the cluster at ``address``.
+
+        ``UserError`` where a node of the cluster does not see ``folder``, or one of ``inputs``, as this machine does.
+        """
         self.workers, self.folder = workers, folder
         self.resources = {"cpu": cpus, "gpu": gpus} if gpus else {"cpu": cpus}
-        context = ray.init(
-            num_cpus=max(1, round(workers * cpus)),
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        self.dashboard = f"http://{context.dashboard_url}" if context.dashboard_url else None
+        dashboard = join(address) if address else _start(max(1, round(workers * cpus)), dashboard_host)
+        if address:
+            check_shared(folder, inputs)
+        self.dashboard = f"http://{dashboard}" if dashboard else None
         """Address of the dashboard, or None where Ray could not start it."""
         self.asks_for_token = self.dashboard is not None and _asks_for_token(self.dashboard)
         """Whether the dashboard opens only with the token that ``ray get-auth-token`` prints, as Ray has it by default."""
@@ -50,10 +64,11 @@ class RayEngine:
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         storage = self.folder.absolute() / "ray"
         shutil.rmtree(storage, ignore_errors=True)
+        searcher = StudySearcher(search)
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(TrialActor, objective=objective), self.resources),
+            _trainable(objective, self.resources),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearcher(search),
+                search_alg=searcher,
                 num_samples=-1,
                 max_concurrent_trials=self.workers,
                 reuse_actors=True,
@@ -70,6 +85,8 @@ class RayEngine:
             ),
         )
         tuner.fit()
+        if searcher.fault:
+            raise UserError(searcher.fault)
 
     def close(self) -> None:
         ray.shutdown()
@@ -89,8 +106,12 @@ class StudySearcher(_NotPickled, Searcher):
         super().__init__(metric="fid", mode="min")
         self._search = search
         self._tasks: dict[str, Task] = {}
+        self.fault: str | None = None
+        """What no trial can run with, in a sentence; no more are started then."""
 
     def suggest(self, trial_id: str) -> dict | str | None:
+        if self.fault:
+            return Searcher.FINISHED
         task = self._search.next_task()
         if task is None:
             return Searcher.FINISHED if self._search.done else None
@@ -99,7 +120,9 @@ class StudySearcher(_NotPickled, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         task = self._tasks.pop(trial_id)
-        if error or not result or (result.get("number"), result.get("expert")) != (task.number, task.expert):
+        if result and result.get("fault"):
+            self.fault = result["fault"]  # and the trial stays one to run again
+        elif error or not result or (result.get("number"), result.get("expert")) != (task.number, task.expert):
             self._search.record(task.failed("its worker process died (killed, or out of memory)"))
         else:
             self._search.record(Outcome.from_dict(result))
@@ -122,7 +145,28 @@ class TrialActor(tune.Trainable):
         return True
 
     def step(self) -> dict:
-        return attempt(self._objective, self._task).to_dict() | {"done": True}
+        # An actor serves one trial after another: what the dashboard's log of it says tells them apart.
+        print(f"trial {self._task.name}: begins", flush=True)
+        try:
+            result = attempt(self._objective, self._task).to_dict()
+        except UserError as error:
+            result = {"number": self._task.number, "fault": str(error)}
+        print(f"trial {self._task.name}: {_in_words(result)}", flush=True)
+        return result | {"done": True}
+
+
+def _trainable(objective: Callable[[Task], Outcome], resources: dict[str, float]) -> type[TrialActor]:
+    trainable = tune.with_resources(tune.with_parameters(TrialActor, objective=objective), resources)
+    trainable.__qualname__ = TrialActor.__qualname__  # the dashboard lists actors by it, and Tune's wrappers have their own
+    return trainable
+
+
+def _in_words(result: dict) -> str:
+    """What a trial came to, for a log."""
+    for key in ("fault", "failure"):
+        if result.get(key):
+            return str(result[key])
+    return ", ".join(f"{key} {result[key]:.6g}" for key in ("fid", "macs", "params") if result.get(key) is not None)
 
 
 class _OnChange(_NotPickled, tune.Callback):
@@ -131,6 +175,19 @@ class _OnChange(_NotPickled, tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list, **info) -> None:
         self._on_change()
+
+
+def _start(cpus: int, dashboard_host: str) -> str | None:
+    """Start Ray on this machine; the address of its dashboard. ``UserError`` where it does not start, as on a very busy one."""
+    try:
+        context = ray.init(
+            num_cpus=cpus, include_dashboard=True, dashboard_host=dashboard_host, log_to_driver=False, logging_level=logging.ERROR
+        )
+    except Exception as error:  # what it raises is a bare Exception
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"engine: Ray does not start here ({reason}); try again, or take --engine local") from None
+    terminate_on_sigterm()  # Ray takes the signal for itself, and would end this process as if nothing had to be put in order
+    return context.dashboard_url
 
 
 def _asks_for_token(dashboard: str) -> bool:

@@ -1,0 +1,363 @@
+"""Kill real searches at random moments, fill their disk, and count what is lost.
+
+    python benchmarks/faults.py [--kills 100] [--ray-share 0.1] [--budget 8] [--seed 0] [--keep FOLDER]
+
+Every search is ``run_search.py`` on the digits with trainings of 5 steps and 50 samples. At a random moment one of these comes:
+SIGKILL for the driver, for one of its workers, for all of its processes, for a Ray node (where it runs on Ray), or SIGTERM as
+clusters send it, which must end it with status 143. Then the same command is run again, until the search is done. After each
+kill every file of the study must be whole, every trial that was finished must still be, with the same scores, under one number;
+and a search that was killed must end with the very trials and scores of one that was not. Last, a study on a full disk must stop
+with a sentence and go on where room is made (skipped where no small file system can be mounted).
+
+The last line is one JSON object: ``kills`` survived, by kind in ``victims``; ``lost`` finished trials that are gone, ``changed``
+ones with other scores, ``twice`` ones counted twice, ``broken_files``, ``differing`` searches, ``stuck`` commands. All but the
+first two must be 0, or the status is 1.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import yaml
+from PIL import Image
+
+from meme.checkpoint import load_tensors
+from meme_nas.study import TrialRecord, read_trials
+
+ROOT = Path(__file__).parent.parent
+STUCK_SECONDS = 600.0  # after which a command is ended, and counted
+TERMINATED = 143
+FAULTS = ("lost", "changed", "twice", "broken_files", "differing", "stuck", "unclean")
+SCORES = ("fid", "macs", "params", "failure")
+
+
+@dataclass
+class Tally:
+    """What the kills came to."""
+
+    victims: Counter = field(default_factory=Counter)
+    faults: Counter = field(default_factory=Counter)
+    details: list[str] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        return sum(self.victims.values())
+
+    def fault(self, kind: str, detail: object) -> None:
+        self.faults[kind] += 1
+        self.details.append(f"{kind}: {detail}")
+
+    def as_json(self) -> dict:
+        return {"kills": self.kills, **{kind: self.faults[kind] for kind in FAULTS}, "victims": dict(self.victims)}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A search that can be started again and again."""
+
+    study: Path
+    budget: int
+    engine: str
+    seed: int
+
+    @contextmanager
+    def started(self) -> Iterator[subprocess.Popen]:
+        """The running command, in a process group of its own; nothing of it is left when the context ends."""
+        driver = self._start()
+        family: list[psutil.Process] = []
+        try:
+            yield driver
+        finally:
+            family += _descendants(driver)
+            driver.kill()
+            driver.wait()
+            for process in family:
+                _end(process)
+
+    def run(self) -> int:
+        """Its exit status, once it has ended by itself."""
+        with self.started() as driver:
+            return driver.wait(timeout=STUCK_SECONDS)
+
+    def _start(self) -> subprocess.Popen:
+        options = {"--budget": self.budget, "--study": self.study, "--engine": self.engine, "--seed": self.seed}
+        options |= {"--proxy-steps": 5, "--samples": 50, "--workers": 2, "--strategy": "joint", "--audit-factor": 0}
+        words = [str(word) for pair in options.items() for word in pair]
+        surroundings = os.environ | {"PYTHONPATH": str(ROOT), "MEME_INCEPTION": "off"}
+        log = self.study.with_suffix(".log").open("ab")
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "run_search.py"), *words],
+            cwd=ROOT,
+            env=surroundings,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+# What is looked at
+
+
+def scores(study: Path) -> dict[int, tuple]:
+    """The finished trials of a study by number: state, choices and scores."""
+    if not (study / "study.journal").exists() or not (study / "study.journal").stat().st_size:
+        return {}
+    return {trial.number: _told(trial) for trial in _trials(study) if trial.finished}
+
+
+def _trials(study: Path) -> list[TrialRecord]:
+    """The search may be writing its first records just now."""
+    try:
+        return read_trials(study)
+    except ValueError as error:
+        if "holds no study" in str(error):
+            return []
+        raise
+
+
+def _told(trial: TrialRecord) -> tuple:
+    found = tuple(getattr(trial.outcome, name, None) for name in SCORES)
+    return trial.state, tuple(sorted(trial.choices.items())), found
+
+
+def broken_files(folder: Path) -> list[str]:
+    """Files under ``folder`` that cannot be read as what their name says, but for those a kill left unfinished beside them."""
+    readers: dict[str, Callable[[Path], object]] = {
+        ".safetensors": load_tensors,
+        ".yaml": lambda path: yaml.safe_load(path.read_text())["name"],
+        ".json": lambda path: json.loads(path.read_text()),
+        ".csv": pd.read_csv,
+        ".png": lambda path: Image.open(path).load(),
+        ".html": lambda path: path.read_text().rindex("</html>"),
+    }
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in readers and "ray" not in path.relative_to(folder).parts and path.is_file():
+            try:
+                readers[path.suffix](path)
+            except Exception as error:
+                found.append(f"{path}: {error!r:.100}")
+    return found
+
+
+def compare(before: dict[int, tuple], study: Path, tally: Tally) -> None:
+    """Count what a fault did to the trials that were finished ``before`` it."""
+    after = scores(study)
+    for number, told in before.items():
+        if number not in after:
+            tally.fault("lost", f"{study}: trial {number}")
+        elif after[number] != told:
+            tally.fault("changed", f"{study}: trial {number}: {told} is now {after[number]}")
+    for detail in broken_files(study):
+        tally.fault("broken_files", detail)
+
+
+# What is done to a search
+
+
+def kill_driver(driver: subprocess.Popen, source: random.Random) -> bool:
+    os.kill(driver.pid, signal.SIGKILL)
+    return True
+
+
+def kill_worker(driver: subprocess.Popen, source: random.Random) -> bool:
+    """One of the processes that run trials; False where there is none yet."""
+    workers = [child for child in _descendants(driver) if "spawn_main" in _line(child) or "TrialActor" in _line(child)]
+    return bool(workers) and _end(source.choice(workers))
+
+
+def kill_node(driver: subprocess.Popen, source: random.Random) -> bool:
+    """Ray's process for this machine; False where there is none (yet)."""
+    nodes = [child for child in _descendants(driver) if child.name() == "raylet"]
+    return bool(nodes) and _end(nodes[0])
+
+
+def kill_all(driver: subprocess.Popen, source: random.Random) -> bool:
+    """As a power cut: everything at once."""
+    family = [*_descendants(driver), psutil.Process(driver.pid)]
+    killed = [_end(process) for process in family]  # every one of them, whatever came of the one before
+    return all(killed)
+
+
+def terminate(driver: subprocess.Popen, source: random.Random) -> bool:
+    driver.send_signal(signal.SIGTERM)
+    return True
+
+
+VICTIMS = {"driver": kill_driver, "worker": kill_worker, "node": kill_node, "everything": kill_all, "sigterm": terminate}
+
+
+def _descendants(driver: subprocess.Popen) -> list[psutil.Process]:
+    try:
+        return psutil.Process(driver.pid).children(recursive=True)
+    except psutil.Error:
+        return []
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _end(process: psutil.Process) -> bool:
+    try:
+        process.kill()
+    except psutil.Error:  # it was faster
+        return False
+    return True
+
+
+class Killer:
+    """Kills searches of one engine until so many kills are done."""
+
+    def __init__(self, folder: Path, engine: str, budget: int, source: random.Random, tally: Tally):
+        self.folder, self.engine, self.budget, self.source, self.tally = folder, engine, budget, source, tally
+        self.victims = [name for name in VICTIMS if name != "node" or engine == "ray"]
+        whole = Command(folder / f"{engine}-unbroken", budget, engine, seed=0)
+        begun = time.monotonic()
+        if whole.run():
+            raise SystemExit(f"a search that nothing disturbs fails; see {whole.study.with_suffix('.log')}")
+        self.seconds, self.unbroken = time.monotonic() - begun, scores(whole.study)
+
+    def kill(self, kills: int) -> None:
+        """Searches one after the other, each killed again and again while it runs."""
+        target, number = self.tally.kills + kills, 0
+        while self.tally.kills < target:
+            command = Command(self.folder / f"{self.engine}-{number}", self.budget, self.engine, seed=0)
+            self._through(command, target)
+            number += 1
+
+    def _through(self, command: Command, target: int) -> None:
+        """One search from its first start to its end."""
+        done = False
+        while not done:
+            before = scores(command.study)
+            victim = self.source.choice(self.victims) if self.tally.kills < target else None
+            with command.started() as driver:
+                hit = victim is not None and self._strike(command, driver, victim)
+                status = self._ended(command, driver)
+            if hit:
+                self.tally.victims[victim] += 1
+                print(f"{self.tally.kills} {victim} of {command.study.name}: status {status}", file=sys.stderr, flush=True)
+                if victim == "sigterm" and status not in (TERMINATED, 0):  # 0: the search was at its very end
+                    self.tally.fault("unclean", f"{command.study}: status {status} after SIGTERM")
+            done = status == 0
+            compare(before, command.study, self.tally)
+        self._finished(command)
+
+    def _strike(self, command: Command, driver: subprocess.Popen, victim: str) -> bool:
+        """At a random moment: of all its time, or (every other time) just after a record was written. False if it was over."""
+        journal, begun = command.study / "study.journal", time.monotonic()
+        if self.source.random() < 0.5:
+            moment = begun + self.source.uniform(0, self.seconds)
+            while time.monotonic() < moment and driver.poll() is None:
+                time.sleep(0.01)
+        else:
+            records = self.source.randint(1, 6)  # how many of them to wait for
+            size = _size(journal)
+            while records and driver.poll() is None and time.monotonic() < begun + STUCK_SECONDS:
+                time.sleep(0.002)
+                if _size(journal) != size:
+                    records, size = records - 1, _size(journal)
+            time.sleep(self.source.uniform(0, 0.02))
+        return driver.poll() is None and VICTIMS[victim](driver, self.source)
+
+    def _ended(self, command: Command, driver: subprocess.Popen) -> int:
+        """The status of a command that ends by itself, or by what was done to it."""
+        try:
+            return driver.wait(timeout=STUCK_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.tally.fault("stuck", command.study)
+            return -signal.SIGKILL
+
+    def _finished(self, command: Command) -> None:
+        trials = read_trials(command.study)
+        numbers = [trial.number for trial in trials]
+        table = pd.read_csv(command.study / "trials.csv")
+        if numbers != list(range(len(trials))) or len(trials) != self.budget or table["number"].tolist() != numbers:
+            self.tally.fault("twice", f"{command.study}: {numbers}")
+        if scores(command.study) != self.unbroken:
+            self.tally.fault("differing", command.study)
+        left = [str(path) for path in command.study.rglob("*.part")]
+        if left:
+            self.tally.fault("broken_files", left)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def full_disk(folder: Path, budget: int, tally: Tally) -> bool:
+    """A search on a file system too small for it, which then grows; False where none can be mounted."""
+    disk = folder / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=False, capture_output=True).returncode:
+        return False
+    try:
+        command = Command(disk / "study", budget, "local", seed=0)
+        status = command.run()
+        said = command.study.with_suffix(".log").read_text()
+        if status != 2 or "make room" not in said:
+            tally.fault("unclean", f"status {status} on a full disk")
+        before = scores(command.study)
+        compare(before, command.study, tally)
+        subprocess.run(["mount", "-o", "remount,size=200m", str(disk)], check=True)
+        if command.run():
+            tally.fault("stuck", "a search for which room was made")
+        compare(before, command.study, tally)
+        if any(trial.state != "complete" for trial in read_trials(command.study)):
+            tally.fault("lost", "a trial failed for want of room")
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=False)
+    return True
+
+
+def run(kills: int, ray_share: float, budget: int, seed: int, folder: Path) -> tuple[Tally, dict]:
+    """All kills and the full disk; the tally, and what else to tell."""
+    source, tally = random.Random(seed), Tally()
+    on_ray = round(kills * ray_share)
+    for engine, count in {"local": kills - on_ray, "ray": on_ray}.items():
+        if count:
+            Killer(folder, engine, budget, source, tally).kill(count)
+    filled = full_disk(folder, budget, tally)
+    return tally, {"full_disk": "survived" if filled else "skipped: nothing can be mounted here"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--ray-share", type=float, default=0.1, help="share of the kills that are of searches on Ray")
+    parser.add_argument("--budget", type=int, default=8, help="trials of each search")
+    parser.add_argument("--seed", type=int, default=0, help="of victims and moments")
+    parser.add_argument("--keep", type=Path, help="where to keep the studies and their logs (default: nowhere)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = time.monotonic()
+        tally, more = run(arguments.kills, arguments.ray_share, arguments.budget, arguments.seed, folder)
+    print("\n".join(tally.details), file=sys.stderr)
+    print(json.dumps(tally.as_json() | more | {"minutes": round((time.monotonic() - begun) / 60, 1)}))
+    sys.exit(1 if tally.faults else 0)
+
+
+if __name__ == "__main__":
+    main()

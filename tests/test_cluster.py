@@ -1,0 +1,144 @@
+"""A search on a Ray cluster of several nodes, each of its own processes, all on this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from toys import OnNode, nodes_of_trials
+
+from meme.errors import UserError
+from meme_nas.joint import Joint
+from meme_nas.settings import SearchSettings
+from meme_nas.study import Study, read_trials
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from meme_nas.engines import ray_cluster  # noqa: E402
+from meme_nas.engines.ray import RayEngine, TrialActor, _trainable  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head that runs no trials, and two nodes that run one at a time."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def engine(cluster, tmp_path):
+    engine = RayEngine(2, cpus=1, gpus=0, folder=tmp_path, address=cluster.address)
+    yield engine
+    engine.close()
+
+
+def test_trials_run_on_every_node(engine, tmp_path):
+    visits = tmp_path / "visits"
+    visits.mkdir()
+    settings = SearchSettings(strategy="joint", budget=8, study=tmp_path / "study")
+    study = Study(tmp_path / "study", settings.in_force())
+    engine.run(Joint(settings, study), OnNode(visits, 0.3), lambda: None)
+    assert [trial.state for trial in study.trials] == ["complete"] * 8
+    nodes = nodes_of_trials(visits)
+    assert len(nodes) == 8 and all(len(attempts) == 1 for attempts in nodes.values())
+    assert len({attempts[0] for attempts in nodes.values()}) == 2
+    assert ray_cluster.room(1, 0) == 2 and ray_cluster.room(2, 0) == 0 and not ray_cluster.has_gpus()
+
+
+def test_a_node_killed_mid_trial_loses_only_the_trials_it_ran(cluster, engine, tmp_path):
+    visits = tmp_path / "visits"
+    visits.mkdir()
+    cluster.add_node(num_cpus=1)  # so that two are left
+    nodes = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
+    settings = SearchSettings(strategy="joint", budget=8, study=tmp_path / "study")
+    study = Study(tmp_path / "study", settings.in_force())
+    killed, outcomes = [], {}
+
+    def kill_once() -> None:
+        """As soon as another trial is finished while the one that does not end holds its node."""
+        stuck = nodes_of_trials(visits).get(1)
+        finished = {trial.number: trial.outcome for trial in study.trials if trial.finished}
+        if stuck and finished and not killed:
+            killed.extend(stuck)
+            outcomes.update(finished)
+            cluster.remove_node(nodes[stuck[0]], allow_graceful=False)
+
+    engine.run(Joint(settings, study), OnNode(visits, 0.3, stuck_once=1), kill_once)
+    assert len(killed) == 1 and outcomes
+    assert [trial.state for trial in study.trials] == ["complete"] * 8
+    assert {number: study.trials[number].outcome for number in outcomes} == outcomes
+    attempts = nodes_of_trials(visits)
+    assert {number: len(nodes) for number, nodes in attempts.items()} == {number: 1 + (number == 1) for number in range(8)}
+    assert attempts[1][1] != killed[0]
+
+
+def search_command(cluster, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """What a user types to search on the cluster, and the environment for it."""
+    root = Path(__file__).parent.parent
+    command = [
+        sys.executable,
+        str(root / "run_search.py"),
+        "--budget",
+        "3",
+        "--proxy-steps",
+        "3",
+        "--samples",
+        "32",
+        "--strategy",
+        "joint",
+        "--audit-factor",
+        "0",
+    ]
+    return [*command, "--ray-address", cluster.address, "--study", str(folder)], os.environ | {"PYTHONPATH": str(root)}
+
+
+def test_a_search_command_joins_the_cluster(cluster, tmp_path):
+    command, surroundings = search_command(cluster, tmp_path / "study")
+    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 trials at a time on Ray" in done.stdout
+    assert [trial.state for trial in read_trials(tmp_path / "study")] == ["complete"] * 3
+
+
+def test_a_study_that_the_nodes_do_not_see_is_refused(cluster, tmp_path):
+    """The command has a file system of its own in the place of the study's folder."""
+    private = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path} && exec "$@"', "sh"]
+    if subprocess.run([*private, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no file system may be mounted here")
+    command, surroundings = search_command(cluster, tmp_path / "study")
+    done = subprocess.run([*private, *command], capture_output=True, text=True, env=surroundings, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"error: study: {tmp_path}/study is not visible from the cluster's node" in done.stderr
+
+
+def test_inputs_that_a_node_lacks_are_refused(cluster, tmp_path):
+    ray_cluster.join(cluster.address)
+    with pytest.raises(UserError, match="data: /nowhere/images is not visible from the cluster's node"):
+        ray_cluster.check_shared(tmp_path, [Path(__file__), Path("/nowhere/images")])
+    assert list(tmp_path.iterdir()) == []
+    ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("127.0.0.1:1", "no Ray cluster can be joined at 127.0.0.1:1"),
+        ("nowhere", "must be host:port, or auto"),
+        ("ray://127.0.0.1:10001", "must be host:port, or auto"),
+        ("127.0.0.1:99999", "no Ray cluster can be joined"),
+    ],
+)
+def test_no_cluster_at_the_address_is_said(address, sentence):
+    with pytest.raises(UserError, match=f"ray_address: {sentence}"):
+        ray_cluster.join(address)
+
+
+def test_actors_have_a_name_of_ours():
+    assert _trainable(len, {"cpu": 1}).__qualname__ == TrialActor.__qualname__ == "TrialActor"

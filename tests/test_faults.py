@@ -1,0 +1,110 @@
+"""A short form of ``benchmarks/faults.py``: real searches are killed and lose nothing. And the ways a command may be ended."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from faults import Command, Killer, Tally, broken_files, compare, full_disk, scores
+from safetensors.torch import save_file
+
+from meme import checkpoint
+from meme.checkpoint import save_tensors
+from meme.cli import exits_with_a_sentence
+from meme_nas.settings import SearchSettings
+from meme_nas.study import Study
+
+
+def test_killed_searches_lose_nothing_and_end_as_the_unbroken_one(tmp_path):
+    tally = Tally()
+    Killer(tmp_path, "local", 4, random.Random(1), tally).kill(2)
+    assert tally.details == []
+    assert tally.kills >= 2
+
+
+def test_a_search_on_a_full_disk_stops_and_goes_on_where_room_is_made(tmp_path):
+    tally = Tally()
+    if not full_disk(tmp_path, 4, tally):
+        pytest.skip("no small file system can be mounted here")
+    assert tally.details == []
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_sigterm_ends_a_search_with_143_and_the_same_command_goes_on(tmp_path, engine):
+    if engine == "ray":
+        pytest.importorskip("ray", reason="Ray is not installed")
+    command = Command(tmp_path / "study", 4, engine, seed=0)
+    with command.started() as driver:
+        deadline = time.monotonic() + 240
+        while not scores(command.study) and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(timeout=120) == 143
+    assert "terminated; the same command goes on from here" in command.study.with_suffix(".log").read_text()
+    before, tally = scores(command.study), Tally()
+    assert command.run() == 0
+    compare(before, command.study, tally)
+    assert tally.details == [] and len(scores(command.study)) == 4
+
+
+def test_a_training_ends_on_sigterm_with_its_checkpoint(tmp_path):
+    words = [sys.executable, "-m", "meme", "train", "digits-meme", "--out", str(tmp_path / "run")]
+    surroundings = os.environ | {"PYTHONPATH": str(ROOT)}
+    training = subprocess.Popen(words, cwd=ROOT, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(2)
+    training.send_signal(signal.SIGTERM)
+    _, said = training.communicate(timeout=120)
+    assert training.returncode == 143 and "terminated" in said
+    assert list((tmp_path / "run").glob("expert-*.safetensors")) and broken_files(tmp_path) == []
+
+
+# The counting itself
+
+
+def test_what_is_lost_changed_or_broken_is_counted(tmp_path):
+    settings = SearchSettings(study=tmp_path)
+    Study(tmp_path, settings.in_force()).close()
+    (tmp_path / "half.yaml").write_text("name: [")
+    (tmp_path / "half.json").write_text("{")
+    save_file({"x": torch.zeros(3)}, tmp_path / "half.safetensors")
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "half.safetensors").read_bytes()[:-1])
+    tally = Tally()
+    compare({0: ("complete", (), ())}, tmp_path, tally)
+    assert tally.faults == {"lost": 1, "broken_files": 3}
+    assert tally.as_json()["lost"] == 1
+
+
+# Disk
+
+
+def test_a_checkpoint_that_finds_no_room_is_an_error_of_the_disk_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"x": torch.zeros(3)}, {"step": 1})
+    before = path.read_bytes()
+
+    def no_room(*_, **__):
+        raise checkpoint.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", no_room)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_tensors(path, {"x": torch.ones(3)}, {"step": 2})
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_full_disk_is_said_in_a_sentence(capsys):
+    with pytest.raises(SystemExit) as ended, exits_with_a_sentence(SearchSettings):
+        raise OSError(28, "No space left on device", str(Path("/full/disk")))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: /full/disk: No space left on device; make room, and the same command goes on from here\n"
+    )
