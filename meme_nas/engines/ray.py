@@ -63,7 +63,7 @@ class RayEngine:
         """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second."""
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         storage = self.folder.absolute() / "ray"
-        shutil.rmtree(storage, ignore_errors=True)
+        shutil.rmtree(storage / search.unit, ignore_errors=True)  # the search's logs stay beside the audit's
         searcher = StudySearcher(search)
         tuner = tune.Tuner(
             _trainable(objective, self.resources),
@@ -76,7 +76,7 @@ class RayEngine:
                 trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=search.unit,
                 storage_path=str(storage),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=DEATHS_ALLOWED),
