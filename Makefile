@@ -16,6 +16,7 @@ test: .venv
 check: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # Open docs/_build/index.html. A link that leads nowhere, or a name that is not there, is an error.
 docs: .venv/documents

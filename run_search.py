@@ -1,7 +1,5 @@
 """Search the conv/attention split of every expert of a MEME ensemble: ``python run_search.py --budget 50``."""
 
-import sys
-
 from meme.cli import exits_with_a_sentence, read_settings
 from meme.console import as_a_step, emit, printing
 from meme_nas.settings import SearchSettings
@@ -35,4 +33,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class LossCurves(AbstractContextManager):
+class LossCurves(AbstractContextManager["LossCurves", None]):
     """Call it with every ``Progress``; written to ``folder``, where a training that goes on adds to what is there.
 
     ``UserError`` where TensorBoard is not installed.

@@ -71,7 +71,7 @@ def _script_json(content: Any) -> str:
     return json.dumps(content, ensure_ascii=True).replace("<", "\\u003c")
 
 
-def _patterns(summary: Summary) -> list[dict]:
+def _patterns(summary: Summary) -> list[dict[str, Any]]:
     """The winner's splits and, unless it is the same, the hand-made pattern's, to be drawn alike."""
     hand_made = words.yardstick(summary, words.HAND_MADE)
     shown = []
@@ -84,7 +84,7 @@ def _patterns(summary: Summary) -> list[dict]:
     return list(filter(None, shown))
 
 
-def _samples(summary: Summary) -> list[dict]:
+def _samples(summary: Summary) -> list[dict[str, Any]]:
     """A picture and its scores for the winner and each yardstick."""
     winner = summary.winner
     shown = [(f"Winner, trial {winner.number}", winner)] if winner and not winner.is_yardstick else []
@@ -95,7 +95,7 @@ def _samples(summary: Summary) -> list[dict]:
     return [_sample(summary, title, trial) for title, trial in shown]
 
 
-def _sample(summary: Summary, title: str, trial: TrialRecord) -> dict:
+def _sample(summary: Summary, title: str, trial: TrialRecord) -> dict[str, Any]:
     score = words.best_score(summary, trial) if trial.state == "complete" else None
     return {
         "title": title,
@@ -106,10 +106,10 @@ def _sample(summary: Summary, title: str, trial: TrialRecord) -> dict:
 
 
 def _cost(trial: TrialRecord) -> str:
-    return f"{words.quantity(trial.outcome.macs)} MACs, {words.quantity(trial.outcome.params)} parameters"
+    return f"{words.quantity(trial.scored.macs)} MACs, {words.quantity(trial.scored.params)} parameters"
 
 
-def _audit(summary: Summary) -> dict | None:
+def _audit(summary: Summary) -> dict[str, Any] | None:
     """What the section on the proxy shows; None without an audit."""
     if not summary.audited:
         return None
@@ -123,7 +123,7 @@ def _audit(summary: Summary) -> dict | None:
         "rows": [
             {
                 "name": f"trial {each.trial.number}" + ("" if each.trial.kind == "candidate" else f", {each.trial.kind}"),
-                "proxy": words.fid_text(each.trial.outcome.fids[0] if each.trial.outcome.fids else each.trial.outcome.fid),
+                "proxy": words.fid_text(each.trial.scored.fids[0] if each.trial.scored.fids else each.trial.scored.fid),
                 "longer": str(words.Score(each.mean, each.deviation, len(each.fids), rescored=True)),
             }
             for each in ranked
@@ -131,7 +131,7 @@ def _audit(summary: Summary) -> dict | None:
     }
 
 
-def _bars(importance: dict[str, float]) -> list[dict]:
+def _bars(importance: dict[str, float]) -> list[dict[str, Any]]:
     """The most important choices first, each with its share and its length relative to the longest."""
     ranked = sorted(((name, share) for name, share in importance.items() if math.isfinite(share)), key=lambda pair: -pair[1])
     longest = max((share for _, share in ranked), default=0.0) or 1.0
@@ -162,7 +162,7 @@ _COLUMNS = (
 )
 
 
-def _row(trial: TrialRecord, winner: TrialRecord | None, on_front: bool) -> dict:
+def _row(trial: TrialRecord, winner: TrialRecord | None, on_front: bool) -> dict[str, Any]:
     """A table row: every cell as (text, what it is sorted by)."""
     outcome = trial.outcome
     fid, macs, params, latency = (outcome.fid, outcome.macs, outcome.params, outcome.latency_ms) if outcome else (None,) * 4

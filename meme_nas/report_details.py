@@ -4,6 +4,7 @@ import base64
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from meme_nas import report_words as words
 from meme_nas.report_patterns import pattern
@@ -14,7 +15,7 @@ from meme_nas.trial_log import TrialRecord
 MOST_SAMPLES = 24 * 2**20  # bytes of pictures in the details of all trials together; beyond it the page says where they lie
 
 
-def details(summary: Summary, first: Sequence[TrialRecord] = ()) -> list[dict]:
+def details(summary: Summary, first: Sequence[TrialRecord] = ()) -> list[dict[str, Any]]:
     """Of every trial, in order; should pictures be too many, those of the trials in ``first`` are shown before others'."""
     hand_made = words.yardstick(summary, words.HAND_MADE)
     pictures = _pictures(summary, [*first, *summary.trials])
@@ -36,7 +37,7 @@ def _facts(summary: Summary, trial: TrialRecord) -> list[str]:
     """Scores and costs, or why there are none."""
     if trial.state != "complete":
         return [": ".join(filter(None, (trial.state, trial.reason)))]
-    outcome, final = trial.outcome, words.final_score(summary, trial)
+    outcome, final = trial.scored, words.final_score(summary, trial)
     scores = [f"FID {words.fid_text(outcome.fid)} in the search"]
     scores += [f"FID {final} scored again, {final.seeds} sampling seeds"] if final else []
     scores += [f"latency {words.latency_text(outcome.latency_ms)}", f"took {words.duration(outcome.seconds)}"]
@@ -59,7 +60,7 @@ def _pictures(summary: Summary, trials: Sequence[TrialRecord]) -> dict[int, str]
     return found
 
 
-def films(summary: Summary) -> list[dict]:
+def films(summary: Summary) -> list[dict[str, Any]]:
     """Portraits as rows of pictures: the noise, then the frames of every expert's run."""
     return [
         {
@@ -70,7 +71,7 @@ def films(summary: Summary) -> list[dict]:
     ]
 
 
-def _runs(portrait: Portrait) -> list[dict]:
+def _runs(portrait: Portrait) -> list[dict[str, Any]]:
     return [
         {
             "expert": expert,

@@ -19,9 +19,11 @@ from meme_nas.report_words import (
     best_score,
     duration,
     feature_spaces,
+    fid_of,
     fid_text,
     final_score,
     latency_text,
+    macs_of,
     quantity,
     search_score,
     splits_text,
@@ -54,10 +56,10 @@ def pareto_figure(summary: Summary) -> Figure | None:
     complete = _complete(summary)
     if not complete:
         return None
-    marked = [_mark(summary, trial, _macs, best_score(summary, trial)) for trial in _marked(summary)]
-    x_axis = _axis("MACs an image and step", tickformat="~s", range=_padded([_macs(trial) for trial in complete]))
+    marked = [_mark(summary, trial, macs_of, best_score(summary, trial)) for trial in _marked(summary)]
+    x_axis = _axis("MACs an image and step", tickformat="~s", range=_padded([macs_of(trial) for trial in complete]))
     y_axis = _fid_axis(summary, complete)
-    points = _points("trials", complete, _macs, _POINT)
+    points = _points("trials", complete, macs_of, _POINT)
     return {
         "data": [points, _front(complete), *marked],
         "layout": _layout(xaxis=x_axis, yaxis=y_axis, annotations=_labels(summary, x_axis, y_axis)),
@@ -90,7 +92,7 @@ def hypervolume_figure(summary: Summary) -> Figure | None:
     hand_made = yardstick(summary, HAND_MADE)
     if hand_made is None or hand_made.state != "complete" or not all(map(_finite, searched)):
         return None
-    reference = [ROOM * value for value in hand_made.outcome.values(OBJECTIVES)]
+    reference = [ROOM * value for value in hand_made.scored.values(OBJECTIVES)]
     volumes = hypervolumes(searched, OBJECTIVES, reference)
     trace = {
         "type": "scatter",
@@ -145,7 +147,7 @@ _POINT = {"color": "--muted", "size": 8, "opacity": 0.75}
 
 
 def _front(complete: list[TrialRecord]) -> Figure:
-    trace = _points("Pareto front", front(complete), _macs, {"color": "--accent", "size": 8})
+    trace = _points("Pareto front", front(complete), macs_of, {"color": "--accent", "size": 8})
     return trace | {"mode": "lines+markers", "line": {"shape": "hv", "color": "--accent", "width": 2}}
 
 
@@ -176,7 +178,7 @@ def _mark(summary: Summary, trial: TrialRecord, x_of: Callable[[TrialRecord], fl
 def _running_best(complete: list[TrialRecord]) -> Figure:
     best, fids = math.inf, []
     for trial in complete:
-        best = min(best, trial.outcome.fid)
+        best = min(best, fid_of(trial))
         fids.append(best)
     return {
         "type": "scatter",
@@ -195,7 +197,7 @@ def _points(name: str, trials: list[TrialRecord], x_of: Callable[[TrialRecord], 
         "name": html.escape(name),
         "mode": "markers",
         "x": [x_of(trial) for trial in trials],
-        "y": [trial.outcome.fid for trial in trials],
+        "y": [fid_of(trial) for trial in trials],
         "marker": marker,
         "customdata": [trial.number for trial in trials],  # what a click opens
         "hoverinfo": "text",
@@ -205,7 +207,7 @@ def _points(name: str, trials: list[TrialRecord], x_of: Callable[[TrialRecord], 
 
 def _hover(trial: TrialRecord) -> str:
     """Plotly reads a subset of HTML, so everything that is not ours is escaped."""
-    outcome = trial.outcome
+    outcome = trial.scored
     lines = [
         f"FID {fid_text(outcome.fid)}",
         f"{quantity(outcome.macs)} MACs, {quantity(outcome.params)} parameters",
@@ -233,7 +235,7 @@ def _labels(summary: Summary, x_axis: Figure, y_axis: Figure) -> list[Figure]:
 
 def _place(trial: TrialRecord, score: Score, y_axis: Figure) -> tuple[float, float]:
     """MACs and FID as annotations take them: on a log axis by exponent."""
-    return _macs(trial), math.log10(score.mean) if y_axis.get("type") == "log" else score.mean
+    return macs_of(trial), math.log10(score.mean) if y_axis.get("type") == "log" else score.mean
 
 
 def _bar_of(trial: TrialRecord, score: Score, y_axis: Figure) -> list[tuple[float, float]]:
@@ -268,7 +270,7 @@ def _label(place: tuple[float, float], text: str, move: tuple[int, int]) -> Figu
 def _fid_axis(summary: Summary, complete: list[TrialRecord], title: str | None = None) -> Figure:
     spaces = feature_spaces(summary)
     title = title or (f"FID ({html.escape(spaces)} features)" if spaces else "FID")
-    fids = [trial.outcome.fid for trial in complete] + _interval_ends(summary)
+    fids = [fid_of(trial) for trial in complete] + _interval_ends(summary)
     if min(fids) > 0 and max(fids) / min(fids) >= LOG_FROM:
         return _axis(f"{title}, log scale", type="log", range=_padded([math.log10(fid) for fid in fids]))
     return _axis(title, range=_padded(fids))
@@ -327,11 +329,7 @@ def _short_name(trial: TrialRecord) -> str:
 
 
 def _finite(trial: TrialRecord) -> bool:
-    return all(value is not None and math.isfinite(value) for value in trial.outcome.values(OBJECTIVES))
-
-
-def _macs(trial: TrialRecord) -> float:
-    return trial.outcome.macs
+    return all(value is not None and math.isfinite(value) for value in trial.scored.values(OBJECTIVES))
 
 
 def _number(trial: TrialRecord) -> int:

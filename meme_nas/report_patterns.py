@@ -1,6 +1,7 @@
 """Who attends where, as the report draws it: a table of an ensemble's experts and levels."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from meme.config import Config, ExpertConfig
 
@@ -34,7 +35,7 @@ class Cell:
         return "#fff" if self.share > 0.45 else "#16233b"
 
 
-def pattern(title: str, config: Config, compared: Config | None) -> dict | None:
+def pattern(title: str, config: Config, compared: Config | None) -> dict[str, Any] | None:
     """``config``'s splits, with what differs from ``compared`` where the two have the same levels and experts.
 
     None for networks without splits.

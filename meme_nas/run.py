@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
+from meme_nas.engines import Engine
 from meme_nas.export import drop_weights, export_configs, write_trials
 from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
@@ -103,7 +105,7 @@ def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> 
         remarks.print("the search ends early: no candidate is left that is new and keeps the limits")
 
 
-def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> AbstractContextManager:
+def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> AbstractContextManager[Watch | None]:
     """The report of what is known so far, served while it lasts, where that was asked for."""
     if not settings.watch:
         return nullcontext()
@@ -126,12 +128,12 @@ def _objective(settings: SearchSettings) -> Objective:
         settings.device,
         settings.cpus_per_trial,
         weights,
-        settings.objectives[0],
+        settings.quality,
         settings.bank_gib,
     )
 
 
-def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine, workers: int) -> None:
+def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine: Engine, workers: int) -> None:
     """Show each trial and keep trials.csv current."""
     with SearchDisplay(search, workers, remarks) as display:
         seen = -1
@@ -153,7 +155,7 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
         raise KeyboardInterrupt
 
 
-def _run_audit(audit: Audit, objective: Objective, engine) -> None:
+def _run_audit(audit: Audit, objective: Objective, engine: Engine) -> None:
     words = f"audit: {len(audit.chosen)} configurations, trained {audit.settings.audit_factor} times longer with {SEEDS} seeds"
     with remarks.status(words) as status:
         engine.run(audit, objective, lambda: status.update(f"{words}: {audit.spent[0]} done"))
@@ -196,7 +198,7 @@ def _gpus_a_trial(settings: SearchSettings) -> float:
     return settings.gpus_per_trial if on_gpu else 0
 
 
-def _engine(settings: SearchSettings, workers: int):
+def _engine(settings: SearchSettings, workers: int) -> Engine:
     if settings.engine == "local":
         from meme_nas.engines.local import LocalEngine
 
@@ -247,7 +249,9 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
     return summary
 
 
-def _score_again(settings: SearchSettings, trials, best: TrialRecord | None, basis: Basis) -> list[Finalist]:
+def _score_again(
+    settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis
+) -> list[Finalist]:
     """Winner and yardsticks, each with the same fresh sampling seeds: the winner was picked for its score with the old one."""
     device, bank = pick_device(settings.device), ExpertBank(bank_of(settings), basis.data, basis.held_out)
     chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
@@ -262,13 +266,16 @@ def _score_again(settings: SearchSettings, trials, best: TrialRecord | None, bas
     return finalists
 
 
-def _portraits(settings: SearchSettings, trials, best: TrialRecord | None, basis: Basis) -> list[Portrait]:
+def _portraits(settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis) -> list[Portrait]:
     """Of the winner, and of the hand-made pattern beside it, both of which were just scored again."""
     device = pick_device(settings.device)
     hand_made = [trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete" and trial is not best]
     chosen = [*([best] if best else []), *hand_made]
-    ensembles = {trial.number: load_ensemble(trial_folder(settings.folder, trial.number), device) for trial in chosen}
-    return [portrait(trial, ensembles[trial.number], basis.data, FRESH_SEEDS[0], device) for trial in chosen]
+    folders = [trial_folder(settings.folder, trial.number) for trial in chosen]
+    ensembles = [load_ensemble(folder, device, one_at_a_time=True) for folder in folders]
+    return [
+        portrait(trial, ensemble, basis.data, FRESH_SEEDS[0], device) for trial, ensemble in zip(chosen, ensembles, strict=True)
+    ]
 
 
 def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
@@ -300,9 +307,9 @@ def _say_results(settings: SearchSettings, summary: Summary) -> None:
         return
     for finalist in summary.finalists:
         name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
-        macs = quantity(finalist.trial.outcome.macs)
+        macs = quantity(finalist.trial.scored.macs)
         console.print(f"  {name:<20} FID {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
-    console.print(f"  (FID over {best.outcome.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
+    console.print(f"  (FID over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     if summary.audited:
         console.print(audit_verdict(summary.agreements))
     console.print(

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -105,7 +105,7 @@ class SearchSettings(Settings):
     """Print the settings, the size of the space and the cost of a trial, then exit."""
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _fits_together(self) -> Self:
         if self.workers and self.proposal_lag and self.workers > self.proposal_lag:
             raise UserError(f"workers: at most proposal_lag {self.proposal_lag}, not {self.workers}: the others would only wait")
         if self.sampler == "model" and self.strategy_name == "joint":
@@ -127,6 +127,11 @@ class SearchSettings(Settings):
     def proposer(self) -> str:
         """The sampler in force."""
         return self.sampler or ("model" if self.strategy_name == "factorised" else "tpe")
+
+    @property
+    def quality(self) -> Literal["fid", "kid"]:
+        """What is minimised first."""
+        return "kid" if self.objectives[0] == "kid" else "fid"
 
     @property
     def limits(self) -> dict[str, float]:
@@ -157,7 +162,7 @@ class SearchSettings(Settings):
     def applied_to(self, config: Config) -> Config:
         """``config`` with this search's data, size, scoring and seed."""
         image = {"size": self.image_size} if self.image_size else {}
-        evaluation = {"seed": self.seed}
+        evaluation: dict[str, Any] = {"seed": self.seed}
         own_images = self.data not in (None, "digits")  # which a preset's choice of features does not know
         evaluation |= {"features": self.features or "auto"} if self.features or own_images else {}
         evaluation |= {"samples": self.samples} if self.samples else {}

@@ -123,8 +123,8 @@ def as_record(summary: Summary) -> dict[str, Any]:
         "trials": {state: states.count(state) for state in sorted(set(states))},
         "winner": best and {"trial": best.number, "choices": best.choices, "config": summary.folder / "winner.yaml"},
         "finalists": [
-            {"trial": each.trial.number, "kind": each.trial.kind, "fid": each.fids, "macs": each.trial.outcome.macs}
+            {"trial": each.trial.number, "kind": each.trial.kind, "fid": each.fids, "macs": each.trial.scored.macs}
             for each in summary.finalists
         ],
-        "features": best.outcome.features if best else None,
+        "features": best.scored.features if best else None,
     }

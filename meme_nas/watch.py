@@ -20,7 +20,7 @@ LOOPBACK = "127.0.0.1"
 _OURS = ("127.0.0.1", "localhost")
 
 
-class Watch(AbstractContextManager):
+class Watch(AbstractContextManager["Watch", None]):
     """Serves ``page()`` until closed, made anew whenever ``version()`` has changed. Port 0 is any free one.
 
     ``UserError`` where the port is taken.
@@ -37,7 +37,7 @@ class Watch(AbstractContextManager):
         self.address = f"http://{LOOPBACK}:{self._server.server_address[1]}/"
         threading.Thread(target=self._server.serve_forever, args=(0.2,), name="watch", daemon=True).start()
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._server.shutdown()
         self._server.server_close()
 
@@ -88,7 +88,7 @@ def _handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *message) -> None:
+        def log_message(self, *message: object) -> None:
             """Nothing: the search's own lines are what is read there."""
 
     return Handler
