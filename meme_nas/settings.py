@@ -15,6 +15,7 @@ Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
 QUALITIES = ("fid", "kid")
 LEAST_LAG = 2  # so that one worker and two propose the same
 PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
+SAMPLES_SHARE = 4  # and its score one sample for so many of a full score: benchmarks/samples_needed.py
 
 
 class SearchSettings(Settings):
@@ -54,7 +55,8 @@ class SearchSettings(Settings):
     proxy_steps: Annotated[int, Field(ge=1)] | None = None
     """Training steps an expert in a trial. None: a sixteenth of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
-    """Images drawn to score a trial. None: the preset's."""
+    """Images drawn for every score. None: for those of winner and yardsticks in the end as many as the preset says, for those of
+    trials a quarter."""
     training_seeds: Annotated[int, Field(ge=1)] = 1
     """Seeds with which every candidate is trained; its score is their mean, and the budget pays for each."""
     cascades_per_candidate: Annotated[int, Field(ge=1)] = 4
@@ -180,8 +182,9 @@ class SearchSettings(Settings):
         return max(1, round(config.training.steps * share))
 
     def as_proxy(self, config: Config) -> Config:
-        """``config`` with the training length of a trial."""
-        return config.with_(training={"steps": self.steps_of_a_proxy(config)})
+        """``config`` with the training length and the samples of a trial."""
+        samples = self.samples or -(-config.evaluation.samples // SAMPLES_SHARE)
+        return config.with_(training={"steps": self.steps_of_a_proxy(config)}, evaluation={"samples": max(2, samples)})
 
     def in_force(self) -> dict[str, str | int | float | None]:
         """What must not change while a study goes on, because it would make its scores or proposals incomparable."""
@@ -189,7 +192,7 @@ class SearchSettings(Settings):
             "preset": self.preset_name,
             "image_size": self.full_config().image.size,
             "proxy_steps": self.steps_of_a_proxy(self.full_config()),
-            "samples": self.full_config().evaluation.samples,
+            "samples": self.as_proxy(self.full_config()).evaluation.samples,
             "strategy": self.strategy_name,
             "sampler": self.proposer,
             "training_seeds": self.training_seeds,
