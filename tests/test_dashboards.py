@@ -4,11 +4,11 @@ import sys
 
 import optuna
 import pytest
-from test_commands import SMALL
 
-import run_search
 from meme.__main__ import main
 from meme.presets import preset
+from meme_nas.study import Study
+from meme_nas.trial import Outcome
 
 
 @pytest.fixture
@@ -38,9 +38,13 @@ def test_without_tensorboard_one_line_says_what_to_install(few, monkeypatch, cap
 
 def test_optunas_dashboard_opens_the_journal_and_names_what_is_minimised(tmp_path):
     dashboard = pytest.importorskip("optuna_dashboard", reason="the extra is not installed")
-    study = tmp_path / "study"
-    run_search.main([*SMALL, "--budget", "3", "--study", str(study), "--quiet"])
-    backend = optuna.storages.journal.JournalFileBackend(str(study / "study.journal"))
+    config = preset("digits-meme")
+    study = Study(tmp_path / "study", {})
+    for number in range(3):
+        study.start(config, "single-model", {}, {})
+        study.finish(Outcome(number, fid=3.0 - number, macs=4e6))
+    study.close()
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study" / "study.journal"))
     answered = asks(dashboard.wsgi(optuna.storages.JournalStorage(backend)))
     [found] = answered("/api/studies")["study_summaries"]
     details = answered(f"/api/studies/{found['study_id']}")
