@@ -20,6 +20,7 @@ suppress_warnings = ["myst.header"]  # a page that another one is included in be
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 90
 
 # Files at the root, as pages are called here: links in every file are those that work where the file lies.
