@@ -1,6 +1,6 @@
 """Joint against factorised search for real: how much training each spends until it has a cascade as good.
 
-    python benchmarks/real_efficiency.py [--seeds 3] [--budget 24] [--share 0.5] [--out results/real-efficiency] [-- OPTION ...]
+    python benchmarks/real_efficiency.py [--seeds 3] [--budget 50] [--share 0.4] [--out results/real-efficiency] [-- OPTION ...]
 
 For every search seed ``run_search.py`` runs twice from nothing, one trial at a time and without its audit: TPE on whole
 configurations with the budget, and the default factorised search with a share of it. What follows ``--`` goes to both, such as
@@ -36,10 +36,10 @@ def searched(folder: Path, strategy: str, budget: int, seed: int, options: list[
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
     rows, spent, best = [], 0.0, float("inf")
     for trial in sorted(read_everything(folder), key=lambda trial: trial.ended_at or float("inf")):
-        if trial.state != "complete" or trial.kind == "audit":
+        if trial.state != "complete" or trial.kind in OUTSIDE:
             continue
         spent += trainings(trial, strategy)
-        if not trial.expert and trial.kind not in OUTSIDE:
+        if not trial.expert:
             best = min(best, trial.outcome.values(("fid",))[0])
             rows.append({"trainings": spent, "best": best})
     return pd.DataFrame(rows)
@@ -49,15 +49,14 @@ def trainings(trial: TrialRecord, strategy: str) -> int:
     """Of one expert each, that ``trial`` is charged with."""
     if trial.expert:
         return 1
-    whole = 4 if trial.kind == "single-model" else len(trial.config.experts)
-    return whole if trial.is_yardstick or strategy == "joint" else 0
+    return len(trial.config.experts) if trial.is_yardstick or strategy == "joint" else 0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=int, default=24, help="of the joint search, in whole ensembles")
-    parser.add_argument("--share", type=float, default=0.5, help="of that budget for the factorised search")
+    parser.add_argument("--budget", type=int, default=50, help="of the joint search, in whole ensembles")
+    parser.add_argument("--share", type=float, default=0.4, help="of that budget for the factorised search")
     parser.add_argument("--out", type=Path, default=Path("results/real-efficiency"), help="for the studies and curves.csv")
     parser.add_argument("options", nargs="*", help="of run_search.py, for both, after --")
     arguments = parser.parse_args()
