@@ -61,7 +61,8 @@ def page(summary: Summary, *, live: bool = False) -> str:
         bars=_bars(summary.importance),
         bars_left_out=max(0, len(summary.importance) - MOST_BARS),
         audit=_audit(summary),
-        columns=_COLUMNS,
+        columns=[(title.format(metric=words.metric_name(summary)), *rest) for title, *rest in _COLUMNS],
+        metric=words.metric_name(summary),
         rows=[_row(trial, summary.winner, trial.number in best) for trial in summary.trials],
     )
 
@@ -100,7 +101,7 @@ def _sample(summary: Summary, title: str, trial: TrialRecord) -> dict[str, Any]:
     return {
         "title": title,
         "image": embedded(trial_folder(summary.folder, trial.number) / "samples.png"),
-        "score": f"FID {score}" if score else "no score",
+        "score": f"{words.metric_name(summary)} {score}" if score else "no score",
         "details": _cost(trial) if score else ": ".join(filter(None, (trial.state, trial.reason))),
     }
 
@@ -123,8 +124,8 @@ def _audit(summary: Summary) -> dict[str, Any] | None:
         "rows": [
             {
                 "name": f"trial {each.trial.number}" + ("" if each.trial.kind == "candidate" else f", {each.trial.kind}"),
-                "proxy": words.fid_text(each.trial.scored.fids[0] if each.trial.scored.fids else each.trial.scored.fid),
-                "longer": str(words.Score(each.mean, each.deviation, len(each.fids), rescored=True)),
+                "proxy": words.score_text(each.trial.scored.quality),
+                "longer": str(words.Score(each.mean, each.deviation, len(each.scores), rescored=True)),
             }
             for each in ranked
         ],
@@ -152,7 +153,7 @@ _COLUMNS = (
     ("Trial", True),
     ("Kind", False),
     ("State", False),
-    ("FID", True),
+    ("{metric}", True),
     ("MACs", True),
     ("Params", True),
     ("Latency", True),
@@ -165,13 +166,14 @@ _COLUMNS = (
 def _row(trial: TrialRecord, winner: TrialRecord | None, on_front: bool) -> dict[str, Any]:
     """A table row: every cell as (text, what it is sorted by)."""
     outcome = trial.outcome
-    fid, macs, params, latency = (outcome.fid, outcome.macs, outcome.params, outcome.latency_ms) if outcome else (None,) * 4
+    names = ("quality", "macs", "params", "latency_ms")
+    score, macs, params, latency = outcome.values(names) if outcome else (None,) * len(names)
     seconds = outcome.seconds if outcome else None
     cells = [
         (str(trial.number), trial.number),
         (trial.kind, trial.kind),
         (trial.state, trial.state),
-        (words.fid_text(fid), fid),
+        (words.score_text(score), score),
         (words.quantity(macs), macs),
         (words.quantity(params), params),
         (words.latency_text(latency), latency),

@@ -38,8 +38,9 @@ def _facts(summary: Summary, trial: TrialRecord) -> list[str]:
     if trial.state != "complete":
         return [": ".join(filter(None, (trial.state, trial.reason)))]
     outcome, final = trial.scored, words.final_score(summary, trial)
-    scores = [f"FID {words.fid_text(outcome.fid)} in the search"]
-    scores += [f"FID {final} scored again, {final.seeds} sampling seeds"] if final else []
+    name = words.metric_name(summary)
+    scores = [f"{name} {words.score_text(outcome.quality)} in the search"]
+    scores += [f"{name} {final} scored again, {final.seeds} sampling seeds"] if final else []
     scores += [f"latency {words.latency_text(outcome.latency_ms)}", f"took {words.duration(outcome.seconds)}"]
     return [*scores, f"{words.quantity(outcome.macs)} MACs", f"{words.quantity(outcome.params)} parameters"]
 

@@ -4,9 +4,10 @@ import os
 import platform
 import shlex
 import shutil
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -17,32 +18,34 @@ from meme.config import Config
 from meme.console import console, remarks
 from meme.cost import ensemble_cost
 from meme.data import Images
+from meme.ensemble import Ensemble
 from meme.features import FeatureSpace
 from meme.files import written_whole
-from meme.pipeline import evaluate, load_ensemble, pick_device
+from meme.pipeline import evaluate, pick_device
 from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.engines import Engine
 from meme_nas.export import drop_weights, export_configs, write_trials
-from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.portrait import portrait
+from meme_nas.promotion import factorised
 from meme_nas.report import page, write_report
-from meme_nas.report_words import audit_verdict, quantity
+from meme_nas.report_words import audit_verdict, metric_name, quantity
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import Study, recorded_settings, trial_folder
-from meme_nas.summary import Finalist, Portrait, Summary
+from meme_nas.summary import Portrait, Rescored, Summary
 from meme_nas.trial_log import TrialRecord
 from meme_nas.watch import Watch
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
-STRATEGIES: dict[str, type[Strategy]] = {"factorised": Factorised, "joint": Joint}
+STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorised": factorised, "joint": Joint}
+FILES_SHARE = 0.005  # of a search's time that bringing its table of trials up to date may take
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 
@@ -128,13 +131,24 @@ def _objective(settings: SearchSettings) -> Objective:
         settings.device,
         settings.cpus_per_trial,
         weights,
-        settings.quality,
+        settings.first_objective,
         settings.bank_gib,
     )
 
 
 def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine: Engine, workers: int) -> None:
     """Show each trial and keep trials.csv current."""
+    written, pause = time.monotonic(), 0.0
+
+    def leave_files() -> None:
+        """The table and the weights worth keeping, brought up to date: so seldom that it takes a small share of the time."""
+        nonlocal written, pause
+        begun = time.monotonic()
+        write_trials(settings.folder, search.study.trials)
+        drop_weights(settings.folder, search.study.trials, settings.objectives)
+        written = time.monotonic()
+        pause = (written - begun) / FILES_SHARE
+
     with SearchDisplay(search, workers, remarks) as display:
         seen = -1
 
@@ -142,15 +156,15 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
             nonlocal seen
             display.update()
             finished = sum(trial.finished for trial in search.study.trials)
-            if finished != seen:
+            if finished != seen and time.monotonic() - written >= pause:
                 seen = finished
-                write_trials(settings.folder, search.study.trials)
-                drop_weights(settings.folder, search.study.trials, settings.objectives)
+                leave_files()
 
         try:
             engine.run(search, objective, on_change)
         finally:
-            on_change()
+            display.update()
+            leave_files()
     if not search.done:  # Ray Tune swallows Ctrl-C and returns
         raise KeyboardInterrupt
 
@@ -240,6 +254,7 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
         portraits=_portraits(settings, trials, best, basis),
+        metric=settings.objectives[0],
     )
     if best:
         with written_whole(folder / "samples.png") as partial:
@@ -251,19 +266,23 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
 
 def _score_again(
     settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis
-) -> list[Finalist]:
+) -> list[Rescored]:
     """Winner and yardsticks, each with the same fresh sampling seeds: the winner was picked for its score with the old one."""
-    device, bank = pick_device(settings.device), ExpertBank(bank_of(settings), basis.data, basis.held_out)
+    bank = ExpertBank(bank_of(settings), basis.data, basis.held_out)
     chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
     finalists = []
     with remarks.status("scoring winner and yardsticks with fresh noise"):
         for trial in chosen:
-            folder = trial_folder(settings.folder, trial.number)
-            restore_ensemble(folder, bank, device)
-            ensemble = load_ensemble(folder, device)
-            scores = [evaluate(ensemble, basis.images, basis.space, seed=seed, device=device) for seed in FRESH_SEEDS]
-            finalists.append(Finalist(trial, tuple(score.fid for score in scores)))
+            restore_ensemble(trial_folder(settings.folder, trial.number), bank, pick_device(settings.device))
+            by_training = [_fresh_scores(settings, trial.config, seed, basis, bank) for seed in settings.seeds]
+            means = tuple(map(statistics.fmean, zip(*by_training, strict=True)))
+            finalists.append(Rescored(trial, means, settings.full_config().evaluation.samples))
     return finalists
+
+
+def _banked(config: Config, bank: ExpertBank, device: torch.device) -> Ensemble:
+    numbers = range(1, len(config.experts) + 1)
+    return Ensemble(config, [bank.load(config, n, bank.obtain(config, n, device), device) for n in numbers])
 
 
 def _portraits(settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis) -> list[Portrait]:
@@ -271,15 +290,23 @@ def _portraits(settings: SearchSettings, trials: Sequence[TrialRecord], best: Tr
     device = pick_device(settings.device)
     hand_made = [trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete" and trial is not best]
     chosen = [*([best] if best else []), *hand_made]
-    folders = [trial_folder(settings.folder, trial.number) for trial in chosen]
-    ensembles = [load_ensemble(folder, device, one_at_a_time=True) for folder in folders]
-    return [
-        portrait(trial, ensemble, basis.data, FRESH_SEEDS[0], device) for trial, ensemble in zip(chosen, ensembles, strict=True)
-    ]
+    bank, seed = ExpertBank(bank_of(settings), basis.data, basis.held_out), {"seed": settings.seed}
+    ensembles = ((trial, _banked(trial.config.with_(training=seed), bank, device)) for trial in chosen)
+    return [portrait(trial, ensemble, basis.data, FRESH_SEEDS[0], device) for trial, ensemble in ensembles]
+
+
+def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, basis: Basis, bank: ExpertBank) -> list[float]:
+    """Of an ensemble in the bank, one a fresh sampling seed, with as many samples as its full training would be scored by."""
+    device, metric = pick_device(settings.device), settings.first_objective
+    config = config.with_(training={"seed": training_seed}, evaluation={"samples": settings.full_config().evaluation.samples})
+    ensemble = _banked(config, bank, device)
+    scores = (evaluate(ensemble, basis.images, basis.space, metrics=(metric,), seed=seed, device=device) for seed in FRESH_SEEDS)
+    return [score.measured[metric].value for score in scores]
 
 
 def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
-    config = settings.as_proxy(settings.full_config())
+    full = settings.full_config()
+    config = settings.as_proxy(full)
     used = ("meme-nas", "torch", "numpy", "optuna", "ray", "diffusers", "clean-fid", "ptflops")
     versions = ", ".join(f"{name} {version(name)}" for name in used)
     return {
@@ -288,8 +315,9 @@ def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dic
         "feature space": space.name,
         "minimised": ", ".join(settings.objectives),
         "scored on": f"{config.evaluation.samples} samples, {config.sampling.sampler} {config.sampling.steps} steps",
+        "winner and yardsticks on": f"{full.evaluation.samples} samples",
         "proxy training": f"{config.training.steps} steps of {config.training.batch_size} an expert",
-        "full training": f"{settings.full_config().training.steps} steps an expert",
+        "full training": f"{full.training.steps} steps an expert",
         "versions": f"Python {platform.python_version()}, {versions}",
         "hardware": f"{os.cpu_count()} cores, {_gpu()}",
         "date": time.strftime("%Y-%m-%d %H:%M"),
@@ -301,15 +329,15 @@ def _gpu() -> str:
 
 
 def _say_results(settings: SearchSettings, summary: Summary) -> None:
-    folder, best = settings.folder, summary.winner
+    folder, best, metric = settings.folder, summary.winner, metric_name(summary)
     if best is None:
         console.print(f"no trial was scored; the reasons are in {folder / 'trials.csv'}")
         return
     for finalist in summary.finalists:
         name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
         macs = quantity(finalist.trial.scored.macs)
-        console.print(f"  {name:<20} FID {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
-    console.print(f"  (FID over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
+        console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
+    console.print(f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     if summary.audited:
         console.print(audit_verdict(summary.agreements))
     console.print(

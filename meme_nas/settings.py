@@ -61,6 +61,9 @@ class SearchSettings(Settings):
     """Seeds with which every candidate is trained; its score is their mean, and the budget pays for each."""
     cascades_per_candidate: Annotated[int, Field(ge=1)] = 4
     """Factorised: cascades to put together from the bank and score for every candidate an expert gets."""
+    rungs: Annotated[int, Field(ge=1, le=6)] = 1
+    """Factorised: lengths at which candidates are trained. 1: proxy length alone. 2: all to half of it, and the better half of
+    them, by non-dominated rank, on to the whole; 3: from a quarter; and so on. The same budget then pays for more candidates."""
     bank: Path | None = None
     """Folder of trained experts, which studies on the same data may share. None: bank in the study's folder."""
     bank_gib: Annotated[float, Field(gt=0.0)] | None = None
@@ -112,12 +115,22 @@ class SearchSettings(Settings):
             raise UserError(f"workers: at most proposal_lag {self.proposal_lag}, not {self.workers}: the others would only wait")
         if self.sampler == "model" and self.strategy_name == "joint":
             raise UserError("sampler: model needs strategy factorised; allowed with joint are tpe, nsga2 and random")
+        self._check_rungs()
         first, rest = self.objectives[:1], self.objectives[1:]
         if not set(first) & set(QUALITIES) or set(rest) & set(QUALITIES) or len(set(rest)) < len(rest):
             raise UserError(
                 f"objectives: fid or kid first, then any of macs, params and latency_ms, not {' '.join(self.objectives)}"
             )
         return self
+
+    def _check_rungs(self) -> None:
+        if self.rungs == 1:
+            return
+        if self.strategy_name != "factorised":
+            raise UserError("rungs: more than 1 needs strategy factorised")
+        most = self.steps_of_a_proxy(self.full_config()).bit_length()
+        if self.rungs > most:
+            raise UserError(f"rungs: {self.rungs - 1} times half of the proxy length is less than one step; at most {most} here")
 
     @property
     def strategy_name(self) -> str:
@@ -131,9 +144,14 @@ class SearchSettings(Settings):
         return self.sampler or ("model" if self.strategy_name == "factorised" else "tpe")
 
     @property
-    def quality(self) -> Literal["fid", "kid"]:
-        """What is minimised first."""
+    def first_objective(self) -> Literal["fid", "kid"]:
+        """The quality that is minimised."""
         return "kid" if self.objectives[0] == "kid" else "fid"
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """With which every candidate is trained."""
+        return tuple(range(self.seed, self.seed + self.training_seeds))
 
     @property
     def limits(self) -> dict[str, float]:
@@ -197,6 +215,7 @@ class SearchSettings(Settings):
             "sampler": self.proposer,
             "training_seeds": self.training_seeds,
             "cascades_per_candidate": self.cascades_per_candidate if self.strategy_name == "factorised" else None,
+            "rungs": self.rungs,
             "objectives": " ".join(self.objectives),
             "proposal_lag": self.proposal_lag or LEAST_LAG,
             "dimensions": " ".join(sorted(set(self.dimensions))),
