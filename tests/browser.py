@@ -16,7 +16,7 @@ import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _QUIET = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-STARTS_IN, ANSWERS_IN = 30.0, 30.0  # seconds at most
+STARTS_IN, ANSWERS_IN, COMES_IN = 120.0, 120.0, 120.0  # seconds at most, on a machine with other work
 
 
 @contextmanager
@@ -104,7 +104,7 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 20.0) -> None:
+    def wait_for(self, expression: str, seconds: float = COMES_IN) -> None:
         deadline = time.monotonic() + seconds
         while not self.ask(f"Boolean({expression})"):
             assert time.monotonic() < deadline, f"it never came to: {expression}"
