@@ -1,11 +1,11 @@
-# make search [BUDGET=50] [ARGS="--data PATH ..."], make test, make check; make .venv is the installation alone.
+# make search [BUDGET=50] [ARGS="--data PATH ..."], make test, make check, make docs; make .venv is the installation alone.
 
 PYTHON ?= python3
 BUDGET ?= 50
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: search test check .venv
+.PHONY: search test check docs .venv
 
 search: .venv
 	$(BIN)/python run_search.py --budget $(BUDGET) $(ARGS)
@@ -16,6 +16,16 @@ test: .venv
 check: .venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Open docs/_build/index.html. A link that leads nowhere, or a name that is not there, is an error.
+docs: .venv/documents
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build
+
+# Sphinx and its theme are for this target alone, and not installed before it.
+.venv/documents: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 .venv: .venv/installed
 

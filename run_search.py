@@ -1,7 +1,5 @@
 """Search the conv/attention split of every expert of a MEME ensemble: ``python run_search.py --budget 50``."""
 
-import sys
-
 from meme.cli import exits_with_a_sentence, read_settings
 from meme.console import as_a_step, emit, printing
 from meme_nas.settings import SearchSettings
@@ -9,6 +7,7 @@ from meme_nas.settings import SearchSettings
 # Titles under which --help lists options; a setting that stands in none is listed last.
 GROUPS = {
     "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "rungs", "seed", "retrain", "dry_run"),
+    "report": ("watch", "watch_port"),
     "trial": ("proxy_steps", "samples", "features", "inception_weights", "strict"),
     "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag"),
     "cluster": ("ray_address", "storage", "dashboard_host"),
@@ -34,4 +33,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

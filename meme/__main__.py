@@ -44,6 +44,7 @@ def train(
     init_from: Annotated[Path | None, hint("FILE", "(default: fresh weights)")] = None,
     out: Annotated[Path | None, hint("FOLDER", "(default: the YAML's path without .yaml; of a preset results/NAME-full)")] = None,
     strict: bool = False,
+    tensorboard: bool = False,
     machine: Machine = Machine(),
     output: Output = Output(),  # noqa: B008
 ) -> None:
@@ -59,12 +60,20 @@ def train(
             names and shapes agree.
         out: folder for the trained ensemble.
         strict: refuse a data set with unreadable files instead of skipping them.
+        tensorboard: leave curves of the losses in the folder's tensorboard, for TensorBoard.
     """
     from meme.commands import train_config
 
     with printing(output):
         train_config(
-            config, data=data, first_stage=first_stage, init_from=init_from, out=out, device=machine.device, strict=strict
+            config,
+            data=data,
+            first_stage=first_stage,
+            init_from=init_from,
+            out=out,
+            device=machine.device,
+            strict=strict,
+            tensorboard=tensorboard,
         )
 
 

@@ -1,13 +1,14 @@
 """What determines one network: the image, the U-Net all experts share, and one expert's own choices. No torch."""
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_serializer, model_validator
 
 from meme.settings import MOST_LEVELS, Count, Positive, Probability, Settings, require
 
 LowPool = Literal["average", "max"]
+Family = Literal["ldm", "adm", "iu-net", "iu-adm"]
 HighPool = Literal["max", "average", "none"]
 TimeConditioning = Literal["none", "additive", "adaptive-norm"]
 
@@ -22,7 +23,7 @@ class ImageConfig(Settings):
 class NetworkConfig(Settings):
     """What all experts of one ensemble share: the U-Net around the searched blocks."""
 
-    family: Literal["ldm", "adm", "iu-net", "iu-adm"]
+    family: Family
     """The U-Net of latent diffusion or of ADM (Dhariwal and Nichol 2021), or the paper's iU-Net on either: the same decoder
     behind an encoder of iFormer blocks."""
     channels: Positive
@@ -80,7 +81,7 @@ class NetworkConfig(Settings):
         return self.pool_strides[level - 1] if self.pool_strides else 1
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _fits_together(self) -> Self:
         require(self.channels % 2 == 0, f"network.channels: must be even (the time embedding halves it), not {self.channels}")
         fits = not self.splits_channels or self.head_channels % 2 == 0
         require(fits, f"network.head_channels: must be even (the iU-Net halves high channels), not {self.head_channels}")
@@ -139,7 +140,7 @@ class ExpertConfig(Settings):
     """iU-Net: what the timestep does in iFormer blocks: nothing, as in the paper; shift both norms; or scale and shift them."""
 
     @model_serializer(mode="wrap")
-    def _without_unused_overrides(self, dump: Callable) -> dict[str, Any]:
+    def _without_unused_overrides(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Files and ids of experts without overrides are what they were before there were any."""
         unused = {name for name in OVERRIDES if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in dump(self).items() if name not in unused}
@@ -181,7 +182,7 @@ OVERRIDES = (*PER_LEVEL, "time_conditioning")
 """Fields of an expert that change the paper's iFormer block."""
 
 
-def _unless(values: list, usual: list) -> tuple:
+def _unless(values: list[Any], usual: list[Any]) -> tuple[Any, ...]:
     return () if values == usual else tuple(values)
 
 

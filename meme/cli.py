@@ -55,7 +55,7 @@ def read_settings(
     parts = [(name, record, dataclasses.field(default_factory=record)) for name, record in records.items()]
     whole = dataclasses.make_dataclass(model.__name__, parts)
     description = f"{model.__doc__}\n\nExample: {example}" if example else model.__doc__
-    parsed = tyro.cli(whole, args=arguments, prog=program, description=description, config=PARSING)
+    parsed: Any = tyro.cli(whole, args=arguments, prog=program, description=description, config=PARSING)
     given = [dataclasses.asdict(getattr(parsed, name)) for name in records if name != "output"]
     return model.model_validate({name: value for part in given for name, value in part.items()}), parsed.output
 

@@ -4,9 +4,10 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,9 +21,10 @@ from meme.cost_table import cost_rows, print_table
 from meme.ensemble import Ensemble
 from meme.errors import UserError
 from meme.export import EVALUATION, export_diffusers, find_trained
-from meme.features import choose_features
+from meme.features import FeatureKind, choose_features
 from meme.files import write_text
 from meme.grids import save_grid
+from meme.loss_curves import LossCurves
 from meme.metrics import NAMES, Metric, offered_metrics, protocol
 from meme.pipeline import Score, draw, evaluate, load_ensemble, open_reference, pick_device, train, training_data
 from meme.presets import preset, preset_names
@@ -70,11 +72,12 @@ def train_config(
     out: Path | None = None,
     device: str = "auto",
     strict: bool = False,
+    tensorboard: bool = False,
 ) -> Path:
     """Train every expert of a preset or YAML config; return the folder of the trained ensemble.
 
     Interrupted, the same call goes on where it was. The folder is ``out``, else beside the YAML and named like it, else
-    ``results/`` and the preset's name, with ``-full``.
+    ``results/`` and the preset's name, with ``-full``. ``tensorboard`` leaves curves of the losses in it.
     """
     config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
     folder = out or _default_folder(source)
@@ -82,15 +85,17 @@ def train_config(
     if config.training.initial_weights:
         remarks.print(takeover_summary(config, Path(config.training.initial_weights)), markup=False)
     images = open_reference(config, strict=strict, on_message=remarks.print)
-    data = training_data(config, images, chosen, remarks.print)
-    with _progress() as bar:
+    trained_on = training_data(config, images, chosen, remarks.print)
+    with _progress() as bar, LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
         tasks = {number: bar.add_task(f"expert {number}", total=config.training.steps) for number in _numbers(config)}
 
         def on_progress(progress: TrainingProgress) -> None:
+            if curves:
+                curves(progress)
             label = f"expert {progress.expert}  loss {progress.loss:.4f}"
             bar.update(tasks[progress.expert], completed=progress.step, description=label)
 
-        train(config, data, folder=folder, device=chosen, on_progress=on_progress)
+        train(config, trained_on, folder=folder, device=chosen, on_progress=on_progress)
     console.print(f"trained {len(config.experts)} experts x {config.training.steps} steps: {folder}")
     emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps})
     return folder
@@ -132,7 +137,7 @@ def evaluate_folder(
     metrics: Sequence[Metric] = (),
     seeds: int = 3,
     samples: int | None = None,
-    features: str | None = None,
+    features: FeatureKind | None = None,
     inception_weights: Path | None = None,
     first_stage: str | None = None,
     one_at_a_time: bool = False,
@@ -216,7 +221,7 @@ def analyze_sources(
     tensors = training_data(config, open_reference(config, on_message=remarks.print), chosen, remarks.print)
     with _progress() as bar:
         task = bar.add_task(kind, total=None)
-        options = {"count": images, "seed": seed}
+        options: dict[str, Any] = {"count": images, "seed": seed}
         options["on_progress"] = lambda done, total: bar.update(task, completed=done, total=total)
         if kind == "latents":
             table = analysis.latents(tensors, config.diffusion, timesteps, device=chosen, **options)

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -50,7 +50,7 @@ class DiffusionConfig(Settings):
     beta_end: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.0195
 
     @model_validator(mode="after")
-    def _grows(self):
+    def _grows(self) -> Self:
         require(self.beta_start <= self.beta_end, f"diffusion.beta_end: must be at least beta_start {self.beta_start}")
         return self
 
@@ -122,7 +122,7 @@ class Config(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _fits_together(self) -> Self:
         check_sizes(self.image, self.network)
         _check_intervals(self.experts, self.diffusion.timesteps)
         for number, expert in enumerate(self.experts, start=1):

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -111,7 +112,8 @@ def _expert_latency_ms(config: Config, number: int, device: torch.device) -> flo
 @torch.inference_mode()
 def _latency_ms(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig, batch_size: int, device: torch.device) -> float:
     """Of one network for one image in a batch: the quickest of a few passes, as what disturbs them only makes them slower."""
-    denoiser = Denoiser(image, network, expert).to(device, memory_format=torch.channels_last).eval()
+    denoiser = Denoiser(image, network, expert).to(device).eval()
+    denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stubs do not know
     x = torch.zeros(batch_size, image.channels, image.size, image.size, device=device)
     inputs = [x.contiguous(memory_format=torch.channels_last), torch.zeros(batch_size, device=device)]
     inputs += [torch.zeros(batch_size, dtype=torch.long, device=device)] if network.classes else []
@@ -141,7 +143,7 @@ def _paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig
     return PAPER_IMAGES * (_count_layers(denoiser, inputs) + sum(attention))
 
 
-def _on_meta(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> tuple[Denoiser, dict]:
+def _on_meta(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> tuple[Denoiser, dict[str, torch.Tensor]]:
     """A network without memory, and the inputs of one image."""
     with torch.device("meta"):
         denoiser = Denoiser(image, network, expert)
@@ -174,7 +176,7 @@ def _count_layers(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> i
     return _ptflops(module, inputs, backend="pytorch", custom_modules_hooks=hooks, backend_specific_config=layers_only)
 
 
-def _ptflops(module: torch.nn.Module, inputs: dict[str, torch.Tensor], **options) -> int:
+def _ptflops(module: torch.nn.Module, inputs: dict[str, torch.Tensor], **options: Any) -> int:
     make_torchvision_importable()
     import ptflops
 

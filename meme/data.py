@@ -36,9 +36,14 @@ _NAMED = 5  # skipped files named in a message
 class TrainingData(Protocol):
     """What experts are trained on: `Images`, or the latents of a first stage."""
 
-    content_id: str
-    labels: np.ndarray | None
-    classes: tuple[str, ...]
+    @property
+    def content_id(self) -> str: ...
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
 
     def __len__(self) -> int: ...
 

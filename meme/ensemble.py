@@ -30,7 +30,8 @@ class Ensemble:
         timesteps = torch.full((x.shape[0],), t, device=x.device)
         inputs = (x, timesteps, labels) if self.config.network.classes else (x, timesteps)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
-            return expert(*inputs).float()
+            predicted: Tensor = expert(*inputs)
+        return predicted.float()
 
     def hand_overs(self, timesteps: Sequence[int]) -> list[list[int]]:
         """``timesteps`` cut wherever another expert takes over."""

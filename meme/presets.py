@@ -3,7 +3,9 @@
 import difflib
 import math
 from dataclasses import dataclass
+from typing import Any
 
+from meme.architecture import Family
 from meme.config import (
     Config,
     DiffusionConfig,
@@ -126,7 +128,7 @@ _HARD = (1.0, 1.0, 1.0, 1.0)
 _ONE = (1.0,)
 
 # name:                      family, channels, network, p of every expert, training
-_ROWS = {
+_ROWS: dict[str, tuple[Family, int, dict[str, Any], tuple[float, ...], TrainingConfig]] = {
     "ffhq-ldm-l":                 ("ldm",    224, _LDM,          _ONE,  _FFHQ_LARGE),
     "ffhq-ldm-s":                 ("ldm",    128, _LDM,          _ONE,  _alone(_FFHQ_SMALL)),
     "ffhq-iu-ldm-s":              ("iu-net", 128, _IU_LDM,       _ONE,  _alone(_FFHQ_SMALL)),

@@ -6,6 +6,7 @@ Shapes: ``B`` batch, ``C H W`` image.
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def sample(
     every = scheduler.timesteps.tolist()
     timesteps = every if timesteps is None else timesteps
     x = _remind(scheduler, x, every.index(timesteps[0]))
-    arguments = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
+    arguments: dict[str, Any] = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
     stochastic = sampling.sampler == "ddpm" or arguments.get("eta", 0.0) > 0
     for t in timesteps:
         predicted = denoise(x, t)

@@ -6,9 +6,10 @@ compared with how they turned out, by Kendall's tau with a bootstrap interval ov
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
@@ -43,11 +44,16 @@ class Audit:
 
     @property
     def done(self) -> bool:
-        return all(self._of(trial) and self._of(trial).finished for trial in self.chosen)
+        return self._finished == len(self.chosen)
 
     @property
     def spent(self) -> tuple[int, int]:
-        return sum(bool(self._of(trial) and self._of(trial).finished) for trial in self.chosen), len(self.chosen)
+        return self._finished, len(self.chosen)
+
+    @property
+    def _finished(self) -> int:
+        audited = [self._of(trial) for trial in self.chosen]
+        return sum(trial is not None and trial.finished for trial in audited)
 
     def next_task(self) -> Task | None:
         if self._left:
@@ -70,7 +76,7 @@ class Audit:
 
     def results(self) -> list[Rescored]:
         pairs = [(trial, self._of(trial)) for trial in self.chosen]
-        return [Rescored(trial, record.outcome.fids) for trial, record in pairs if record and record.state == "complete"]
+        return [Rescored(trial, record.scored.fids) for trial, record in pairs if record and record.state == "complete"]
 
     def _task(self, trial: TrialRecord) -> Task:
         first = self.settings.seed + self.settings.training_seeds - 1  # the search's last seed, and others
@@ -80,7 +86,7 @@ class Audit:
 def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialRecord]:
     """What to audit, the same whenever it is asked: of complete trials of the searched space."""
     scored = [trial for trial in trials if trial.state == "complete" and trial.choices]
-    ranked = sorted(scored, key=lambda trial: (trial.outcome.values(settings.objectives)[0], trial.number))
+    ranked = sorted(scored, key=lambda trial: (trial.scored.values(settings.objectives)[0], trial.number))
     best = winner(trials, settings.objectives)
     first = [trial for trial in scored if trial.kind == "hand-made"] + ([best] if best else []) + ranked[:FINALISTS]
     finalists = list({trial.number: trial for trial in first}.values())
@@ -89,7 +95,7 @@ def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialR
     return finalists + random.Random(derive_seed(settings.seed, "audit")).sample(rest, count)
 
 
-def agreements(audited: Sequence[Rescored], signals: dict[str, Sequence[float]], seed: int = 0) -> list[Agreement]:
+def agreements(audited: Sequence[Rescored], signals: Mapping[str, Sequence[float]], seed: int = 0) -> list[Agreement]:
     """Kendall's tau of every signal (one value a configuration, lower is better) with the mean score of the longer training.
 
     Empty with fewer than ``LEAST`` configurations. Bootstrap samples in which all are equal are left out.
@@ -99,8 +105,8 @@ def agreements(audited: Sequence[Rescored], signals: dict[str, Sequence[float]],
     truth, source = np.array([each.mean for each in audited]), np.random.default_rng(seed)
     draws = source.integers(0, len(audited), (BOOTSTRAPS, len(audited)))
     found = []
-    for name, values in signals.items():
-        values = np.asarray(values, dtype=float)
+    for name, signal in signals.items():
+        values = np.asarray(signal, dtype=float)
         taus = np.array([kendalltau(values[draw], truth[draw]).statistic for draw in draws])
         low, high = np.nanquantile(taus, (0.025, 0.975))
         found.append(Agreement(name, float(kendalltau(values, truth).statistic), float(low), float(high), len(audited)))
@@ -110,7 +116,7 @@ def agreements(audited: Sequence[Rescored], signals: dict[str, Sequence[float]],
 def signals_of(audited: Sequence[Rescored], search: Strategy) -> dict[str, list[float]]:
     """What the search knew of each configuration: its score, what the surrogate says, the sum of its experts' interval losses."""
     trials = [each.trial for each in audited]
-    signals = {"score at proxy length": [trial.outcome.values(search.settings.objectives)[0] for trial in trials]}
+    signals = {"score at proxy length": [trial.scored.values(search.settings.objectives)[0] for trial in trials]}
     for name, values in search.other_signals(trials).items():
         signals[name] = values
     return signals
@@ -118,6 +124,12 @@ def signals_of(audited: Sequence[Rescored], search: Strategy) -> dict[str, list[
 
 def audited_winner(audited: Sequence[Rescored], objectives: Sequence[str]) -> TrialRecord | None:
     """The finalist that turned out best on average, within the costs of the hand-made pattern; None without an audit."""
-    longer = [replace(each.trial, outcome=replace(each.trial.outcome, **{objectives[0]: each.mean})) for each in audited]
+    longer = [_as_audited(each, objectives[0]) for each in audited]
     best = winner(longer, objectives)
     return next((each.trial for each in audited if best and each.trial.number == best.number), None)
+
+
+def _as_audited(each: Rescored, objective: str) -> TrialRecord:
+    """The trial as if the search had scored it as the longer training did."""
+    scores: dict[str, Any] = {objective: each.mean}
+    return replace(each.trial, outcome=replace(each.trial.scored, **scores))

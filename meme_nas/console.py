@@ -44,7 +44,7 @@ class SearchDisplay:
         head = f"{done:>3}/{budget} #{trial.number:<3} {trial.kind:<12}"
         if trial.state != "complete":
             return f"{head} {trial.state}: {trial.reason}"
-        outcome, best = trial.outcome, winner(self._search.study.trials, self._search.settings.objectives)
+        outcome, best = trial.scored, winner(self._search.study.trials, self._search.settings.objectives)
         mark = "best so far" if best and best.number == trial.number else f"best {self._quality(best):.3f}" if best else ""
         name = self._search.settings.objectives[0].upper()
         scores = f"{name} {self._quality(trial):.3f} {quantity(outcome.macs):>6} MACs {outcome.seconds:3.0f} s"
@@ -57,7 +57,7 @@ class SearchDisplay:
         return f"{done}/{budget} {self._search.unit}{shown}{self._running()}, {self._time_left()}"
 
     def _quality(self, trial: TrialRecord) -> float:
-        return trial.outcome.values(self._search.settings.objectives)[0]
+        return trial.scored.values(self._search.settings.objectives)[0]
 
     def _running(self) -> str:
         """Which trials run and how far their training is."""

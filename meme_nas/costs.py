@@ -62,7 +62,7 @@ class Costs:
         """``UserError`` if a limit is below what the cheapest candidate costs."""
         if not self.settings.limits:
             return
-        for kind, cost, limit in zip(self.kinds, sum(self._least), self.limits, strict=True):
+        for kind, cost, limit in zip(self.kinds, np.sum(self._least, axis=0), self.limits, strict=True):
             fewer_experts = kind == "params" and "experts" in self.space.shared  # may have fewer than all of these
             if cost > limit and not fewer_experts:
                 raise UserError(f"max_{kind}: no candidate has so few; the smallest of this space has {cost:.4g}")

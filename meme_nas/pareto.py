@@ -17,14 +17,12 @@ def front(trials: Iterable[TrialRecord], objectives: Sequence[str] = OBJECTIVES)
         return []
     kept = moocore.is_nondominated(values_of(scored, objectives), keep_weakly=False)
     chosen = [trial for trial, keep in zip(scored, kept, strict=True) if keep]
-    return sorted(chosen, key=lambda trial: tuple(reversed(trial.outcome.values(objectives))))
+    return sorted(chosen, key=lambda trial: tuple(reversed(trial.scored.values(objectives))))
 
 
 def values_of(trials: Sequence[TrialRecord], objectives: Sequence[str] = OBJECTIVES) -> np.ndarray:
     """float64 (len(trials), len(objectives))"""
-    return np.array([trial.outcome.values(objectives) for trial in trials], dtype=np.float64).reshape(
-        len(trials), len(objectives)
-    )
+    return np.array([trial.scored.values(objectives) for trial in trials], dtype=np.float64).reshape(len(trials), len(objectives))
 
 
 def hypervolumes(trials: Sequence[TrialRecord], objectives: Sequence[str], reference: Sequence[float]) -> list[float]:

@@ -28,6 +28,8 @@ def distribution(domain: Domain) -> BaseDistribution:
 class Proposer:
     """Proposes points of ``domains`` for some objectives to minimise."""
 
+    _points: Sequence[tuple[Choices, Sequence[float]]] | None
+
     def __init__(self, domains: Mapping[str, Domain], sampler: str, objectives: int = 2):
         self.domains = domains
         self._sampler = sampler
@@ -54,7 +56,7 @@ class Proposer:
         return self._next(seed)
 
     def _forget(self) -> None:
-        self._points: Sequence | None = None
+        self._points = None
         self._known, self._complete = optuna.create_study(directions=["minimize"] * self._objectives), 0
 
     def _add(self, choices: Choices, values: Sequence[float]) -> None:

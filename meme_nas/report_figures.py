@@ -1,4 +1,4 @@
-"""The report's two plots as plotly.js figures: plain dicts, so that colours can be names of CSS variables.
+"""The report's plots as plotly.js figures: plain dicts, so that colours can be names of CSS variables.
 
 Text that starts with ``--`` is replaced in the browser by the variable of that name, so figures follow light and dark.
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from meme_nas.pareto import front
+from meme_nas.pareto import OBJECTIVES, front, hypervolumes
 from meme_nas.report_labels import along_steps, offsets
 from meme_nas.report_words import (
     HAND_MADE,
@@ -21,14 +21,17 @@ from meme_nas.report_words import (
     feature_spaces,
     final_score,
     latency_text,
+    macs_of,
     metric_name,
     quantity,
+    score_of,
     score_text,
     search_score,
     splits_text,
+    yardstick,
     yardsticks,
 )
-from meme_nas.summary import Summary
+from meme_nas.summary import Spectrum, Summary
 from meme_nas.trial_log import TrialRecord
 
 Figure = dict[str, Any]
@@ -54,10 +57,10 @@ def pareto_figure(summary: Summary) -> Figure | None:
     complete = _complete(summary)
     if not complete:
         return None
-    marked = [_mark(summary, trial, _macs, best_score(summary, trial)) for trial in _marked(summary)]
-    x_axis = _axis("MACs an image and step", tickformat="~s", range=_padded([_macs(trial) for trial in complete]))
+    marked = [_mark(summary, trial, macs_of, best_score(summary, trial)) for trial in _marked(summary)]
+    x_axis = _axis("MACs an image and step", tickformat="~s", range=_padded([macs_of(trial) for trial in complete]))
     y_axis = _score_axis(summary, complete)
-    points = _points("trials", complete, _macs, _POINT)
+    points = _points("trials", complete, macs_of, _POINT)
     return {
         "data": [points, _front(complete), *marked],
         "layout": _layout(xaxis=x_axis, yaxis=y_axis, annotations=_labels(summary, x_axis, y_axis)),
@@ -80,11 +83,72 @@ def progress_figure(summary: Summary) -> Figure | None:
     }
 
 
+def hypervolume_figure(summary: Summary) -> Figure | None:
+    """How much better than the hand-made pattern the searched trials are together, over trial numbers: the share of the
+    rectangle between no FID at no MACs and the hand-made pattern's (with some room) that their front beats.
+
+    None where the hand-made pattern has no score.
+    """
+    searched = [trial for trial in _complete(summary) if trial.choices]
+    hand_made = yardstick(summary, HAND_MADE)
+    if hand_made is None or hand_made.state != "complete" or not all(map(_finite, searched)):
+        return None
+    reference = [ROOM * value for value in hand_made.scored.values(OBJECTIVES)]
+    volumes = hypervolumes(searched, OBJECTIVES, reference)
+    trace = {
+        "type": "scatter",
+        "name": "hypervolume",
+        "mode": "lines+markers",
+        "x": [trial.number for trial in searched],
+        "y": volumes,
+        "customdata": [trial.number for trial in searched],
+        "line": {"shape": "hv", "color": "--accent", "width": 2},
+        "marker": {"size": 6, "color": "--accent"},
+        "hovertemplate": "after trial %{x}: %{y:.4f}<extra></extra>",
+    }
+    x_axis = _axis("trial", range=[-1, searched[-1].number + 1])
+    return {
+        "data": [trace],
+        "layout": _layout(xaxis=x_axis, yaxis=_axis("hypervolume", range=_padded(volumes)), showlegend=False),
+    }
+
+
+def spectra_figure(summary: Summary) -> Figure | None:
+    """Every expert's spectrum in the middle of its interval: the winner's drawn through, the hand-made pattern's dotted."""
+    if not summary.portraits:
+        return None
+    traces = [
+        _spectrum(portrait.trial, spectrum, len(portrait.spectra), dotted=place > 0)
+        for place, portrait in enumerate(summary.portraits)
+        for spectrum in portrait.spectra
+    ]
+    x_axis = _axis("frequency", tickformat=".2~f", ticksuffix="π", range=[0, 1.02])
+    return {"data": traces, "layout": _layout(xaxis=x_axis, yaxis=_axis("relative log amplitude"))}
+
+
+def _spectrum(trial: TrialRecord, spectrum: Spectrum, experts: int, dotted: bool) -> Figure:
+    colour = _EXPERT_COLOURS[min(len(_EXPERT_COLOURS) - 1, (spectrum.expert - 1) * len(_EXPERT_COLOURS) // max(experts, 1))]
+    who = html.escape(KIND_NAMES.get(trial.kind, trial.kind) if trial.is_yardstick else f"trial {trial.number}")
+    return {
+        "type": "scatter",
+        "name": f"expert {spectrum.expert}",
+        "showlegend": not dotted,  # it has the same colours
+        "mode": "lines+markers",
+        "x": list(spectrum.frequencies),
+        "y": list(spectrum.relative_log_amplitude),
+        "line": {"color": colour, "width": 2, "dash": "dot" if dotted else "solid"},
+        "marker": {"size": 6, "color": colour},
+        "hovertemplate": f"{who}, expert {spectrum.expert} at t {spectrum.timestep}<br>%{{x:.2f}}π: %{{y:.2f}}<extra></extra>",
+    }
+
+
+ROOM = 1.1  # times the hand-made pattern's FID and MACs, up to which volume is counted: so that the pattern itself counts
+_EXPERT_COLOURS = ("--expert-1", "--expert-2", "--expert-3", "--expert-4")  # from least noise to most
 _POINT = {"color": "--muted", "size": 8, "opacity": 0.75}
 
 
 def _front(complete: list[TrialRecord]) -> Figure:
-    trace = _points("Pareto front", front(complete), _macs, {"color": "--accent", "size": 8})
+    trace = _points("Pareto front", front(complete), macs_of, {"color": "--accent", "size": 8})
     return trace | {"mode": "lines+markers", "line": {"shape": "hv", "color": "--accent", "width": 2}}
 
 
@@ -115,7 +179,7 @@ def _mark(summary: Summary, trial: TrialRecord, x_of: Callable[[TrialRecord], fl
 def _running_best(complete: list[TrialRecord]) -> Figure:
     best, scores = math.inf, []
     for trial in complete:
-        best = min(best, trial.outcome.quality)
+        best = min(best, score_of(trial))
         scores.append(best)
     return {
         "type": "scatter",
@@ -134,8 +198,9 @@ def _points(name: str, trials: list[TrialRecord], x_of: Callable[[TrialRecord], 
         "name": html.escape(name),
         "mode": "markers",
         "x": [x_of(trial) for trial in trials],
-        "y": [trial.outcome.quality for trial in trials],
+        "y": [score_of(trial) for trial in trials],
         "marker": marker,
+        "customdata": [trial.number for trial in trials],  # what a click opens
         "hoverinfo": "text",
         "hovertext": [_hover(trial) for trial in trials],
     }
@@ -143,7 +208,7 @@ def _points(name: str, trials: list[TrialRecord], x_of: Callable[[TrialRecord], 
 
 def _hover(trial: TrialRecord) -> str:
     """Plotly reads a subset of HTML, so everything that is not ours is escaped."""
-    outcome = trial.outcome
+    outcome = trial.scored
     lines = [
         f"{outcome.metric.upper()} {score_text(outcome.quality)}",
         f"{quantity(outcome.macs)} MACs, {quantity(outcome.params)} parameters",
@@ -171,7 +236,7 @@ def _labels(summary: Summary, x_axis: Figure, y_axis: Figure) -> list[Figure]:
 
 def _place(trial: TrialRecord, score: Score, y_axis: Figure) -> tuple[float, float]:
     """MACs and score as annotations take them: on a log axis by exponent."""
-    return _macs(trial), math.log10(score.mean) if y_axis.get("type") == "log" else score.mean
+    return macs_of(trial), math.log10(score.mean) if y_axis.get("type") == "log" else score.mean
 
 
 def _bar_of(trial: TrialRecord, score: Score, y_axis: Figure) -> list[tuple[float, float]]:
@@ -207,7 +272,7 @@ def _score_axis(summary: Summary, complete: list[TrialRecord], title: str | None
     spaces = feature_spaces(summary)
     name = metric_name(summary)
     title = title or (f"{name} ({html.escape(spaces)} features)" if spaces else name)
-    scores = [trial.outcome.quality for trial in complete] + _interval_ends(summary)
+    scores = [score_of(trial) for trial in complete] + _interval_ends(summary)
     if min(scores) > 0 and max(scores) / min(scores) >= LOG_FROM:
         return _axis(f"{title}, log scale", type="log", range=_padded([math.log10(score) for score in scores]))
     return _axis(title, range=_padded(scores))
@@ -265,8 +330,8 @@ def _short_name(trial: TrialRecord) -> str:
     return _SHORT_NAMES.get(trial.kind, trial.kind)
 
 
-def _macs(trial: TrialRecord) -> float:
-    return trial.outcome.macs
+def _finite(trial: TrialRecord) -> bool:
+    return all(value is not None and math.isfinite(value) for value in trial.scored.values(OBJECTIVES))
 
 
 def _number(trial: TrialRecord) -> int:

@@ -59,9 +59,21 @@ class Score:
         return f"{self.mean:.{decimals}f} ± {self.deviation:.{decimals}f}"
 
 
-def search_score(trial: TrialRecord) -> Score | None:
-    """The score that the search gave ``trial``, if it completed."""
-    return Score(trial.outcome.quality, 0.0, 1, rescored=False) if trial.state == "complete" else None
+def score_of(trial: TrialRecord) -> float:
+    """What the search scored a complete trial by."""
+    score = trial.scored.quality
+    return math.nan if score is None else score
+
+
+def macs_of(trial: TrialRecord) -> float:
+    """Of a complete trial."""
+    macs = trial.scored.macs
+    return math.nan if macs is None else macs
+
+
+def search_score(trial: TrialRecord) -> Score:
+    """The score that the search gave a complete trial."""
+    return Score(score_of(trial), 0.0, 1, rescored=False)
 
 
 def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
@@ -72,8 +84,8 @@ def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
     return None
 
 
-def best_score(summary: Summary, trial: TrialRecord) -> Score | None:
-    """The finalist's score where there is one, else the search's."""
+def best_score(summary: Summary, trial: TrialRecord) -> Score:
+    """Of a complete trial: the finalist's score where there is one, else the search's."""
     return final_score(summary, trial) or search_score(trial)
 
 
@@ -155,7 +167,7 @@ def metric_name(summary: Summary) -> str:
 
 def feature_spaces(summary: Summary) -> str:
     """Name of the space the scores are measured in, ``classifier(digits)``; empty while nothing is scored."""
-    names = {trial.outcome.features: None for trial in summary.trials if trial.state == "complete"}
+    names = {trial.scored.features: None for trial in summary.trials if trial.state == "complete"}
     return " / ".join(name for name in names if name)
 
 
@@ -227,7 +239,7 @@ def _nothing_better(summary: Summary, winner: TrialRecord) -> str:
 def _unrivalled(summary: Summary, winner: TrialRecord) -> str:
     score = best_score(summary, winner)
     return (
-        f"{_capital(_subject(winner))} has {metric_name(summary)} {score} at {quantity(winner.outcome.macs)} MACs "
+        f"{_capital(_subject(winner))} has {metric_name(summary)} {score} at {quantity(winner.scored.macs)} MACs "
         f"({_basis(summary, winner, score)}); the hand-made pattern has no score to compare it with."
     )
 
@@ -237,9 +249,9 @@ def _against(summary: Summary, winner: TrialRecord, kind: str) -> str | None:
     rival = yardstick(summary, kind)
     if rival is None or rival.state != "complete":
         return None
-    scores = final_score(summary, winner), final_score(summary, rival)
-    ours, theirs = scores if all(scores) else (search_score(winner), search_score(rival))
-    cost, name, subject = _cost_phrase(winner.outcome.macs, rival.outcome.macs), _RIVALS[kind], _subject(winner)
+    again, rival_again = final_score(summary, winner), final_score(summary, rival)
+    ours, theirs = (again, rival_again) if again and rival_again else (search_score(winner), search_score(rival))
+    cost, name, subject = _cost_phrase(macs_of(winner), macs_of(rival)), _RIVALS[kind], _subject(winner)
     numbers, basis = f"{metric_name(summary)} {ours} against {theirs}", _basis(summary, winner, ours)
     if ours.has_spread and ours.overlaps(theirs):
         return f"At {cost}, {subject} is not distinguishable from {name}: {numbers} ({basis})."
@@ -255,7 +267,7 @@ def _subject(winner: TrialRecord) -> str:
 def _basis(summary: Summary, winner: TrialRecord, score: Score) -> str:
     """What a score is worth nothing without: feature space, number of samples, seeds."""
     seeds = f"{score.seeds} sampling seed{'s' * (score.seeds > 1)}" + ("" if score.rescored else ", as searched")
-    features = winner.outcome.features or "unnamed"
+    features = winner.scored.features or "unnamed"
     return f"{features} features, {score.samples or winner.config.evaluation.samples:,} samples, {seeds}"
 
 

@@ -7,7 +7,8 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,18 +26,21 @@ from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
+from meme_nas.engines import Engine
 from meme_nas.export import drop_weights, export_configs, write_trials
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
+from meme_nas.portrait import portrait
 from meme_nas.promotion import factorised
-from meme_nas.report import write_report
+from meme_nas.report import page, write_report
 from meme_nas.report_words import audit_verdict, metric_name, quantity
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import Study, recorded_settings, trial_folder
-from meme_nas.summary import Rescored, Summary
+from meme_nas.summary import Portrait, Rescored, Summary
 from meme_nas.trial_log import TrialRecord
+from meme_nas.watch import Watch
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
@@ -60,8 +64,9 @@ def run(settings: SearchSettings) -> Summary:
         ExpertBank(bank_of(settings), basis.data, basis.held_out)  # one of other data is refused before anything runs
         search = STRATEGIES[settings.strategy_name](settings, study)
         audit = Audit(settings, search) if settings.audit_factor else None
-        _search(settings, search, audit)
-        summary = _finish(settings, search, audit, basis)
+        with _watched(settings, search, basis):
+            _search(settings, search, audit)
+            summary = _finish(settings, search, audit, basis)
     finally:
         study.close()
     _say_results(settings, summary)
@@ -103,6 +108,23 @@ def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> 
         remarks.print("the search ends early: no candidate is left that is new and keeps the limits")
 
 
+def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> AbstractContextManager[Watch | None]:
+    """The report of what is known so far, served while it lasts, where that was asked for."""
+    if not settings.watch:
+        return nullcontext()
+    title, facts = f"MEME search: {settings.preset_name}", _facts(settings, basis.images, basis.space)
+
+    def so_far() -> str:
+        trials = list(search.study.trials)  # the search goes on adding to its own
+        best = winner(trials, settings.objectives)
+        summary = Summary(title, settings.folder, trials, best, facts=facts, metric=settings.first_objective)
+        return page(summary, live=True)
+
+    watch = Watch(so_far, lambda: sum(trial.finished for trial in search.study.trials), settings.watch_port)
+    remarks.print(f"the report so far: {watch.address}", markup=False)
+    return watch
+
+
 def _objective(settings: SearchSettings) -> Objective:
     weights = settings.inception_weights and settings.inception_weights.absolute()  # workers run elsewhere
     return Objective(
@@ -111,12 +133,12 @@ def _objective(settings: SearchSettings) -> Objective:
         settings.device,
         settings.cpus_per_trial,
         weights,
-        settings.objectives[0],
+        settings.first_objective,
         settings.bank_gib,
     )
 
 
-def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine, workers: int) -> None:
+def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine: Engine, workers: int) -> None:
     """Show each trial and keep trials.csv current."""
     written, pause = time.monotonic(), 0.0
 
@@ -149,7 +171,7 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
         raise KeyboardInterrupt
 
 
-def _run_audit(audit: Audit, objective: Objective, engine) -> None:
+def _run_audit(audit: Audit, objective: Objective, engine: Engine) -> None:
     words = f"audit: {len(audit.chosen)} configurations, trained {audit.settings.audit_factor} times longer with {SEEDS} seeds"
     with remarks.status(words) as status:
         engine.run(audit, objective, lambda: status.update(f"{words}: {audit.spent[0]} done"))
@@ -192,7 +214,7 @@ def _gpus_a_trial(settings: SearchSettings) -> float:
     return settings.gpus_per_trial if on_gpu else 0
 
 
-def _engine(settings: SearchSettings, workers: int):
+def _engine(settings: SearchSettings, workers: int) -> Engine:
     if settings.engine == "local":
         from meme_nas.engines.local import LocalEngine
 
@@ -233,7 +255,8 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
         facts=_facts(settings, basis.images, basis.space),
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
-        metric=settings.objectives[0],
+        portraits=_portraits(settings, trials, best, basis),
+        metric=settings.first_objective,
     )
     if best:
         with written_whole(folder / "samples.png") as partial:
@@ -243,7 +266,9 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
     return summary
 
 
-def _score_again(settings: SearchSettings, trials, best: TrialRecord | None, basis: Basis) -> list[Rescored]:
+def _score_again(
+    settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis
+) -> list[Rescored]:
     """Winner and yardsticks, each with the same fresh sampling seeds: the winner was picked for its score with the old one."""
     bank = ExpertBank(bank_of(settings), basis.data, basis.held_out)
     chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
@@ -257,12 +282,26 @@ def _score_again(settings: SearchSettings, trials, best: TrialRecord | None, bas
     return finalists
 
 
+def _banked(config: Config, bank: ExpertBank, device: torch.device) -> Ensemble:
+    numbers = range(1, len(config.experts) + 1)
+    return Ensemble(config, [bank.load(config, n, bank.obtain(config, n, device), device) for n in numbers])
+
+
+def _portraits(settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis) -> list[Portrait]:
+    """Of the winner, and of the hand-made pattern beside it, both of which were just scored again."""
+    device = pick_device(settings.device)
+    hand_made = [trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete" and trial is not best]
+    chosen = [*([best] if best else []), *hand_made]
+    bank, seed = ExpertBank(bank_of(settings), basis.data, basis.held_out), {"seed": settings.seed}
+    ensembles = ((trial, _banked(trial.config.with_(training=seed), bank, device)) for trial in chosen)
+    return [portrait(trial, ensemble, basis.data, FRESH_SEEDS[0], device) for trial, ensemble in ensembles]
+
+
 def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, basis: Basis, bank: ExpertBank) -> list[float]:
     """Of an ensemble in the bank, one a fresh sampling seed, with as many samples as its full training would be scored by."""
-    device, metric = pick_device(settings.device), settings.objectives[0]
+    device, metric = pick_device(settings.device), settings.first_objective
     config = config.with_(training={"seed": training_seed}, evaluation={"samples": settings.full_config().evaluation.samples})
-    numbers = range(1, len(config.experts) + 1)
-    ensemble = Ensemble(config, [bank.load(config, n, bank.obtain(config, n, device), device) for n in numbers])
+    ensemble = _banked(config, bank, device)
     scores = (evaluate(ensemble, basis.images, basis.space, metrics=(metric,), seed=seed, device=device) for seed in FRESH_SEEDS)
     return [score.measured[metric].value for score in scores]
 
@@ -270,11 +309,13 @@ def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, 
 def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
     full = settings.full_config()
     config = settings.as_proxy(full)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna", "diffusers", "clean-fid", "ptflops"))
+    used = ("meme-nas", "torch", "numpy", "optuna", "ray", "diffusers", "clean-fid", "ptflops")
+    versions = ", ".join(f"{name} {version(name)}" for name in used)
     return {
         "command": shlex.join(["python", *sys.argv]),
         "data": f"{images.name}: {len(images)} images, {config.image.channels} x {config.image.size} x {config.image.size}",
         "feature space": space.name,
+        "minimised": ", ".join(settings.objectives),
         "scored on": f"{config.evaluation.samples} samples, {config.sampling.sampler} {config.sampling.steps} steps",
         "winner and yardsticks on": f"{full.evaluation.samples} samples",
         "proxy training": f"{config.training.steps} steps of {config.training.batch_size} an expert",
@@ -296,9 +337,9 @@ def _say_results(settings: SearchSettings, summary: Summary) -> None:
         return
     for finalist in summary.finalists:
         name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
-        macs = quantity(finalist.trial.outcome.macs)
+        macs = quantity(finalist.trial.scored.macs)
         console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
-    console.print(f"  ({metric} over {best.outcome.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
+    console.print(f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     if summary.audited:
         console.print(audit_verdict(summary.agreements))
     console.print(

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -100,13 +100,17 @@ class SearchSettings(Settings):
     say how far the ranking can be trusted. 0: do not."""
     audit_size: Annotated[int, Field(ge=4)] = 8
     """Configurations that are audited."""
+    watch: bool = False
+    """Serve the report while the search runs, at an address on this machine that is printed."""
+    watch_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of that address. 0: any that is free."""
     retrain: bool = False
     """After the search, train the winner in full, draw samples from it and score it."""
     dry_run: bool = False
     """Print the settings, the size of the space and the cost of a trial, then exit."""
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _fits_together(self) -> Self:
         if self.workers and self.proposal_lag and self.workers > self.proposal_lag:
             raise UserError(f"workers: at most proposal_lag {self.proposal_lag}, not {self.workers}: the others would only wait")
         if self.sampler == "model" and self.strategy_name == "joint":
@@ -138,6 +142,11 @@ class SearchSettings(Settings):
     def proposer(self) -> str:
         """The sampler in force."""
         return self.sampler or ("model" if self.strategy_name == "factorised" else "tpe")
+
+    @property
+    def first_objective(self) -> Literal["fid", "kid"]:
+        """The quality that is minimised."""
+        return "kid" if self.objectives[0] == "kid" else "fid"
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -173,7 +182,7 @@ class SearchSettings(Settings):
     def applied_to(self, config: Config) -> Config:
         """``config`` with this search's data, size, scoring and seed."""
         image = {"size": self.image_size} if self.image_size else {}
-        evaluation = {"seed": self.seed}
+        evaluation: dict[str, Any] = {"seed": self.seed}
         own_images = self.data not in (None, "digits")  # which a preset's choice of features does not know
         evaluation |= {"features": self.features or "auto"} if self.features or own_images else {}
         evaluation |= {"samples": self.samples} if self.samples else {}

@@ -98,10 +98,10 @@ def winner(trials: Iterable[TrialRecord], objectives: Sequence[str] = ("quality"
 
     The hand-made pattern itself wins if nothing beats it."""
     scored = [trial for trial in trials if trial.state == "complete" and trial.choices]
-    hand_made = next((trial.outcome.values(objectives)[1:] for trial in scored if trial.kind == "hand-made"), None)
+    hand_made = next((trial.scored.values(objectives)[1:] for trial in scored if trial.kind == "hand-made"), None)
     limits = hand_made or [math.inf] * (len(objectives) - 1)
-    fitting = [t for t in scored if all(a <= b for a, b in zip(t.outcome.values(objectives)[1:], limits, strict=True))]
-    return min(fitting, key=lambda trial: trial.outcome.values(objectives)[0], default=None)
+    fitting = [t for t in scored if all(a <= b for a, b in zip(t.scored.values(objectives)[1:], limits, strict=True))]
+    return min(fitting, key=lambda trial: trial.scored.values(objectives)[0], default=None)
 
 
 def proxy_space(settings: SearchSettings) -> Space:
@@ -120,7 +120,8 @@ def _front_of(folder: Path, space: Space) -> list[Choices]:
     from meme_nas.pareto import front
 
     trials = [trial for trial in front(read_trials(folder)) if trial.choices]
-    fitting = [{name: trial.choices.get(name) for name in space.domains} for trial in trials]
+    known = [trial.choices for trial in trials if set(space.domains) <= set(trial.choices)]
+    fitting = [{name: choices[name] for name in space.domains} for choices in known]
     return [choices for choices in fitting if all(choices[name] in domain.values for name, domain in space.domains.items())]
 
 

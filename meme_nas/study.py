@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 import optuna
@@ -28,10 +29,12 @@ class Study:
     that can't be written and a study that another process is writing.
     """
 
-    def __init__(self, folder: Path, settings: dict, objectives: Sequence[str] = ("fid", "macs"), storage: str | None = None):
+    def __init__(
+        self, folder: Path, settings: dict[str, Any], objectives: Sequence[str] = ("fid", "macs"), storage: str | None = None
+    ):
         """``storage`` is the URL of a database for the record; None: where it lies, a new one in a journal in ``folder``."""
         self.folder = folder
-        self._lock = _claim(folder)
+        self._lock: filelock.BaseFileLock | None = _claim(folder)
         try:
             place = place_of(folder, storage)
             self.mended = mend(place)
@@ -55,7 +58,10 @@ class Study:
         return study
 
     def _open(self, storage: BaseStorage, name: str, objectives: Sequence[str]) -> None:
-        self._storage, self._name, self._experts, self._rungs, self._audit = storage, name, {}, {}, None
+        self._storage, self._name = storage, name
+        self._experts: dict[int, TrialLog] = {}
+        self._rungs: dict[int, Study] = {}
+        self._audit: TrialLog | None = None
         self._ensembles = TrialLog(storage, name, objectives)
 
     def close(self) -> None:
@@ -71,7 +77,7 @@ class Study:
         """The same as Optuna has them."""
         return self._ensembles.frozen()
 
-    def start(self, *trial, **options) -> TrialRecord:
+    def start(self, *trial: Any, **options: Any) -> TrialRecord:
         """As ``TrialLog.start``: a trial that scores an ensemble."""
         return self._ensembles.start(*trial, **options)
 
@@ -110,11 +116,11 @@ class Study:
             return {}
         study = optuna.create_study()
         for trial in searched:  # without the yardsticks outside the space: fANOVA wants every choice in every trial
-            choices = {"params": trial.params, "distributions": trial.distributions}
-            study.add_trial(optuna.trial.create_trial(**choices, value=trial.values[0]))
+            params, distributions = trial.params, trial.distributions
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=trial.values[0]))
         return dict(optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
 
-    def _check(self, settings: dict) -> None:
+    def _check(self, settings: dict[str, Any]) -> None:
         """Nothing is written before this: a study that is refused stays as it was."""
         if not place_of(self.folder).exists and (self.folder / TRIALS).exists():
             raise UserError(f"study: {self.folder} holds trials but no {JOURNAL}; delete it or give another --study")

@@ -42,6 +42,41 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Frame:
+    """Some images on their way from noise to data."""
+
+    expert: int
+    """Whose step left them so; 0: nobody's, it is the noise."""
+    timestep: int
+    """The noise level they are at; 0: they are done."""
+    png: bytes
+    """The images beneath each other; the same ones in every frame."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Relative log amplitude by frequency of what an expert's last stage puts out."""
+
+    expert: int
+    timestep: int
+    """The middle of its interval, at which it was asked."""
+    frequencies: tuple[float, ...]
+    """In units of pi."""
+    relative_log_amplitude: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """How one trial's images come about."""
+
+    trial: TrialRecord
+    film: tuple[Frame, ...]
+    """In the order of denoising."""
+    spectra: tuple[Spectrum, ...]
+    """One an expert."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """One study, as a person is shown it."""
 
@@ -60,6 +95,8 @@ class Summary:
     """Configurations trained longer, with several seeds; empty without an audit."""
     agreements: list[Agreement] = field(default_factory=list)
     """How well what the search knew ranks them as that did, its score first; empty where there are too few."""
+    portraits: list[Portrait] = field(default_factory=list)
+    """Of the winner and the hand-made pattern; empty while the search runs."""
     metric: str = "fid"
     """What is minimised first, fid or kid."""
 
@@ -73,8 +110,8 @@ def as_record(summary: Summary) -> dict[str, Any]:
         "trials": {state: states.count(state) for state in sorted(set(states))},
         "winner": best and {"trial": best.number, "choices": best.choices, "config": summary.folder / "winner.yaml"},
         "finalists": [
-            {"trial": each.trial.number, "kind": each.trial.kind, summary.metric: each.scores, "macs": each.trial.outcome.macs}
+            {"trial": each.trial.number, "kind": each.trial.kind, summary.metric: each.scores, "macs": each.trial.scored.macs}
             for each in summary.finalists
         ],
-        "features": best.outcome.features if best else None,
+        "features": best.scored.features if best else None,
     }

@@ -72,7 +72,7 @@ class Outcome:
     @property
     def quality(self) -> float | None:
         """What the search minimises first."""
-        return getattr(self, self.metric)
+        return self.kid if self.metric == "kid" else self.fid
 
     @property
     def seconds(self) -> float:

@@ -1,13 +1,15 @@
 """One Optuna study as a list of trials: each one record when it starts, and told its values when it ends."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from meme.config import Config
@@ -43,6 +45,13 @@ class TrialRecord:
     """Of a trial that puts banked experts together: of how many candidates of each expert it was chosen; else 0."""
 
     @property
+    def scored(self) -> Outcome:
+        """The outcome, of a trial that has one; ``ValueError`` of one that is running or was refused."""
+        if self.outcome is None:
+            raise ValueError(f"trial {self.number} has no outcome: it is {self.state}")
+        return self.outcome
+
+    @property
     def finished(self) -> bool:
         return self.state != "running"
 
@@ -56,7 +65,7 @@ class TrialLog:
 
     def __init__(self, storage: BaseStorage, name: str, objectives: Sequence[str], expert: int = 0):
         self.objectives, self.expert = tuple(objectives), expert
-        directions = ["minimize"] * len(self.objectives)
+        directions = [StudyDirection.MINIMIZE] * len(self.objectives)
         self.optuna_study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -81,7 +90,11 @@ class TrialLog:
         It is one record of the journal: a kill leaves all of it or nothing, and a running trial is found as such when the study
         is opened again.
         """
-        attributes = {"kind": kind, "config": config.model_dump(mode="json"), "architecture_id": config.architecture_id}
+        attributes: dict[str, Any] = {
+            "kind": kind,
+            "config": config.model_dump(mode="json"),
+            "architecture_id": config.architecture_id,
+        }
         attributes |= {"candidates": candidates} if candidates else {}
         new = optuna.trial.create_trial(
             state=TrialState.PRUNED if refused else TrialState.RUNNING,
@@ -98,7 +111,7 @@ class TrialLog:
         number = outcome.number
         if self.records[number].finished:
             return self.records[number]
-        self._annotate(number, {"outcome": outcome.to_dict()} | ({"reason": outcome.failure} if outcome.failure else {}))
+        self._annotate(number, {"outcome": outcome.to_dict(), **({"reason": outcome.failure} if outcome.failure else {})})
         if outcome.failure is None:
             self.optuna_study.tell(number, outcome.values(self.objectives))
         else:
@@ -106,7 +119,7 @@ class TrialLog:
         self.records[number] = record_of(self.frozen()[number], self.expert)
         return self.records[number]
 
-    def _annotate(self, number: int, attributes: dict) -> None:
+    def _annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
         trial = self.frozen()[number]
         for key, value in attributes.items():
             self.optuna_study._storage.set_trial_user_attr(trial._trial_id, key, value)

@@ -7,7 +7,7 @@ the finest level, ``expert2.p`` its p_n); those that experts share do not (``exp
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 from meme.architecture import ExpertConfig, HighPool, LowPool, NetworkConfig, TimeConditioning
 from meme.config import Config, even_intervals, relative_place
@@ -57,7 +57,7 @@ class OfLevel:
         levels = range(1, network.levels + 1)
         return {self._name(level): getattr(expert.mixing(network, level), self.mixing) for level in levels}
 
-    def fields(self, choices: Choices, network: NetworkConfig) -> dict:
+    def fields(self, choices: Choices, network: NetworkConfig) -> dict[str, Any]:
         return {self.field: tuple(choices[self._name(level)] for level in range(1, network.levels + 1))}
 
     def _name(self, level: int) -> str:
@@ -80,7 +80,7 @@ class OfExpert:
     def choices(self, expert: ExpertConfig, network: NetworkConfig) -> Choices:
         return {self.suffix: getattr(expert, self.field)}
 
-    def fields(self, choices: Choices, network: NetworkConfig) -> dict:
+    def fields(self, choices: Choices, network: NetworkConfig) -> dict[str, Any]:
         return {self.field: choices[self.suffix]}
 
 
@@ -95,7 +95,7 @@ class NumberOfExperts:
         return {"experts": len(config.experts)}
 
     def apply(self, config: Config, choices: Choices, base: Config, most: int) -> Config:
-        count, own = choices["experts"], len(base.experts)
+        count, own = int(choices["experts"]), len(base.experts)
         if count == own:
             return config
         intervals = even_intervals(count, base.diffusion.timesteps)
@@ -132,7 +132,7 @@ class Boundaries:
         if most == 1:
             return config
         parts, timesteps = self.parts(base, most), base.diffusion.timesteps
-        lengths = [choices[f"interval{number}.length"] for number in range(1, len(config.experts) + 1)]
+        lengths = [int(choices[f"interval{number}.length"]) for number in range(1, len(config.experts) + 1)]
         edges = [round(timesteps * place / parts) for place in places_of(lengths, parts)]
         experts = [
             expert.model_copy(update={"interval": interval})

@@ -37,9 +37,9 @@ class Integer:
     def values(self) -> tuple[int, ...]:
         return tuple(range(self.low, self.high + 1, self.step))
 
-    def neighbours(self, value: int) -> tuple[int, ...]:
+    def neighbours(self, value: Value) -> tuple[int, ...]:
         """One step down and one up, where they exist."""
-        return tuple(other for other in (value - self.step, value + self.step) if self.low <= other <= self.high)
+        return tuple(other for other in (int(value) - self.step, int(value) + self.step) if self.low <= other <= self.high)
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Real:
         steps = round((self.high - self.low) / self.step)
         return tuple(round(self.low + index * self.step, 9) for index in range(steps + 1))
 
-    def neighbours(self, value: float) -> tuple[float, ...]:
+    def neighbours(self, value: Value) -> tuple[float, ...]:
         """One step down and one up, where they exist."""
-        place = self.values.index(round(value, 9))
+        place = self.values.index(round(float(value), 9))
         return tuple(self.values[other] for other in (place - 1, place + 1) if 0 <= other < len(self.values))
 
 

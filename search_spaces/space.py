@@ -1,6 +1,8 @@
 """The space that some dimensions span around a base config: choices to configs and back, as a whole or an expert at a time."""
 
 import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from meme.architecture import ExpertConfig
 from meme.config import Config, relative_place
@@ -101,10 +103,10 @@ def _check_names(dimensions: tuple[str, ...], known: tuple[str, ...]) -> None:
             raise UserError(f"dimensions: there is no {name!r}; {hint}")
 
 
-def _named(number: int, own: dict) -> dict:
+def _named(number: int, own: Mapping[str, Any]) -> dict[str, Any]:
     """What belongs to expert ``number``, under its full names."""
     return {f"expert{number}.{suffix}": value for suffix, value in own.items()}
 
 
-def _merged(parts) -> dict:
+def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 import meme
+import meme_nas
 
 EXAMPLE = ROOT / "docs" / "example.md"
 
@@ -94,6 +95,18 @@ def test_type_checkers_see_what_is_imported():
     seen = {name.strip(): module for module, names in re.findall(r"from (\S+) import (.*)", source) for name in names.split(",")}
     assert seen == _LATER
     assert set(meme.__all__) == set(_LATER) | {"Config", "preset", "preset_names"}
+
+
+def test_names_of_the_search_wait_for_torch_and_optuna():
+    code = """
+import sys, meme_nas
+assert {'torch', 'optuna', 'ray'}.isdisjoint(sys.modules)
+assert all(getattr(meme_nas, name).__doc__ for name in meme_nas.__all__)
+from meme_nas.run import run
+assert meme_nas.search is run
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert {*meme_nas._LATER, "SearchSettings"} == set(meme_nas.__all__)
 
 
 # The example

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import zipfile
@@ -15,7 +14,6 @@ import yaml
 from conftest import CIFAR, ROOT
 from PIL import Image
 
-import meme.commands
 import run_search
 from meme.__main__ import main as meme_main
 from meme.config import Config
@@ -298,44 +296,6 @@ def test_a_zip_is_the_folder_it_holds(tmp_path):
         archive.write(tmp_path / "a.png", "a.png")
     images = open_reference(preset("digits-meme").with_(data=str(tmp_path / "images.zip")))
     assert images.pixels.shape == (1, 1, 8, 8)
-
-
-# What the README says
-
-
-def readme_commands():
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
-
-
-def test_readme_has_its_commands():
-    commands = readme_commands()
-    assert any(command.startswith("make search") for command in commands)
-    assert any(command.startswith("python -m meme train") for command in commands)
-
-
-@pytest.mark.parametrize("command", readme_commands())
-def test_readme_command_is_one_the_program_takes(command, monkeypatch, tmp_path):
-    words = shlex.split(command)
-    if words[0] == "make":
-        done = subprocess.run([*words, "--dry-run"], capture_output=True, cwd=ROOT, check=False)
-        assert done.returncode == 0, done.stderr
-    elif words[:2] == ["python", "run_search.py"]:
-        from meme.cli import read_settings
-
-        assert read_settings(SearchSettings, words[2:], "run_search.py")
-    elif words[:3] == ["python", "-m", "meme"]:
-        called = []
-        verbs = ("train_config", "sample_folder", "evaluate_folder", "analyze_sources", "run_ablation", "print_costs")
-        for name in (*verbs, "export_folder", "describe_data"):
-            monkeypatch.setattr(meme.commands, name, lambda *args, **kwargs: called.append(args))
-        meme_main(words[3:])
-        assert called
-    elif words[0] == "python":
-        assert (ROOT / words[1]).is_file()
-    else:
-        assert words[0] in ("git", "cd", "source"), f"the test does not know {words[0]}"
 
 
 def test_help_names_every_setting():

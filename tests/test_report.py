@@ -4,20 +4,21 @@ import base64
 import html
 import json
 import re
-import shutil
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import plotly.graph_objects
 import pytest
+from browser import browser
 
 from meme.config import Config
 from meme.presets import experts_of, preset, yardsticks
 from meme_nas.report import write_report
-from meme_nas.report_figures import pareto_figure, progress_figure
+from meme_nas.report_details import details
+from meme_nas.report_figures import hypervolume_figure, pareto_figure, progress_figure, spectra_figure
 from meme_nas.report_labels import PLOT_SIZE, offsets
 from meme_nas.report_words import NONE, Score, duration, notes, quantity, score_text, splits_text, state_line, verdict
-from meme_nas.summary import Rescored, Summary
+from meme_nas.summary import Frame, Portrait, Rescored, Spectrum, Summary
 from meme_nas.trial import Outcome
 from meme_nas.trial_log import TrialRecord
 from search_spaces.splits import SplitSpace
@@ -26,7 +27,6 @@ ATTACK = "</script><script>alert('x')</script>"
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 YARDSTICKS = yardsticks("digits-meme")
 HAND_MADE = YARDSTICKS["hand-made"]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def trial(number, kind="candidate", fid=None, macs=4.0e6, config=None, state="complete", reason="", **outcome):
@@ -63,9 +63,26 @@ def searched(folder=Path("nowhere"), fids=((10.9, 11.2, 11.5), (12.5, 12.9, 13.3
     return summary(trials, trials[4], folder, finalists=finalists, **details)
 
 
-def page_of(content: Summary, folder: Path) -> str:
+def spectra_of(experts: int) -> tuple[Spectrum, ...]:
+    return tuple(Spectrum(number, 125, (0.0, 0.5, 1.0), (0.0, -1.0, -2.0)) for number in range(1, experts + 1))
+
+
+def portrayed(folder=Path("nowhere"), **details) -> Summary:
+    """As ``searched``, with portraits of the winner and the hand-made pattern."""
+    plain = searched(folder, **details)
+    film = (Frame(0, 951, PNG), Frame(2, 700, PNG), Frame(2, 500, PNG), Frame(1, 250, PNG), Frame(1, 0, PNG))
+    portraits = [Portrait(plain.trials[number], film, spectra_of(2)) for number in (4, 0)]
+    return replace(plain, portraits=portraits)
+
+
+def whole_page_of(content: Summary, folder: Path) -> str:
     write_report(content, folder / "report.html")
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def page_of(content: Summary, folder: Path) -> str:
+    """Without what shows when a trial is chosen."""
+    return re.sub(r"<template.*?</template>", "", whole_page_of(content, folder), flags=re.DOTALL)
 
 
 def without_scripts(page: str) -> str:
@@ -148,13 +165,13 @@ def test_numbers_as_a_person_writes_them():
 def test_every_trial_is_in_the_table_with_its_scores_or_its_reason(tmp_path):
     page = page_of(searched(), tmp_path)
     body = page[page.index("<tbody>", page.index('class="trials"')) :]
-    rows = re.findall(r'<tr class="([^"]*)">(.*?)</tr>', body[: body.index("</tbody>")], re.DOTALL)
+    rows = re.findall(r'<tr class="([^"]*)" data-trial="\d+">(.*?)</tr>', body[: body.index("</tbody>")], re.DOTALL)
     assert [re.search(r'data-value="(\d+)"', cells).group(1) for _, cells in rows] == list("01234567")
     assert [name.split()[0] for name, _ in rows] == ["complete"] * 5 + ["failed", "refused", "running"]
     assert "won" in rows[4][0] and "yardstick" in rows[0][0]
-    cells = [html.unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rows[4][1])]
+    cells = [text_of(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", rows[4][1])]
     assert cells[:8] == ["4", "candidate", "complete", "11.0", "4.02M", "660k", "5.25 ms", "41 s"]
-    assert cells[8].startswith("16·8@0.8  8·24@0.4")
+    assert cells[8].startswith("16·8@0.8 8·24@0.4")
     assert "no splits (LDM U-Net)" in rows[1][1] and "over max_macs 4.2e+06" in rows[6][1]
 
 
@@ -257,6 +274,7 @@ EDGE_CASES = {
     "one seed": lambda: searched(fids=((11.0,), (12.0,))),
     "scores that are no numbers": lambda: searched(fids=((float("nan"),), (12.0,)), importance={"a": float("nan")}),
     "searched": searched,
+    "portrayed": portrayed,
 }
 
 
@@ -266,8 +284,9 @@ def test_every_search_gets_a_whole_page_and_valid_figures(name, tmp_path):
     page = page_of(content, tmp_path)
     assert page.endswith("</html>") or page.endswith("</html>\n")
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
-    for figure in filter(None, (pareto_figure(content), progress_figure(content))):
-        colours_named = re.sub(r'"--[a-z-]+"', '"#123456"', json.dumps(figure, allow_nan=False))
+    drawn = (pareto_figure, progress_figure, hypervolume_figure, spectra_figure)
+    for figure in filter(None, (draw(content) for draw in drawn)):
+        colours_named = re.sub(r'"--[a-z0-9-]+"', '"#123456"', json.dumps(figure, allow_nan=False))
         plotly.graph_objects.Figure(json.loads(colours_named))  # raises on an attribute plotly does not know
     assert ('id="pareto"' in page) == any(record.state == "complete" for record in content.trials)
 
@@ -293,30 +312,131 @@ def test_labels_keep_clear_of_points_edges_and_each_other():
     assert x2 + 45 < PLOT_SIZE[0] and y2 + 10 <= PLOT_SIZE[1]
 
 
-def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
-    """The page's DOM after its scripts ran, and what it wrote to the console."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: the page is not rendered")
-    quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", *quiet.split(), "--enable-logging=stderr"]
-    command += ["--virtual-time-budget=3000", f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+def test_the_way_from_noise_to_data_shows_who_has_the_images(tmp_path):
+    page = page_of(portrayed(), tmp_path)
+    films = re.findall(r'<div class="scroll film".*?(?=<h3>|</section>)', page, re.DOTALL)
+    assert [text_of(film) for film in films] == ["Noise 951 Expert 2 700 500 Expert 1 250 done"] * 2
+    assert [film.count("data:image/png") for film in films] == [5, 5]
+    assert "From noise to data" not in page_of(searched(), tmp_path)
 
 
-def test_a_browser_draws_the_page_without_errors_and_sorts_the_table(tmp_path):
-    page = tmp_path / "report.html"
-    click = "<script>document.querySelectorAll('.trials th button')[3].click()</script>"  # by FID
-    page.write_text(page_of(searched(importance={"expert2.p": 1.0}), tmp_path) + click)
-    dom, complaints = browse(page, tmp_path / "profile")
-    assert complaints == []
-    assert dom.count('class="main-svg"') >= 2 and "scatterlayer" in dom
-    body = dom[dom.index("<tbody>", dom.index('class="trials"')) :]
-    order = re.findall(r'<tr class="[^"]*">\s*<td class="number" data-value="(\d+)"', body)
-    assert order == list("40312567")  # by FID, then those without one
+def test_spectra_of_winner_and_hand_made_pattern_share_colours():
+    figure = spectra_figure(portrayed())
+    lines = [(trace["name"], trace["line"]["dash"], trace["line"]["color"]) for trace in figure["data"]]
+    assert [dash for _, dash, _ in lines] == ["solid", "solid", "dot", "dot"]
+    assert lines[0][2] == lines[2][2] != lines[1][2] == lines[3][2]
+    assert spectra_figure(searched()) is None
 
 
-def test_the_browser_would_have_shown_an_error(tmp_path):
+def test_hypervolume_is_the_share_of_the_box_that_searched_trials_beat():
+    content = searched()
+    trace = hypervolume_figure(content)["data"][0]
+    assert trace["x"] == [0, 3, 4]  # yardsticks outside the space, and trials without a score, don't count
+    box = 1.1 * 12.8, 1.1 * 4.1e6
+    areas = [(1 - fid / box[0]) * (1 - macs / box[1]) for fid, macs in ((12.8, 4.1e6), (11.0, 4.018e6))]
+    assert trace["y"][0] == pytest.approx(areas[0])
+    assert trace["y"][0] < trace["y"][1] < trace["y"][2] and trace["y"][2] > areas[1]
+    assert hypervolume_figure(summary([trial(0, fid=3.0)])) is None
+
+
+def test_details_of_a_trial_are_in_the_page_and_pictures_have_a_limit(tmp_path, monkeypatch):
+    for number in range(5):
+        (tmp_path / "trials" / f"{number:03d}").mkdir(parents=True)
+        (tmp_path / "trials" / f"{number:03d}" / "samples.png").write_bytes(PNG)
+    content = searched(tmp_path)
+    shown = {each["number"]: each for each in details(content)}
+    assert [each["image"] is not None for each in shown.values()] == [True] * 5 + [False] * 3
+    assert shown[4]["facts"][:2] == ["FID 11.0 in the search", "FID 11.2 ± 0.3 scored again, 3 sampling seeds"]
+    assert shown[4]["pattern"]["compared"] and not shown[0]["pattern"]["compared"] and shown[1]["pattern"] is None
+    assert shown[5]["facts"] == [f"failed: OSError: {ATTACK}"]
+    assert shown[4]["file"] == "trials/004/samples.png"  # which says nothing of the machine
+    monkeypatch.setattr("meme_nas.report_details.MOST_SAMPLES", 2 * len(shown[0]["image"]))
+    limited = details(content, [content.trials[4]])
+    assert [each["number"] for each in limited if each["image"]] == [0, 4]
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    with browser(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+@pytest.fixture
+def opened(tab, tmp_path):
+    """The report, in a window as wide as a desk's."""
+    write_report(portrayed(tmp_path, importance={"expert2.p": 1.0}), tmp_path / "report.html")
+    tab.complaints.clear()
+    tab.show_as(width=1280)
+    tab.open((tmp_path / "report.html").as_uri())
+    tab.wait_for("document.querySelectorAll('.main-svg').length >= 8")
+    return tab
+
+
+SHOWN = "[...document.querySelectorAll('.trials tbody tr:not([hidden])')].map(row => row.dataset.trial).join('')"
+CHOSEN = "document.querySelector('dialog').open && document.getElementById('chosen').textContent"
+
+
+def test_a_browser_draws_the_page_without_errors_and_sorts_the_table(opened):
+    assert opened.ask("document.querySelectorAll('.scatterlayer .trace').length") >= 10
+    opened.ask("document.querySelectorAll('.trials th button')[3].click()")  # by FID
+    assert opened.ask(SHOWN) == "40312567"  # then those without one
+    assert opened.complaints == []
+
+
+def test_filters_show_what_they_say(opened):
+    def filtered(which="", text=""):
+        opened.ask(f"which.value = {which!r}, text.value = {text!r}, filter()")
+        return opened.ask(SHOWN)
+
+    assert filtered() == "01234567"
+    assert filtered("yardstick") == "012" and filtered("refused") == "6" and filtered("front") == "34"
+    assert filtered("candidate", "16·8@0.8 complete") == "4"
+    assert opened.ask("document.getElementById('shown').value") == "1 of 8"
+    assert opened.complaints == []
+
+
+def test_a_trial_opens_by_keyboard_alone_and_the_arrows_go_on(opened):
+    opened.ask("document.querySelector('tr[data-trial=\"3\"] button').focus()")
+    opened.press("Enter")
+    assert opened.ask(CHOSEN) == "Trial 3, candidate"
+    assert opened.ask("document.querySelectorAll('dialog .pattern td.cell').length") == 8
+    opened.press("ArrowRight")
+    assert opened.ask(CHOSEN) == "Trial 4, candidate"
+    assert opened.ask("location.hash") == "#trial-4"
+    opened.press("Escape")
+    opened.wait_for("!document.querySelector('dialog').open")
+    assert opened.ask("location.hash") == ""
+    assert opened.ask("document.activeElement.textContent") == "3"  # where the reader was
+    assert opened.complaints == []
+
+
+def test_a_click_on_a_point_opens_its_trial(opened):
+    place = opened.ask(
+        "document.querySelector('#pareto').scrollIntoView({block: 'center'}), "
+        "(box => [box.x + box.width / 2, box.y + box.height / 2])"
+        "([...document.querySelectorAll('#pareto .scatterlayer .trace')].at(-1).querySelector('.point').getBoundingClientRect())"
+    )
+    opened.click(*place)
+    opened.wait_for("document.querySelector('dialog').open")
+    assert opened.ask(CHOSEN) == "Trial 4, candidate"  # the winner's star lies on top
+    assert opened.complaints == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_phone_scrolls_down_only_and_both_themes_have_their_colours(opened, dark):
+    opened.show_as(width=390, height=844, dark=dark, phone=True)
+    opened.ask("new Promise(done => setTimeout(done, 400))")  # figures are drawn anew
+    assert opened.ask("document.documentElement.scrollWidth") <= 390
+    background = opened.ask("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(18, 22, 29)" if dark else "rgb(246, 247, 249)")
+    assert opened.complaints == []
+
+
+def test_the_browser_would_have_shown_an_error(tab, tmp_path):
     page = tmp_path / "broken.html"
     page.write_text("<script>throw new Error('seen')</script>")
-    assert any("seen" in line for line in browse(page, tmp_path / "profile")[1])
+    tab.open(page.as_uri())
+    assert any("seen" in line for line in tab.complaints)

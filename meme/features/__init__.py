@@ -68,4 +68,4 @@ def _automatic_kind(images: Images, weights: Path | None) -> tuple[FeatureKind, 
 
 
 def _side(images: Images) -> int:
-    return min(images.pixels.shape[2:])
+    return int(min(images.pixels.shape[2:]))

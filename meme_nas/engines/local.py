@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from meme_nas.strategy import Strategy
+from meme_nas.engines import Source
 from meme_nas.trial import Outcome, Task, attempt
 
 ATTEMPTS = 2  # a task that takes its worker down so often is recorded as failed
@@ -24,7 +24,7 @@ class LocalEngine:
         self._running: dict[Future, tuple[int, Task]] = {}
         self._deaths: dict[str, int] = {}
 
-    def run(self, search: Strategy, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
+    def run(self, search: Source, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
         """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second."""
         while not search.done:
             self._fill(search, objective)
@@ -38,7 +38,7 @@ class LocalEngine:
         for pool in self._pools:
             _end(pool)
 
-    def _fill(self, search: Strategy, objective: Callable[[Task], Outcome]) -> None:
+    def _fill(self, search: Source, objective: Callable[[Task], Outcome]) -> None:
         """Give every idle worker a task, as long as there are any."""
         idle = set(range(len(self._pools))) - {worker for worker, _ in self._running.values()}
         for worker in sorted(idle):
@@ -46,7 +46,7 @@ class LocalEngine:
                 return
             self._submit(worker, task, objective)
 
-    def _take(self, future: Future, search: Strategy, objective: Callable[[Task], Outcome]) -> None:
+    def _take(self, future: Future, search: Source, objective: Callable[[Task], Outcome]) -> None:
         """Record what a task came to; if it took its worker down, give it one more chance on a new one."""
         worker, task = self._running.pop(future)
         try:

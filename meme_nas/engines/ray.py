@@ -23,8 +23,8 @@ from ray.tune.search import Searcher
 
 from meme.errors import UserError
 from meme.termination import terminate_on_sigterm
+from meme_nas.engines import Source
 from meme_nas.engines.ray_cluster import check_shared, join
-from meme_nas.strategy import Strategy
 from meme_nas.trial import Outcome, Task, attempt
 
 LOOPBACK = "127.0.0.1"
@@ -59,11 +59,11 @@ class RayEngine:
         self.asks_for_token = self.dashboard is not None and _asks_for_token(self.dashboard)
         """Whether the dashboard opens only with the token that ``ray get-auth-token`` prints, as Ray has it by default."""
 
-    def run(self, search: Strategy, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
+    def run(self, search: Source, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
         """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second."""
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         storage = self.folder.absolute() / "ray"
-        shutil.rmtree(storage, ignore_errors=True)
+        shutil.rmtree(storage / search.unit, ignore_errors=True)  # the search's logs stay beside the audit's
         searcher = StudySearcher(search)
         tuner = tune.Tuner(
             _trainable(objective, self.resources),
@@ -76,7 +76,7 @@ class RayEngine:
                 trial_dirname_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=search.unit,
                 storage_path=str(storage),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=DEATHS_ALLOWED),
@@ -102,7 +102,7 @@ class _NotPickled:
 class StudySearcher(_NotPickled, Searcher):
     """Our search in the form Tune asks."""
 
-    def __init__(self, search: Strategy):
+    def __init__(self, search: Source):
         super().__init__(metric="fid", mode="min")
         self._search = search
         self._tasks: dict[str, Task] = {}
