@@ -10,7 +10,7 @@ from meme_nas.settings import SearchSettings
 GROUPS = {
     "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "seed", "retrain", "dry_run"),
     "trial": ("proxy_steps", "samples", "features", "inception_weights", "strict"),
-    "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag"),
+    "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag", "workers_per_expert"),
     "cluster": ("ray_address", "storage", "dashboard_host"),
 }
 EXAMPLE = "python run_search.py --data path/to/images --budget 50"

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,14 +16,15 @@ from meme.config import Config
 from meme.console import console, remarks
 from meme.cost import ensemble_cost
 from meme.data import Images
+from meme.ensemble import Ensemble
 from meme.features import FeatureSpace
 from meme.files import written_whole
-from meme.pipeline import evaluate, load_ensemble, pick_device
+from meme.pipeline import evaluate, load_ensemble, pick_device, train
 from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
-from meme_nas.export import drop_weights, export_configs, write_trials
+from meme_nas.export import Kept, export_configs, write_trials
 from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
@@ -115,7 +117,7 @@ def _objective(settings: SearchSettings) -> Objective:
 def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine, workers: int) -> None:
     """Show each trial and keep trials.csv current."""
     with SearchDisplay(search, workers, remarks) as display:
-        seen = -1
+        seen, kept = -1, Kept(settings.folder, settings.objectives)
 
         def on_change() -> None:
             nonlocal seen
@@ -123,8 +125,7 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
             finished = sum(trial.finished for trial in search.study.trials)
             if finished != seen:
                 seen = finished
-                write_trials(settings.folder, search.study.trials)
-                drop_weights(settings.folder, search.study.trials, settings.objectives)
+                kept.update(search.study.trials)
 
         try:
             engine.run(search, objective, on_change)
@@ -286,9 +287,26 @@ def retrain_winner(settings: SearchSettings) -> None:
     from meme.commands import evaluate_folder, sample_folder, train_config
 
     path = settings.folder / "winner.yaml"
-    folder = train_config(path, device=settings.device)
+    folder = train_config(path, device=settings.device, train=_training(settings))
     sample_folder(folder, device=settings.device)
     evaluate_folder(folder, device=settings.device, inception_weights=settings.inception_weights)
+
+
+def _training(settings: SearchSettings) -> Callable[..., Ensemble]:
+    """How the winner's experts are trained: one after the other here, or side by side on Ray."""
+    if settings.engine == "local":
+        return train
+    from meme_nas.engines.ray_training import RayTraining
+
+    return RayTraining(
+        cpus=settings.cpus_per_trial,
+        on_gpus=_gpus_a_trial(settings) > 0,
+        workers_per_expert=settings.workers_per_expert,
+        address=settings.ray_address,
+        dashboard_host=settings.dashboard_host,
+        inputs=settings.inputs,
+        on_message=remarks.print,
+    )
 
 
 def describe(settings: SearchSettings) -> None:
