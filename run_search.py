@@ -8,7 +8,7 @@ from meme_nas.settings import SearchSettings
 
 # Titles under which --help lists options; a setting that stands in none is listed last.
 GROUPS = {
-    "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "seed", "retrain", "dry_run"),
+    "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "rungs", "seed", "retrain", "dry_run"),
     "trial": ("proxy_steps", "samples", "features", "inception_weights", "strict"),
     "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag", "workers_per_expert"),
     "cluster": ("ray_address", "storage", "dashboard_host"),

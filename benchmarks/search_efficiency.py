@@ -97,13 +97,13 @@ class TableSpace:
 class Table:
     """Losses and MACs of every expert, and the FID of every cascade, with one training seed."""
 
-    def __init__(self, seed: int):
-        experts = pd.read_csv(FOLDER / "experts.csv").query("training_seed == @seed and steps == @STEPS[0]")
+    def __init__(self, seed: int, steps: int = STEPS[0]):
+        experts = pd.read_csv(FOLDER / "experts.csv").query("training_seed == @seed and steps == @steps")
         places = {candidate: place for place, candidate in enumerate(CANDIDATES)}
         experts["place"] = [places[row] for row in zip(experts.level1_low, experts.level2_low, experts.p, strict=True)]
         self.losses, self.macs = (experts.pivot(index="expert", columns="place", values=name).values for name in ("loss", "macs"))
         scored = pd.read_csv(FOLDER / "cascades.csv")
-        scored = scored.query("training_seed == @seed and steps == @STEPS[0] and sampling_seed == 0")
+        scored = scored.query("training_seed == @seed and steps == @steps and sampling_seed == 0")
         self.cascades, self.fids = scored[[f"expert{n}" for n in EXPERTS]].values, scored["fid"].values
         self.model = Surrogate(self.candidates(), self.cascades, self.fids)
         predicted = self._cross_validated()

@@ -17,7 +17,7 @@ from meme.config import Config
 from meme.seeding import derive_seed
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy, winner
-from meme_nas.summary import Agreement, Audited
+from meme_nas.summary import Agreement, Rescored
 from meme_nas.trial import Outcome, Task
 from meme_nas.trial_log import TrialRecord
 
@@ -68,9 +68,9 @@ class Audit:
     def record(self, outcome: Outcome) -> TrialRecord:
         return self._log.finish(outcome)
 
-    def results(self) -> list[Audited]:
+    def results(self) -> list[Rescored]:
         pairs = [(trial, self._of(trial)) for trial in self.chosen]
-        return [Audited(trial, record.outcome.fids) for trial, record in pairs if record and record.state == "complete"]
+        return [Rescored(trial, record.outcome.fids) for trial, record in pairs if record and record.state == "complete"]
 
     def _task(self, trial: TrialRecord) -> Task:
         first = self.settings.seed + self.settings.training_seeds - 1  # the search's last seed, and others
@@ -89,8 +89,8 @@ def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialR
     return finalists + random.Random(derive_seed(settings.seed, "audit")).sample(rest, count)
 
 
-def agreements(audited: Sequence[Audited], signals: dict[str, Sequence[float]], seed: int = 0) -> list[Agreement]:
-    """Kendall's tau of every signal (one value a configuration, lower is better) with the mean FID of the longer training.
+def agreements(audited: Sequence[Rescored], signals: dict[str, Sequence[float]], seed: int = 0) -> list[Agreement]:
+    """Kendall's tau of every signal (one value a configuration, lower is better) with the mean score of the longer training.
 
     Empty with fewer than ``LEAST`` configurations. Bootstrap samples in which all are equal are left out.
     """
@@ -107,7 +107,7 @@ def agreements(audited: Sequence[Audited], signals: dict[str, Sequence[float]], 
     return found
 
 
-def signals_of(audited: Sequence[Audited], search: Strategy) -> dict[str, list[float]]:
+def signals_of(audited: Sequence[Rescored], search: Strategy) -> dict[str, list[float]]:
     """What the search knew of each configuration: its score, what the surrogate says, the sum of its experts' interval losses."""
     trials = [each.trial for each in audited]
     signals = {"score at proxy length": [trial.outcome.values(search.settings.objectives)[0] for trial in trials]}
@@ -116,7 +116,7 @@ def signals_of(audited: Sequence[Audited], search: Strategy) -> dict[str, list[f
     return signals
 
 
-def audited_winner(audited: Sequence[Audited], objectives: Sequence[str]) -> TrialRecord | None:
+def audited_winner(audited: Sequence[Rescored], objectives: Sequence[str]) -> TrialRecord | None:
     """The finalist that turned out best on average, within the costs of the hand-made pattern; None without an audit."""
     longer = [replace(each.trial, outcome=replace(each.trial.outcome, **{objectives[0]: each.mean})) for each in audited]
     best = winner(longer, objectives)

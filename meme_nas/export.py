@@ -81,9 +81,10 @@ def export_configs(
 
 
 def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Config:
-    """The trial's config with the training length of its preset."""
-    share = trial.config.training.steps / settings.steps_of_a_proxy(settings.full_config())
-    return trial.config.with_(name=name, training={"steps": round(share * settings.full_config().training.steps)})
+    """The trial's config with the training length and the samples of its preset."""
+    full = settings.full_config()
+    steps = round(full.training.steps * trial.config.training.steps / settings.steps_of_a_proxy(full))
+    return trial.config.with_(name=name, training={"steps": steps}, evaluation={"samples": full.evaluation.samples})
 
 
 def drop_weights(

@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from functools import cache
 
+import moocore
 import numpy as np
 
 from meme.config import Config
@@ -19,16 +20,21 @@ from meme.errors import UserError
 from meme.seeding import derive_seed
 from meme_nas.assembly import Assembly, Cascade
 from meme_nas.proposals import Proposer
+from meme_nas.roster import Roster
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.strategy import Strategy
 from meme_nas.study import Study
-from meme_nas.surrogate import Candidates, Surrogate
+from meme_nas.surrogate import Surrogate
 from meme_nas.trial_log import TrialRecord
 from search_spaces.domain import Choices, draw, encoded, neighbours
 
+KEPT = 2  # one of so many candidates goes on to the next rung, to so many times the steps
 ROUND = 2  # candidates of each expert, unless more trials run at a time than that keeps busy
 ATTEMPTS = 60  # to propose a candidate that is new
 CREDULOUS_ATTEMPTS = 10  # of them by the proposer, before chance takes over
+MOST_CASCADES = 800  # that the surrogate is fitted to
+EVERY_ROUND, MILESTONES = 32, 1.25  # rounds, and by what their number grows until the surrogate's kernel is chosen anew
+RECENT = 4  # rounds whose surrogates may be asked again
 POOL, PARENTS = 200, 4  # points drawn by chance, and candidates whose neighbours join them
 
 
@@ -37,8 +43,10 @@ class Factorised(Strategy):
 
     unit = "experts"
 
-    def __init__(self, settings: SearchSettings, study: Study, **replaced):
-        super().__init__(settings, study, **replaced)
+    def __init__(self, settings: SearchSettings, study: Study, rung: int = 0, **replaced):
+        """``rung``: how many rungs below proxy length candidates are trained."""
+        super().__init__(settings, study.rung(rung), **replaced)
+        self.rung, self.steps = rung, steps_at(rung, self.space.base.training.steps)
         if self.space.shared:
             shared = ", ".join(self.space.shared)
             raise UserError(f"strategy: factorised searches expert by expert, and {shared} belong to all of them; give joint")
@@ -48,8 +56,11 @@ class Factorised(Strategy):
             n: Proposer(self._own[n], "tpe" if settings.proposer == "model" else settings.proposer) for n in self.numbers
         }
         self._round = max(ROUND, -(-(settings.proposal_lag or LEAST_LAG) // len(self.numbers)))
+        self._rosters = {n: Roster(self.study.experts(n), n, self._own[n], self.costs) for n in self.numbers}
         self._ends: list[int] = []
-        self._ends_after = -1  # trials
+        self._places: list[Cascade | None] = []  # of every trial, which candidates it put together
+        self._by_round: dict[int, list[int]] = {}  # numbers of cascades, by how many candidates they were chosen from
+        self._rounds_over = 0
         self._batches: dict[int, list[Cascade]] = {}
         self._models: dict[tuple[int, int], Surrogate | None] = {}
         self._interrupted += [trial for n in self.numbers for trial in self._log(n) if not trial.finished]
@@ -69,16 +80,14 @@ class Factorised(Strategy):
     @property
     def candidates(self) -> int:
         """Candidates of each expert that the budget pays for, beside the yardsticks; the hand-made pattern is the first."""
-        return max(1, self.settings.budget // self.settings.training_seeds - (len(self.yardsticks) - 1))
+        return candidates_in_full(self.settings, len(self.yardsticks))
 
     @property
     def rounds(self) -> list[int]:
         """How many candidates each expert has at the end of every round. Rounds of the study stay as they were when the budget
         is raised."""
-        if self._ends_after != len(self.study.trials):
-            self._ends_after = len(self.study.trials)
-            past = sorted({trial.candidates for trial in self._cascades})
-            self._ends = [end for end in past if end <= self.candidates]
+        if not self._ends:
+            self._ends = [end for end in sorted(self._cascades) if end <= self.candidates]
             while not self._ends or self._ends[-1] < self.candidates:
                 self._ends.append(min(self.candidates, (self._ends[-1] if self._ends else 0) + self._round))
         return self._ends
@@ -86,22 +95,34 @@ class Factorised(Strategy):
     @property
     def spent(self) -> tuple[int, int]:
         """Expert trainings that are done, and all that are to be."""
+        (trained, planned), (extra, all_extra) = self._candidates_spent, self._yardsticks_spent
+        return trained + extra, planned + all_extra
+
+    @property
+    def _candidates_spent(self) -> tuple[int, int]:
         finished = sum(trial.finished for n in self.numbers for trial in self._log(n))
-        yardsticks = sum(trial.finished for trial in self.study.trials[1 : len(self.yardsticks)])
-        each = len(self.numbers)
-        return finished + each * yardsticks, each * (self.candidates + len(self.yardsticks) - 1)
+        return finished, len(self.numbers) * self.candidates
+
+    @property
+    def _yardsticks_spent(self) -> tuple[int, int]:
+        """The same for yardsticks, but for the hand-made pattern, whose experts are candidates."""
+        each, others = len(self.numbers), len(self.yardsticks) - 1
+        return each * sum(trial.finished for trial in self.study.trials[1 : len(self.yardsticks)]), each * others
 
     @property
     def done(self) -> bool:
-        last = len(self.rounds) - 1
-        return not self._interrupted and self._yardsticks_done and self._trained(last) and self._scored(last)
+        return not self._interrupted and self._scored(len(self.rounds) - 1)
 
     def _log(self, number: int) -> list[TrialRecord]:
-        return self.study.experts(number).records
+        return self._rosters[number].trials
 
     @property
-    def _cascades(self) -> list[TrialRecord]:
-        return self.study.trials[len(self.yardsticks) :]
+    def _cascades(self) -> dict[int, list[int]]:
+        """Numbers of the trials that are cascades, by how many candidates they were chosen from."""
+        seen = len(self.yardsticks) + sum(map(len, self._by_round.values()))
+        for trial in self.study.trials[seen:]:
+            self._by_round.setdefault(trial.candidates, []).append(trial.number)
+        return self._by_round
 
     @property
     def _yardsticks_done(self) -> bool:
@@ -110,20 +131,23 @@ class Factorised(Strategy):
 
     def _trained(self, place: int) -> bool:
         """Whether the candidates of rounds 0 to ``place`` are finished."""
-        end = self.rounds[place] if place >= 0 else 0
-        return all(len(self._log(n)) >= end and all(trial.finished for trial in self._log(n)[:end]) for n in self.numbers)
+        return place < 0 or min(roster.finished for roster in self._rosters.values()) >= self.rounds[place]
 
     def _scored(self, place: int) -> bool:
         """Whether the cascades of rounds 0 to ``place`` are finished."""
-        if place < 0:
-            return True
-        if not (self._yardsticks_done and self._trained(place) and self._scored(place - 1)):
+        while self._rounds_over < len(self.rounds) and self._is_over(self._rounds_over):
+            self._rounds_over += 1
+        return place < self._rounds_over
+
+    def _is_over(self, place: int) -> bool:
+        """Of the round after those that are."""
+        if not (self._yardsticks_done and self._trained(place)):
             return False
         started = self._of_round(place)
         return len(started) >= len(self._batch(place)) and all(trial.finished for trial in started)
 
     def _of_round(self, place: int) -> list[TrialRecord]:
-        return [trial for trial in self._cascades if trial.candidates == self.rounds[place]]
+        return [self.study.trials[number] for number in self._cascades.get(self.rounds[place], ())]
 
     # --- What comes next --------------------------------------------------------------------------
 
@@ -135,35 +159,38 @@ class Factorised(Strategy):
         counts = {n: len(self._log(n)) for n in self.numbers}
         index = min(counts.values())
         place = next((place for place, end in enumerate(self.rounds) if end > index), None)
-        if place is None or not self._trained(place - 1) or not self._scored(place - 2):
+        if place is None or not self._trained(place - 1) or not self._informed(place):
             return None
         number = min(self.numbers, key=lambda n: (counts[n], n))
         choices = self._candidate(number, index, place)
         config = self._with({number: choices}, f"expert-{number}-{index:03d}")
         return self.study.experts(number).start(config, "expert", choices, self.distributions)
 
+    def _informed(self, place: int) -> bool:
+        """Whether all is scored that the candidates of round ``place`` are proposed from."""
+        return self._scored(place - 2)
+
     def _next_cascade(self) -> TrialRecord | None:
         """Start the next cascade of the first round that has one left."""
-        for place, end in enumerate(self.rounds):
-            if not (self._yardsticks_done and self._trained(place) and self._scored(place - 1)):
-                return None
-            started, batch = self._of_round(place), self._batch(place)
-            if len(started) < len(batch):
-                chosen = {n: self._log(n)[index].choices for n, index in zip(self.numbers, batch[len(started)], strict=True)}
-                config = self._with(chosen, f"trial-{len(self.study.trials):03d}")
-                choices = self.space.choices(config)
-                return self.study.start(config, "candidate", choices, self.distributions, candidates=end)
-        return None
+        place = next((place for place in range(self._rounds_over, len(self.rounds)) if not self._scored(place)), None)
+        if place is None or not (self._yardsticks_done and self._trained(place)):
+            return None
+        started, batch = self._of_round(place), self._batch(place)
+        if len(started) >= len(batch):
+            return None
+        chosen = {n: self._log(n)[index].choices for n, index in zip(self.numbers, batch[len(started)], strict=True)}
+        config = self._with(chosen, f"trial-{len(self.study.trials):03d}")
+        choices = self.space.choices(config)
+        return self.study.start(config, "candidate", choices, self.distributions, candidates=self.rounds[place])
 
     # --- Candidates of one expert -----------------------------------------------------------------
 
     def _candidate(self, number: int, index: int, place: int) -> Choices:
         """Choices of candidate ``index`` of expert ``number``: first the hand-made ones, then those of a warm start, then
         proposals; where nothing new is found, the last proposal, which costs nothing."""
-        known = [trial.choices for trial in self._log(number)]
         given = [self._part(number, choices) for choices in (self.space.choices(self.space.base), *self.warm)]
         for choices in given if index else given[:1]:
-            if choices not in known:
+            if self._rosters[number].place(choices) is None:
                 return choices
         for attempt in range(ATTEMPTS):
             seed = derive_seed(self.settings.seed, "candidate", number, index, attempt)
@@ -184,7 +211,7 @@ class Factorised(Strategy):
     def _imagined(self, number: int, model: Surrogate, end: int, seed: int) -> Choices:
         """The best under a draw from the model, out of points drawn by chance and the neighbours of the best candidates."""
         own, chance = self._own[number], random.Random(seed)
-        credit, _ = model.contributions(number)
+        credit = model.credit(number)
         best = [self._log(number)[index].choices for index in np.argsort(credit)[:PARENTS]]
         pool = [draw(own, chance) for _ in range(POOL)] + [near for choices in best for near in neighbours(own, choices)]
         places = np.array([encoded(own, choices) for choices in pool])
@@ -194,8 +221,7 @@ class Factorised(Strategy):
     def _is_new(self, number: int, choices: Choices) -> bool:
         """Whether no earlier candidate is the same expert, and a cascade with it can keep the limits."""
         config = self._with({number: choices}, "")
-        earlier = [trial.config.canonical_expert(number) for trial in self._log(number)]
-        return config.canonical_expert(number) not in earlier and self.costs.may_fit(config, number)
+        return not self._rosters[number].has(config) and self.costs.may_fit(config, number)
 
     @cache  # noqa: B019 (one strategy lives as long as its command)
     def _signals(self, number: int, place: int) -> list[tuple[Choices, tuple[float, float]]]:
@@ -203,12 +229,25 @@ class Factorised(Strategy):
         interval loss; and MACs."""
         end = self.rounds[place - 1] if place else 0
         trials, model = self._log(number)[:end], self._model(place - 2, end)
-        credit = model.contributions(number)[0] if model else [trial.outcome and trial.outcome.loss for trial in trials]
+        credit = model.credit(number) if model else [trial.outcome and trial.outcome.loss for trial in trials]
         return [
             (trial.choices, (float(value), float(trial.outcome.macs)))
             for trial, value in zip(trials, credit, strict=True)
             if trial.state == "complete"
         ]
+
+    def ranked(self, number: int, place: int) -> list[Choices]:
+        """Trained candidates of expert ``number`` after the cascades of round ``place``, best first: by non-dominated rank over
+        the surrogate's credit and the costs that are minimised, within a rank by credit."""
+        end, roster = self.rounds[place], self._rosters[number]
+        usable, model = roster.usable(end), self._model(place, end)
+        if not len(usable):
+            return []
+        credit = (model.credit(number) if model else roster.known(end).losses)[usable]
+        minimised = [column for column, kind in enumerate(self.costs.kinds) if kind in self.settings.objectives]
+        values = np.column_stack([credit, roster.costs(end)[usable][:, minimised]])
+        order = np.lexsort((credit, moocore.pareto_rank(values)))
+        return [self._log(number)[index].choices for index in usable[order]]
 
     # --- Cascades ---------------------------------------------------------------------------------
 
@@ -226,41 +265,41 @@ class Factorised(Strategy):
         return self._batches[end]
 
     def _assembly(self, end: int) -> Assembly:
-        logs = [self._log(n)[:end] for n in self.numbers]
-        ready = tuple(np.array([i for i, trial in enumerate(log) if self._usable(log, i)], dtype=int) for log in logs)
-        costs = tuple(
-            np.array([self.costs.of(trial.config, n) for trial in log]) for n, log in zip(self.numbers, logs, strict=True)
-        )
-        return Assembly(ready, costs, self.costs.winner_limits, self.costs.limits)
-
-    def _usable(self, log: list[TrialRecord], index: int) -> bool:
-        """Whether a candidate is trained, and the first of its choices."""
-        first = next(place for place, trial in enumerate(log) if trial.choices == log[index].choices)
-        return log[index].state == "complete" and first == index
+        rosters = self._rosters.values()
+        ready = tuple(roster.usable(end) for roster in rosters)
+        return Assembly(ready, tuple(r.costs(end) for r in rosters), self.costs.winner_limits, self.costs.limits)
 
     def _model(self, place: int, end: int) -> Surrogate | None:
         """Fitted to the cascades of rounds 0 to ``place``, over the first ``end`` candidates; None where none is scored."""
         if place < 0:
             return None
         if (place, end) not in self._models:
+            kept = self._milestones(place)
+            self._models = {key: model for key, model in self._models.items() if key[0] >= place - RECENT or key[0] in kept}
             kept = [t for t in self.study.trials if t.choices and t.candidates <= self.rounds[place] and t.state == "complete"]
             rows = [(cascade, t.outcome.values(self.settings.objectives)[0]) for t in kept if (cascade := self._cascade(t, end))]
-            candidates = [self._known(n, end) for n in self.numbers]
-            self._models[place, end] = Surrogate(candidates, *zip(*rows, strict=True)) if rows else None
+            candidates = [self._rosters[n].known(end) for n in self.numbers]
+            rows, like = _informative(rows), self._milestones(place)[-1]
+            like = self._model(like, self.rounds[like]) if like < place else None
+            self._models[place, end] = Surrogate(candidates, *zip(*rows, strict=True), like) if rows else None
         return self._models[place, end]
 
-    def _known(self, number: int, end: int) -> Candidates:
-        trials = self._log(number)[:end]
-        losses = [trial.outcome.loss if trial.state == "complete" else np.nan for trial in trials]
-        return Candidates(np.array([encoded(self._own[number], trial.choices) for trial in trials]), np.array(losses))
+    def _milestones(self, place: int) -> list[int]:
+        """Rounds up to ``place`` after which the surrogate's kernel is chosen anew: at first all, then ever fewer, as what has
+        been learned from so many cascades hardly changes by some more."""
+        found = list(range(min(place, EVERY_ROUND) + 1))
+        while (later := int(found[-1] * MILESTONES)) <= place and found[-1] >= EVERY_ROUND:
+            found.append(later)
+        return found
 
     def _cascade(self, trial: TrialRecord, end: int) -> Cascade | None:
-        """Which candidates ``trial`` put together; None if some are not among the first ``end``."""
-        places = []
-        for n in self.numbers:
-            own, log = self._part(n, trial.choices), self._log(n)[:end]
-            places.append(next((index for index, candidate in enumerate(log) if candidate.choices == own), None))
-        return None if None in places else tuple(places)
+        """Which candidates ``trial``, one of the study's, put together; None if some are not among the first ``end``."""
+        self._places += [None] * (len(self.study.trials) - len(self._places))
+        if self._places[trial.number] is None:
+            places = tuple(self._rosters[n].place(trial.choices) for n in self.numbers)
+            self._places[trial.number] = None if None in places else places
+        places = self._places[trial.number]
+        return None if places is None or max(places) >= end else places
 
     def _part(self, number: int, choices: Choices) -> Choices:
         return {name: choices[name] for name in self._own[number]}
@@ -270,4 +309,25 @@ class Factorised(Strategy):
         config = self.space.base
         for number, own in candidates.items():
             config = self.space.with_expert(config, number, own)
-        return config.with_(name=name)
+        return config.with_(name=name, training={"steps": self.steps})
+
+
+def _informative(rows: list[tuple[Cascade, float]]) -> list[tuple[Cascade, float]]:
+    """Of cascades and their scores, in order: all, or where these are too many the best half and the latest half of as many as
+    the surrogate takes in."""
+    if len(rows) <= MOST_CASCADES:
+        return rows
+    latest = len(rows) - MOST_CASCADES // 2
+    best = sorted(range(latest), key=lambda index: (rows[index][1], index))[: MOST_CASCADES - MOST_CASCADES // 2]
+    return [rows[index] for index in sorted(best)] + rows[latest:]
+
+
+def steps_at(rung: int, proxy_steps: int) -> int:
+    """Training steps of an expert that many rungs below proxy length."""
+    return proxy_steps // KEPT**rung
+
+
+def candidates_in_full(settings: SearchSettings, yardsticks: int) -> int:
+    """Candidates of each expert that the budget pays for at proxy length, beside the yardsticks; the hand-made pattern is the
+    first of both."""
+    return max(1, settings.budget // settings.training_seeds - (yardsticks - 1))

@@ -110,7 +110,8 @@ class Objective:
         """With every seed."""
         _, bank = self._open(task.config)
         begun_at, begun = time.time(), time.perf_counter()
-        progress = ProgressFile(self.folder / "trials" / f"expert{task.expert}-{task.number:03d}", len(task.seeds))
+        folder = trial_folder(self.folder, task.number, task.kind, task.rung)
+        progress = ProgressFile(folder.parent / f"expert{task.expert}-{folder.name}", len(task.seeds))
         found = [
             self._obtain(bank, task.config, task.expert, seed, place, progress) for place, seed in enumerate(task.seeds, start=1)
         ]
@@ -129,7 +130,7 @@ class Objective:
 
     def _train_and_score(self, task: Task) -> Outcome:
         basis, bank = self._open(task.config)
-        folder, count = trial_folder(self.folder, task.number, task.kind), len(task.config.experts)
+        folder, count = trial_folder(self.folder, task.number, task.kind, task.rung), len(task.config.experts)
         begun_at, begun = time.time(), time.perf_counter()
         progress, banked = ProgressFile(folder, count * len(task.seeds)), []
         for seed in task.seeds:
@@ -137,8 +138,9 @@ class Objective:
             banked.append([self._obtain(bank, task.config, n, seed, done + n, progress) for n in range(1, count + 1)])
         training_seconds = time.perf_counter() - begun
         scores = [self._score(task, seed, found, basis, bank) for seed, found in zip(task.seeds, banked, strict=True)]
-        keep_ensemble(folder, _seeded(task.config, task.seeds[0]), banked[0], bank)
-        save_grid(folder / "samples.png", scores[0].grid)
+        if not task.rung:  # of the others nothing is looked at again
+            keep_ensemble(folder, _seeded(task.config, task.seeds[0]), banked[0], bank)
+            save_grid(folder / "samples.png", scores[0].grid)
         progress.remove()
         latency = ensemble_latency_ms(task.config, pick_device(self.device))
         return outcome_of(task, scores, latency, begun_at, training_seconds)

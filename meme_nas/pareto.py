@@ -7,7 +7,7 @@ import numpy as np
 
 from meme_nas.trial_log import TrialRecord
 
-OBJECTIVES = ("fid", "macs")
+OBJECTIVES = ("quality", "macs")  # the first is FID or KID, whichever a search minimises
 
 
 def front(trials: Iterable[TrialRecord], objectives: Sequence[str] = OBJECTIVES) -> list[TrialRecord]:

@@ -57,7 +57,8 @@ def _page(summary: Summary) -> str:
         bars=_bars(summary.importance),
         bars_left_out=max(0, len(summary.importance) - MOST_BARS),
         audit=_audit(summary),
-        columns=_COLUMNS,
+        columns=[(title.format(metric=words.metric_name(summary)), *rest) for title, *rest in _COLUMNS],
+        metric=words.metric_name(summary),
         rows=[_row(trial, summary.winner) for trial in summary.trials],
     )
 
@@ -150,7 +151,7 @@ def _sample(summary: Summary, title: str, trial: TrialRecord) -> dict:
     return {
         "title": title,
         "image": _embedded(trial_folder(summary.folder, trial.number) / "samples.png"),
-        "score": f"FID {score}" if score else "no score",
+        "score": f"{words.metric_name(summary)} {score}" if score else "no score",
         "details": _cost(trial) if score else ": ".join(filter(None, (trial.state, trial.reason))),
     }
 
@@ -181,8 +182,8 @@ def _audit(summary: Summary) -> dict | None:
         "rows": [
             {
                 "name": f"trial {each.trial.number}" + ("" if each.trial.kind == "candidate" else f", {each.trial.kind}"),
-                "proxy": words.fid_text(each.trial.outcome.fids[0] if each.trial.outcome.fids else each.trial.outcome.fid),
-                "longer": str(words.Score(each.mean, each.deviation, len(each.fids), rescored=True)),
+                "proxy": words.score_text(each.trial.outcome.quality),
+                "longer": str(words.Score(each.mean, each.deviation, len(each.scores), rescored=True)),
             }
             for each in ranked
         ],
@@ -210,7 +211,7 @@ _COLUMNS = (
     ("Trial", True),
     ("Kind", False),
     ("State", False),
-    ("FID", True),
+    ("{metric}", True),
     ("MACs", True),
     ("Params", True),
     ("Latency", True),
@@ -223,13 +224,14 @@ _COLUMNS = (
 def _row(trial: TrialRecord, winner: TrialRecord | None) -> dict:
     """A table row: every cell as (text, what it is sorted by)."""
     outcome = trial.outcome
-    fid, macs, params, latency = (outcome.fid, outcome.macs, outcome.params, outcome.latency_ms) if outcome else (None,) * 4
+    names = ("quality", "macs", "params", "latency_ms")
+    score, macs, params, latency = outcome.values(names) if outcome else (None,) * len(names)
     seconds = outcome.seconds if outcome else None
     cells = [
         (str(trial.number), trial.number),
         (trial.kind, trial.kind),
         (trial.state, trial.state),
-        (words.fid_text(fid), fid),
+        (words.score_text(score), score),
         (words.quantity(macs), macs),
         (words.quantity(params), params),
         (words.latency_text(latency), latency),

@@ -19,10 +19,11 @@ from meme_nas.report_words import (
     best_score,
     duration,
     feature_spaces,
-    fid_text,
     final_score,
     latency_text,
+    metric_name,
     quantity,
+    score_text,
     search_score,
     splits_text,
     yardsticks,
@@ -32,7 +33,7 @@ from meme_nas.trial_log import TrialRecord
 
 Figure = dict[str, Any]
 
-LOG_FROM = 8  # from this ratio of largest to smallest FID on, a linear axis would press the good ones together
+LOG_FROM = 8  # from this ratio of largest to smallest score on, a linear axis would press the good ones together
 # Symbol, size and colour; a triangle looks smaller than other symbols of its size.
 _MARKS = {
     HAND_MADE: ("diamond", 13, "--hand-made"),
@@ -45,7 +46,7 @@ _SHORT_NAMES = {"single-model": "single model", "candidate": "other finalists"}
 
 
 def pareto_figure(summary: Summary) -> Figure | None:
-    """FID against MACs of all complete trials, their front, yardsticks and winner; None while there are none.
+    """FID or KID against MACs of all complete trials, their front, yardsticks and winner; None while there are none.
 
     Points and front are the search's own scores. Symbols are the scores that are quoted: mean and deviation where
     a trial was scored again, so that the distance to its point shows by how much chance had flattered it.
@@ -55,7 +56,7 @@ def pareto_figure(summary: Summary) -> Figure | None:
         return None
     marked = [_mark(summary, trial, _macs, best_score(summary, trial)) for trial in _marked(summary)]
     x_axis = _axis("MACs an image and step", tickformat="~s", range=_padded([_macs(trial) for trial in complete]))
-    y_axis = _fid_axis(summary, complete)
+    y_axis = _score_axis(summary, complete)
     points = _points("trials", complete, _macs, _POINT)
     return {
         "data": [points, _front(complete), *marked],
@@ -64,7 +65,7 @@ def pareto_figure(summary: Summary) -> Figure | None:
 
 
 def progress_figure(summary: Summary) -> Figure | None:
-    """The search's own FIDs over trial numbers and the best so far; None while no trial is complete."""
+    """The search's own scores over trial numbers and the best so far; None while no trial is complete."""
     complete = _complete(summary)
     if not complete:
         return None
@@ -74,7 +75,7 @@ def progress_figure(summary: Summary) -> Figure | None:
         "data": [_points("candidates", candidates, _number, _POINT), _running_best(complete), *marked],
         "layout": _layout(
             xaxis=_axis("trial", range=[-1, complete[-1].number + 1]),
-            yaxis=_fid_axis(summary, complete, title="FID"),
+            yaxis=_score_axis(summary, complete, title=metric_name(summary)),
         ),
     }
 
@@ -102,7 +103,7 @@ def _mark(summary: Summary, trial: TrialRecord, x_of: Callable[[TrialRecord], fl
     name = f"winner: {_who(trial)}" if won else _short_name(trial)
     trace = _points(name, [trial], x_of, marker) | {"y": [score.mean]}
     if score.rescored:
-        trace["hovertext"] = [f"{_hover(trial)}<br>scored again: FID {score} over {score.seeds} sampling seeds"]
+        trace["hovertext"] = [f"{_hover(trial)}<br>scored again: {score} over {score.seeds} sampling seeds"]
     if score.has_spread:
         trace["error_y"] = {"type": "data", "array": [score.deviation], "color": colour, "thickness": 2, "width": 6}
     if trial.kind == "candidate" and not won:
@@ -112,16 +113,16 @@ def _mark(summary: Summary, trial: TrialRecord, x_of: Callable[[TrialRecord], fl
 
 
 def _running_best(complete: list[TrialRecord]) -> Figure:
-    best, fids = math.inf, []
+    best, scores = math.inf, []
     for trial in complete:
-        best = min(best, trial.outcome.fid)
-        fids.append(best)
+        best = min(best, trial.outcome.quality)
+        scores.append(best)
     return {
         "type": "scatter",
         "name": "best so far",
         "mode": "lines",
         "x": [trial.number for trial in complete],
-        "y": fids,
+        "y": scores,
         "line": {"shape": "hv", "color": "--accent", "width": 2},
         "hoverinfo": "skip",
     }
@@ -133,7 +134,7 @@ def _points(name: str, trials: list[TrialRecord], x_of: Callable[[TrialRecord], 
         "name": html.escape(name),
         "mode": "markers",
         "x": [x_of(trial) for trial in trials],
-        "y": [trial.outcome.fid for trial in trials],
+        "y": [trial.outcome.quality for trial in trials],
         "marker": marker,
         "hoverinfo": "text",
         "hovertext": [_hover(trial) for trial in trials],
@@ -144,7 +145,7 @@ def _hover(trial: TrialRecord) -> str:
     """Plotly reads a subset of HTML, so everything that is not ours is escaped."""
     outcome = trial.outcome
     lines = [
-        f"FID {fid_text(outcome.fid)}",
+        f"{outcome.metric.upper()} {score_text(outcome.quality)}",
         f"{quantity(outcome.macs)} MACs, {quantity(outcome.params)} parameters",
         f"latency {latency_text(outcome.latency_ms)}, took {duration(outcome.seconds)}",
         *splits_text(trial).split("  "),
@@ -169,7 +170,7 @@ def _labels(summary: Summary, x_axis: Figure, y_axis: Figure) -> list[Figure]:
 
 
 def _place(trial: TrialRecord, score: Score, y_axis: Figure) -> tuple[float, float]:
-    """MACs and FID as annotations take them: on a log axis by exponent."""
+    """MACs and score as annotations take them: on a log axis by exponent."""
     return _macs(trial), math.log10(score.mean) if y_axis.get("type") == "log" else score.mean
 
 
@@ -202,13 +203,14 @@ def _label(place: tuple[float, float], text: str, move: tuple[int, int]) -> Figu
     }
 
 
-def _fid_axis(summary: Summary, complete: list[TrialRecord], title: str | None = None) -> Figure:
+def _score_axis(summary: Summary, complete: list[TrialRecord], title: str | None = None) -> Figure:
     spaces = feature_spaces(summary)
-    title = title or (f"FID ({html.escape(spaces)} features)" if spaces else "FID")
-    fids = [trial.outcome.fid for trial in complete] + _interval_ends(summary)
-    if min(fids) > 0 and max(fids) / min(fids) >= LOG_FROM:
-        return _axis(f"{title}, log scale", type="log", range=_padded([math.log10(fid) for fid in fids]))
-    return _axis(title, range=_padded(fids))
+    name = metric_name(summary)
+    title = title or (f"{name} ({html.escape(spaces)} features)" if spaces else name)
+    scores = [trial.outcome.quality for trial in complete] + _interval_ends(summary)
+    if min(scores) > 0 and max(scores) / min(scores) >= LOG_FROM:
+        return _axis(f"{title}, log scale", type="log", range=_padded([math.log10(score) for score in scores]))
+    return _axis(title, range=_padded(scores))
 
 
 def _interval_ends(summary: Summary) -> list[float]:

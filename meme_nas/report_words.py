@@ -36,12 +36,14 @@ SEARCH_SCORE_NOTE = (
 
 @dataclass(frozen=True)
 class Score:
-    """A trial's FID as it is quoted: rescored over sampling seeds, or the search's own."""
+    """A trial's FID or KID as it is quoted: rescored over sampling seeds, or the search's own."""
 
     mean: float
     deviation: float
     seeds: int
     rescored: bool
+    samples: int | None = None
+    """Where they are others than the search's."""
 
     @property
     def has_spread(self) -> bool:
@@ -52,21 +54,21 @@ class Score:
 
     def __str__(self) -> str:
         if not self.has_spread:
-            return fid_text(self.mean)
+            return score_text(self.mean)
         decimals = _decimals(self.deviation) if self.deviation > 0 else 2
         return f"{self.mean:.{decimals}f} ± {self.deviation:.{decimals}f}"
 
 
 def search_score(trial: TrialRecord) -> Score | None:
     """The score that the search gave ``trial``, if it completed."""
-    return Score(trial.outcome.fid, 0.0, 1, rescored=False) if trial.state == "complete" else None
+    return Score(trial.outcome.quality, 0.0, 1, rescored=False) if trial.state == "complete" else None
 
 
 def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
     """The score of ``trial`` as a finalist, if it is one."""
     for finalist in summary.finalists:
-        if finalist.trial.number == trial.number and finalist.fids and all(map(math.isfinite, finalist.fids)):
-            return Score(finalist.mean, finalist.deviation, len(finalist.fids), rescored=True)
+        if finalist.trial.number == trial.number and finalist.scores and all(map(math.isfinite, finalist.scores)):
+            return Score(finalist.mean, finalist.deviation, len(finalist.scores), rescored=True, samples=finalist.samples)
     return None
 
 
@@ -139,15 +141,20 @@ def audited_words(summary: Summary) -> list[str]:
     ours, theirs = (by_number.get(trial.number) if trial else None for trial in (summary.winner, rival))
     if ours is None or theirs is None or ours is theirs:
         return []
-    scores = [Score(each.mean, each.deviation, len(each.fids), rescored=True) for each in (ours, theirs)]
+    scores = [Score(each.mean, each.deviation, len(each.scores), rescored=True) for each in (ours, theirs)]
     how = "is not distinguishable from" if scores[0].overlaps(scores[1]) else "is better than"
     how = "is worse than" if how == "is better than" and scores[0].mean > scores[1].mean else how
     subject = f"the winner (trial {ours.trial.number}) {how} the hand-made pattern"
-    return [f"Trained longer with {len(ours.fids)} training seeds, {subject}: {scores[0]} against {scores[1]}."]
+    return [f"Trained longer with {len(ours.scores)} training seeds, {subject}: {scores[0]} against {scores[1]}."]
+
+
+def metric_name(summary: Summary) -> str:
+    """``FID`` or ``KID``."""
+    return summary.metric.upper()
 
 
 def feature_spaces(summary: Summary) -> str:
-    """Name of the space the FIDs are measured in, ``classifier(digits)``; empty while nothing is scored."""
+    """Name of the space the scores are measured in, ``classifier(digits)``; empty while nothing is scored."""
     names = {trial.outcome.features: None for trial in summary.trials if trial.state == "complete"}
     return " / ".join(name for name in names if name)
 
@@ -162,13 +169,13 @@ def quantity(value: float | None) -> str:
     return _three_digits(value)
 
 
-def fid_text(value: float | None) -> str:
+def score_text(value: float | None) -> str:
     """Three significant digits; a dash for None."""
     return NONE if value is None or not math.isfinite(value) else _three_digits(value)
 
 
 def latency_text(milliseconds: float | None) -> str:
-    return NONE if milliseconds is None else f"{fid_text(milliseconds)} ms"
+    return NONE if milliseconds is None else f"{score_text(milliseconds)} ms"
 
 
 def duration(seconds: float | None) -> str:
@@ -210,17 +217,17 @@ def _no_winner(summary: Summary) -> str:
 def _nothing_better(summary: Summary, winner: TrialRecord) -> str:
     candidates = sum(not trial.is_yardstick and trial.state == "complete" for trial in summary.trials)
     score = best_score(summary, winner)
-    has = f"{_subject(winner)} has FID {score} ({_basis(summary, winner, score)})."
+    has = f"{_subject(winner)} has {metric_name(summary)} {score} ({_basis(summary, winner, score)})."
     if not candidates:
         return f"No candidate has a score yet; {has}"
     nobody = "the one scored candidate has not" if candidates == 1 else f"none of {candidates} scored candidates has"
-    return f"Nothing beat the hand-made pattern: {nobody} a lower FID at no more MACs. {_capital(has)}"
+    return f"Nothing beat the hand-made pattern: {nobody} a lower {metric_name(summary)} at no more MACs. {_capital(has)}"
 
 
 def _unrivalled(summary: Summary, winner: TrialRecord) -> str:
     score = best_score(summary, winner)
     return (
-        f"{_capital(_subject(winner))} has FID {score} at {quantity(winner.outcome.macs)} MACs "
+        f"{_capital(_subject(winner))} has {metric_name(summary)} {score} at {quantity(winner.outcome.macs)} MACs "
         f"({_basis(summary, winner, score)}); the hand-made pattern has no score to compare it with."
     )
 
@@ -233,7 +240,7 @@ def _against(summary: Summary, winner: TrialRecord, kind: str) -> str | None:
     scores = final_score(summary, winner), final_score(summary, rival)
     ours, theirs = scores if all(scores) else (search_score(winner), search_score(rival))
     cost, name, subject = _cost_phrase(winner.outcome.macs, rival.outcome.macs), _RIVALS[kind], _subject(winner)
-    numbers, basis = f"FID {ours} against {theirs}", _basis(summary, winner, ours)
+    numbers, basis = f"{metric_name(summary)} {ours} against {theirs}", _basis(summary, winner, ours)
     if ours.has_spread and ours.overlaps(theirs):
         return f"At {cost}, {subject} is not distinguishable from {name}: {numbers} ({basis})."
     if ours.has_spread and ours.mean > theirs.mean:
@@ -246,10 +253,10 @@ def _subject(winner: TrialRecord) -> str:
 
 
 def _basis(summary: Summary, winner: TrialRecord, score: Score) -> str:
-    """What an FID is worth nothing without: feature space, number of samples, seeds."""
+    """What a score is worth nothing without: feature space, number of samples, seeds."""
     seeds = f"{score.seeds} sampling seed{'s' * (score.seeds > 1)}" + ("" if score.rescored else ", as searched")
     features = winner.outcome.features or "unnamed"
-    return f"{features} features, {winner.config.evaluation.samples:,} samples, {seeds}"
+    return f"{features} features, {score.samples or winner.config.evaluation.samples:,} samples, {seeds}"
 
 
 def _said_once(sentences: list[str], basis: str) -> list[str]:

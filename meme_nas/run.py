@@ -4,6 +4,7 @@ import os
 import platform
 import shlex
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -19,27 +20,27 @@ from meme.data import Images
 from meme.ensemble import Ensemble
 from meme.features import FeatureSpace
 from meme.files import written_whole
-from meme.pipeline import evaluate, load_ensemble, pick_device, train
+from meme.pipeline import evaluate, pick_device, train
 from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.export import Kept, export_configs, write_trials
-from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
+from meme_nas.promotion import factorised
 from meme_nas.report import write_report
-from meme_nas.report_words import audit_verdict, quantity
+from meme_nas.report_words import audit_verdict, metric_name, quantity
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import Study, recorded_settings, trial_folder
-from meme_nas.summary import Finalist, Summary
+from meme_nas.summary import Rescored, Summary
 from meme_nas.trial_log import TrialRecord
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
-STRATEGIES: dict[str, type[Strategy]] = {"factorised": Factorised, "joint": Joint}
+STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorised": factorised, "joint": Joint}
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 
@@ -219,6 +220,7 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
         facts=_facts(settings, basis.images, basis.space),
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
+        metric=settings.objectives[0],
     )
     if best:
         with written_whole(folder / "samples.png") as partial:
@@ -228,31 +230,42 @@ def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
     return summary
 
 
-def _score_again(settings: SearchSettings, trials, best: TrialRecord | None, basis: Basis) -> list[Finalist]:
+def _score_again(settings: SearchSettings, trials, best: TrialRecord | None, basis: Basis) -> list[Rescored]:
     """Winner and yardsticks, each with the same fresh sampling seeds: the winner was picked for its score with the old one."""
-    device, bank = pick_device(settings.device), ExpertBank(bank_of(settings), basis.data, basis.held_out)
+    bank = ExpertBank(bank_of(settings), basis.data, basis.held_out)
     chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
     finalists = []
     with remarks.status("scoring winner and yardsticks with fresh noise"):
         for trial in chosen:
-            folder = trial_folder(settings.folder, trial.number)
-            restore_ensemble(folder, bank, device)
-            ensemble = load_ensemble(folder, device)
-            scores = [evaluate(ensemble, basis.images, basis.space, seed=seed, device=device) for seed in FRESH_SEEDS]
-            finalists.append(Finalist(trial, tuple(score.fid for score in scores)))
+            restore_ensemble(trial_folder(settings.folder, trial.number), bank, pick_device(settings.device))
+            by_training = [_fresh_scores(settings, trial.config, seed, basis, bank) for seed in settings.seeds]
+            means = tuple(map(statistics.fmean, zip(*by_training, strict=True)))
+            finalists.append(Rescored(trial, means, settings.full_config().evaluation.samples))
     return finalists
 
 
+def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, basis: Basis, bank: ExpertBank) -> list[float]:
+    """Of an ensemble in the bank, one a fresh sampling seed, with as many samples as its full training would be scored by."""
+    device, metric = pick_device(settings.device), settings.objectives[0]
+    config = config.with_(training={"seed": training_seed}, evaluation={"samples": settings.full_config().evaluation.samples})
+    numbers = range(1, len(config.experts) + 1)
+    ensemble = Ensemble(config, [bank.load(config, n, bank.obtain(config, n, device), device) for n in numbers])
+    scores = (evaluate(ensemble, basis.images, basis.space, metrics=(metric,), seed=seed, device=device) for seed in FRESH_SEEDS)
+    return [score.measured[metric].value for score in scores]
+
+
 def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
-    config = settings.as_proxy(settings.full_config())
+    full = settings.full_config()
+    config = settings.as_proxy(full)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "optuna", "diffusers", "clean-fid", "ptflops"))
     return {
         "command": shlex.join(["python", *sys.argv]),
         "data": f"{images.name}: {len(images)} images, {config.image.channels} x {config.image.size} x {config.image.size}",
         "feature space": space.name,
         "scored on": f"{config.evaluation.samples} samples, {config.sampling.sampler} {config.sampling.steps} steps",
+        "winner and yardsticks on": f"{full.evaluation.samples} samples",
         "proxy training": f"{config.training.steps} steps of {config.training.batch_size} an expert",
-        "full training": f"{settings.full_config().training.steps} steps an expert",
+        "full training": f"{full.training.steps} steps an expert",
         "versions": f"Python {platform.python_version()}, {versions}",
         "hardware": f"{os.cpu_count()} cores, {_gpu()}",
         "date": time.strftime("%Y-%m-%d %H:%M"),
@@ -264,15 +277,15 @@ def _gpu() -> str:
 
 
 def _say_results(settings: SearchSettings, summary: Summary) -> None:
-    folder, best = settings.folder, summary.winner
+    folder, best, metric = settings.folder, summary.winner, metric_name(summary)
     if best is None:
         console.print(f"no trial was scored; the reasons are in {folder / 'trials.csv'}")
         return
     for finalist in summary.finalists:
         name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
         macs = quantity(finalist.trial.outcome.macs)
-        console.print(f"  {name:<20} FID {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
-    console.print(f"  (FID over {best.outcome.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
+        console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
+    console.print(f"  ({metric} over {best.outcome.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     if summary.audited:
         console.print(audit_verdict(summary.agreements))
     console.print(

@@ -15,6 +15,7 @@ Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
 QUALITIES = ("fid", "kid")
 LEAST_LAG = 2  # so that one worker and two propose the same
 PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
+SAMPLES_SHARE = 4  # and its score one sample for so many of a full score: benchmarks/samples_needed.py
 
 
 class SearchSettings(Settings):
@@ -54,11 +55,15 @@ class SearchSettings(Settings):
     proxy_steps: Annotated[int, Field(ge=1)] | None = None
     """Training steps an expert in a trial. None: a sixteenth of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
-    """Images drawn to score a trial. None: the preset's."""
+    """Images drawn for every score. None: for those of winner and yardsticks in the end as many as the preset says, for those of
+    trials a quarter."""
     training_seeds: Annotated[int, Field(ge=1)] = 1
     """Seeds with which every candidate is trained; its score is their mean, and the budget pays for each."""
     cascades_per_candidate: Annotated[int, Field(ge=1)] = 4
     """Factorised: cascades to put together from the bank and score for every candidate an expert gets."""
+    rungs: Annotated[int, Field(ge=1, le=6)] = 1
+    """Factorised: lengths at which candidates are trained. 1: proxy length alone. 2: all to half of it, and the better half of
+    them, by non-dominated rank, on to the whole; 3: from a quarter; and so on. The same budget then pays for more candidates."""
     bank: Path | None = None
     """Folder of trained experts, which studies on the same data may share. None: bank in the study's folder."""
     bank_gib: Annotated[float, Field(gt=0.0)] | None = None
@@ -111,12 +116,22 @@ class SearchSettings(Settings):
             raise UserError("sampler: model needs strategy factorised; allowed with joint are tpe, nsga2 and random")
         if self.workers_per_expert > 1 and self.engine != "ray":
             raise UserError(f"workers_per_expert: must be 1 with engine local, not {self.workers_per_expert}; or take engine ray")
+        self._check_rungs()
         first, rest = self.objectives[:1], self.objectives[1:]
         if not set(first) & set(QUALITIES) or set(rest) & set(QUALITIES) or len(set(rest)) < len(rest):
             raise UserError(
                 f"objectives: fid or kid first, then any of macs, params and latency_ms, not {' '.join(self.objectives)}"
             )
         return self
+
+    def _check_rungs(self) -> None:
+        if self.rungs == 1:
+            return
+        if self.strategy_name != "factorised":
+            raise UserError("rungs: more than 1 needs strategy factorised")
+        most = self.steps_of_a_proxy(self.full_config()).bit_length()
+        if self.rungs > most:
+            raise UserError(f"rungs: {self.rungs - 1} times half of the proxy length is less than one step; at most {most} here")
 
     @property
     def strategy_name(self) -> str:
@@ -128,6 +143,11 @@ class SearchSettings(Settings):
     def proposer(self) -> str:
         """The sampler in force."""
         return self.sampler or ("model" if self.strategy_name == "factorised" else "tpe")
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """With which every candidate is trained."""
+        return tuple(range(self.seed, self.seed + self.training_seeds))
 
     @property
     def limits(self) -> dict[str, float]:
@@ -176,8 +196,9 @@ class SearchSettings(Settings):
         return max(1, round(config.training.steps * share))
 
     def as_proxy(self, config: Config) -> Config:
-        """``config`` with the training length of a trial."""
-        return config.with_(training={"steps": self.steps_of_a_proxy(config)})
+        """``config`` with the training length and the samples of a trial."""
+        samples = self.samples or -(-config.evaluation.samples // SAMPLES_SHARE)
+        return config.with_(training={"steps": self.steps_of_a_proxy(config)}, evaluation={"samples": max(2, samples)})
 
     def in_force(self) -> dict[str, str | int | float | None]:
         """What must not change while a study goes on, because it would make its scores or proposals incomparable."""
@@ -185,11 +206,12 @@ class SearchSettings(Settings):
             "preset": self.preset_name,
             "image_size": self.full_config().image.size,
             "proxy_steps": self.steps_of_a_proxy(self.full_config()),
-            "samples": self.full_config().evaluation.samples,
+            "samples": self.as_proxy(self.full_config()).evaluation.samples,
             "strategy": self.strategy_name,
             "sampler": self.proposer,
             "training_seeds": self.training_seeds,
             "cascades_per_candidate": self.cascades_per_candidate if self.strategy_name == "factorised" else None,
+            "rungs": self.rungs,
             "objectives": " ".join(self.objectives),
             "proposal_lag": self.proposal_lag or LEAST_LAG,
             "dimensions": " ".join(sorted(set(self.dimensions))),

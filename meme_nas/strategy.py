@@ -25,6 +25,8 @@ class Strategy:
 
     unit = "trials"
     """What ``spent`` counts."""
+    rung = 0
+    """How many rungs below proxy length its trials are trained."""
 
     def __init__(
         self,
@@ -35,9 +37,9 @@ class Strategy:
     ):
         """``space`` and ``yardsticks`` (kind and config) take the place of those that the settings name."""
         self.settings, self.study = settings, study
-        self.space = space or build_space(settings.as_proxy(settings.full_config()), settings.dimensions)
+        self.space = space or proxy_space(settings)
         self.costs = Costs(settings, self.space)
-        self.yardsticks = _yardsticks_of(settings) if yardsticks is None else list(yardsticks)
+        self.yardsticks = yardsticks_of(settings) if yardsticks is None else list(yardsticks)
         self.distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
         self._interrupted = [trial for trial in study.trials if not trial.finished]
         self.exhausted = False
@@ -88,12 +90,10 @@ class Strategy:
         return self.study.start(config, kind, choices, self.distributions)
 
     def _task(self, trial: TrialRecord) -> Task:
-        first = self.settings.seed
-        seeds = tuple(range(first, first + self.settings.training_seeds))
-        return Task(trial.number, trial.config, trial.kind, trial.expert, seeds)
+        return Task(trial.number, trial.config, trial.kind, trial.expert, self.settings.seeds, self.rung)
 
 
-def winner(trials: Iterable[TrialRecord], objectives: tuple[str, ...] = ("fid", "macs")) -> TrialRecord | None:
+def winner(trials: Iterable[TrialRecord], objectives: Sequence[str] = ("quality", "macs")) -> TrialRecord | None:
     """The best of the searched space by the first of ``objectives``, no worse than the hand-made pattern in the others.
 
     The hand-made pattern itself wins if nothing beats it."""
@@ -104,7 +104,12 @@ def winner(trials: Iterable[TrialRecord], objectives: tuple[str, ...] = ("fid", 
     return min(fitting, key=lambda trial: trial.outcome.values(objectives)[0], default=None)
 
 
-def _yardsticks_of(settings: SearchSettings) -> list[tuple[str, Config]]:
+def proxy_space(settings: SearchSettings) -> Space:
+    """What is searched, around the hand-made pattern at proxy length."""
+    return build_space(settings.as_proxy(settings.full_config()), settings.dimensions)
+
+
+def yardsticks_of(settings: SearchSettings) -> list[tuple[str, Config]]:
     """Kind and config, at proxy length; the hand-made pattern first."""
     named = yardsticks(settings.preset_name)
     return [(kind, settings.as_proxy(settings.applied_to(config))) for kind, config in named.items()]

@@ -55,7 +55,7 @@ class Study:
         return study
 
     def _open(self, storage: BaseStorage, name: str, objectives: Sequence[str]) -> None:
-        self._storage, self._name, self._experts, self._audit = storage, name, {}, None
+        self._storage, self._name, self._experts, self._rungs, self._audit = storage, name, {}, {}, None
         self._ensembles = TrialLog(storage, name, objectives)
 
     def close(self) -> None:
@@ -80,6 +80,17 @@ class Study:
         if number not in self._experts:
             self._experts[number] = TrialLog(self._storage, _name_of_expert(self._name, number), EXPERT_OBJECTIVES, number)
         return self._experts[number]
+
+    def rung(self, number: int) -> "Study":
+        """The trials trained to the rung that is ``number`` below proxy length: studies of their own in the same journal, as
+        their scores compare with no others."""
+        if not number:
+            return self
+        if number not in self._rungs:
+            self._rungs[number] = study = Study.__new__(Study)
+            study.folder, study._lock, study.mended = self.folder, None, None
+            study._open(self._storage, f"{self._name}-rung-{number}", self._ensembles.objectives)
+        return self._rungs[number]
 
     def audit(self) -> TrialLog:
         """The trials that train some configurations longer: a study of its own in the same journal."""
@@ -116,9 +127,10 @@ class Study:
                 )
 
 
-def trial_folder(study: Path, number: int, kind: str = "candidate") -> Path:
-    """Where a trial keeps its config, weights and samples; those of the audit are apart, as they have numbers of their own."""
-    return study / ("audit" if kind == "audit" else TRIALS) / f"{number:03d}"
+def trial_folder(study: Path, number: int, kind: str = "candidate", rung: int = 0) -> Path:
+    """Where a trial keeps its config, weights and samples; those of the audit and of lower rungs are apart, as they have numbers
+    of their own."""
+    return study / ("audit" if kind == "audit" else f"rung-{rung}" if rung else TRIALS) / f"{number:03d}"
 
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
@@ -156,8 +168,8 @@ def _name_of_expert(study: str, number: int) -> str:
 
 def _expert_of(name: str, study: str) -> int:
     """Whose trainings the Optuna study of this name records; 0: ensembles."""
-    prefix = _name_of_expert(study, 0).removesuffix("0")
-    return int(name.removeprefix(prefix)) if name.startswith(prefix) else 0
+    _, is_expert, number = name.removeprefix(study).rpartition(_name_of_expert("", 0).removesuffix("0"))  # a rung may precede it
+    return int(number) if is_expert else 0
 
 
 def _load(place: Place) -> optuna.Study | None:

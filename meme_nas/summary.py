@@ -9,39 +9,24 @@ from meme_nas.trial_log import TrialRecord
 
 
 @dataclass(frozen=True)
-class Finalist:
-    """A trial scored again, at proxy length, with sampling noise that the search has not seen."""
+class Rescored:
+    """A trial scored again in ways the search has not seen: a finalist at proxy length with other sampling noise, what is audited
+    after longer training with several seeds."""
 
     trial: TrialRecord
-    fids: tuple[float, ...]
-    """One a sampling seed."""
+    scores: tuple[float, ...]
+    """FID or KID, one a sampling seed of a finalist, one a training seed in the audit."""
+    samples: int | None = None
+    """Images behind each score; None: as many as in the search."""
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.fids)
+        return statistics.fmean(self.scores)
 
     @property
     def deviation(self) -> float:
         """Sample standard deviation over the seeds; 0 for a single seed."""
-        return statistics.stdev(self.fids) if len(self.fids) > 1 else 0.0
-
-
-@dataclass(frozen=True)
-class Audited:
-    """One configuration of the search, and how it turned out."""
-
-    trial: TrialRecord
-    fids: tuple[float, ...]
-    """After the longer training, one a training seed; of whatever the first objective is."""
-
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.fids)
-
-    @property
-    def deviation(self) -> float:
-        """Over training seeds."""
-        return statistics.stdev(self.fids) if len(self.fids) > 1 else 0.0
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -64,17 +49,19 @@ class Summary:
     folder: Path
     trials: list[TrialRecord]
     winner: TrialRecord | None
-    """Lowest FID among the searched at no more MACs than the hand-made pattern."""
-    finalists: list[Finalist] = field(default_factory=list)
+    """The best of the searched at no more MACs than the hand-made pattern."""
+    finalists: list[Rescored] = field(default_factory=list)
     """Winner and yardsticks scored again; empty while the search runs."""
     importance: dict[str, float] = field(default_factory=dict)
-    """Share of the FID's variation that each choice explains, by Optuna; empty while there are too few trials."""
+    """Share of the first objective's variation that each choice explains, by Optuna; empty while there are too few trials."""
     facts: dict[str, str] = field(default_factory=dict)
     """What a reader must know beside the scores: command, data, feature space, samples, proxy length, versions, hardware."""
-    audited: list[Audited] = field(default_factory=list)
+    audited: list[Rescored] = field(default_factory=list)
     """Configurations trained longer, with several seeds; empty without an audit."""
     agreements: list[Agreement] = field(default_factory=list)
     """How well what the search knew ranks them as that did, its score first; empty where there are too few."""
+    metric: str = "fid"
+    """What is minimised first, fid or kid."""
 
 
 def as_record(summary: Summary) -> dict[str, Any]:
@@ -86,7 +73,7 @@ def as_record(summary: Summary) -> dict[str, Any]:
         "trials": {state: states.count(state) for state in sorted(set(states))},
         "winner": best and {"trial": best.number, "choices": best.choices, "config": summary.folder / "winner.yaml"},
         "finalists": [
-            {"trial": each.trial.number, "kind": each.trial.kind, "fid": each.fids, "macs": each.trial.outcome.macs}
+            {"trial": each.trial.number, "kind": each.trial.kind, summary.metric: each.scores, "macs": each.trial.outcome.macs}
             for each in summary.finalists
         ],
         "features": best.outcome.features if best else None,

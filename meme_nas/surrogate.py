@@ -25,6 +25,8 @@ _LENGTHS = (0.3, 0.8)
 _NOISES = (1e-3, 1e-2, 1e-1)  # variance that is no sum over experts, relative to the variance of the scores
 _JITTER = 1e-9
 
+LONG_LIST = 8  # shortlists of candidates, beyond which not all of them are looked at closely
+
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
@@ -60,35 +62,60 @@ class _Kernel:
         alike = chosen_a[:, None] == chosen_b[None]
         return smooth * np.exp(-0.5 * distance / self.length**2) + linear * loss + own * alike
 
+    def variances(self, own: Candidates, chosen: Array) -> Array:
+        """(len(chosen),) of each alone: the diagonal of ``between``."""
+        smooth, linear, alone = self.shares
+        return smooth + linear * own.standardised_losses[chosen] ** 2 + alone
+
 
 class Surrogate:
     """Fitted to scored cascades; predicts every expert's contributions."""
 
-    def __init__(self, candidates: Sequence[Candidates], cascades: Sequence[Sequence[int]], scores: Sequence[float]):
+    def __init__(
+        self,
+        candidates: Sequence[Candidates],
+        cascades: Sequence[Sequence[int]],
+        scores: Sequence[float],
+        like: "Surrogate | None" = None,
+    ):
         """``cascades`` (S, N): which candidate each expert is, from 0; ``scores`` (S,), lower is better. S is at least 1.
 
-        The kernel, and whether contributions add up to a score or to its logarithm, are what makes the scores likeliest.
+        The kernel, and whether contributions add up to a score or to its logarithm, are what makes the scores likeliest; or,
+        which takes a small part of the time, as in the surrogate ``like``, where the scores allow it.
         """
         self.candidates = list(candidates)
         self._cascades = np.asarray(cascades, dtype=np.int64).reshape(len(scores), len(candidates))
         values = np.asarray(scores, dtype=np.float64)
-        scales = [_Scale.of(values, is_log=False)] + ([_Scale.of(values, is_log=True)] if (values > 0).all() else [])
+        logs = [is_log for is_log in (False, True) if not is_log or (values > 0).all()]
         kernels = [_Kernel(*choice) for choice in itertools.product(_SHARES, _LENGTHS, _NOISES)]
-        fits = [_fitted(kernel, self.candidates, self._cascades, scale, values) for scale in scales for kernel in kernels]
+        if like is not None and like._fit.scale.is_log in logs:
+            logs, kernels = [like._fit.scale.is_log], [like._fit.kernel]
+        fits = _fits(kernels, self.candidates, self._cascades, [_Scale.of(values, is_log) for is_log in logs], values)
         self._fit = max(fits, key=lambda fit: fit.likelihood)
         self._scale = self._fit.scale.deviation
+        self._credits: dict[int, Array] = {}
 
     def contributions(self, number: int) -> tuple[Array, Array]:
         """Mean and standard deviation (M,) of what each candidate of expert ``number`` adds to the score, or its logarithm."""
-        expert, chosen = number - 1, np.arange(len(self.candidates[number - 1].choices))
-        cross = self._cross(expert, chosen)
-        prior = self._prior(expert, chosen)
-        variance = prior.diagonal() - np.einsum("ms,sm->m", cross, cho_solve(self._fit.factor, cross.T))
-        return self._scale * (cross @ self._fit.weights), self._deviation * np.sqrt(np.maximum(variance, 0.0))
+        everyone = np.arange(len(self.candidates[number - 1].choices))
+        return self.credit(number), self._deviations(number, everyone)
+
+    def credit(self, number: int) -> Array:
+        """The mean (M,) alone, which takes little."""
+        if number not in self._credits:
+            everyone = np.arange(len(self.candidates[number - 1].choices))
+            self._credits[number] = self._scale * (self._cross(number - 1, everyone) @ self._fit.weights)
+        return self._credits[number]
+
+    def _deviations(self, number: int, chosen: Array) -> Array:
+        cross = self._cross(number - 1, chosen)
+        known = np.einsum("ms,sm->m", cross, cho_solve(self._fit.factor, cross.T))
+        variance = self._fit.kernel.variances(self.candidates[number - 1], chosen) - known
+        return self._deviation * np.sqrt(np.maximum(variance, 0.0))
 
     def predict(self, cascades: Sequence[Sequence[int]]) -> Array:
         """(len(cascades),) expected scores."""
-        parts = [self.contributions(number)[0] for number in range(1, len(self.candidates) + 1)]
+        parts = [self.credit(number) for number in range(1, len(self.candidates) + 1)]
         rows = np.asarray(cascades, dtype=np.int64)
         total = self._fit.scale.mean + sum(part[rows[:, place]] for place, part in enumerate(parts))
         return np.exp(total) if self._fit.scale.is_log else total
@@ -133,8 +160,12 @@ class Surrogate:
         return self._scale * math.sqrt(self._fit.amplitude)
 
     def _shortlist(self, number: int, indices: Array, most: int) -> Array:
-        mean, deviation = self.contributions(number)
-        return np.sort(indices[np.argsort((mean - deviation)[indices], kind="stable")[:most]])
+        """Of thousands, deviations are asked only of those that are credited most, and of the newest."""
+        if len(indices) > LONG_LIST * most:
+            credited = indices[np.argsort(self.credit(number)[indices], kind="stable")[: (LONG_LIST - 1) * most]]
+            indices = np.union1d(credited, indices[-most:])
+        hope = self.credit(number)[indices] - self._deviations(number, indices)
+        return np.sort(indices[np.argsort(hope, kind="stable")[:most]])
 
     def _prior(self, expert: int, chosen: Array) -> Array:
         own = self.candidates[expert]
@@ -180,10 +211,30 @@ class _Fit:
     """Logarithm of the scores' marginal likelihood, less a constant."""
 
 
-def _fitted(kernel: _Kernel, candidates: Sequence[Candidates], cascades: Array, scale: _Scale, scores: Array) -> _Fit:
-    covariance = sum(kernel.between(own, cascades[:, expert], own, cascades[:, expert]) for expert, own in enumerate(candidates))
+def _fits(
+    kernels: Sequence[_Kernel], candidates: Sequence[Candidates], cascades: Array, scales: Sequence[_Scale], scores: Array
+) -> list[_Fit]:
+    """Of every scale with every kernel. Kernels are weighted sums of few matrices, which are made once."""
+    columns = [(own, cascades[:, expert]) for expert, own in enumerate(candidates)]
+    distances = [cdist(own.choices[chosen], own.choices[chosen], "sqeuclidean") for own, chosen in columns]
+    smooth = {
+        length: sum(np.exp(-0.5 * distance / length**2) for distance in distances)
+        for length in {kernel.length for kernel in kernels}
+    }
+    linear = sum(np.outer(losses, losses) for losses in (own.standardised_losses[chosen] for own, chosen in columns))
+    alone = sum((chosen[:, None] == chosen[None]).astype(float) for _, chosen in columns)
+    fits = []
+    for kernel in kernels:
+        shares = kernel.shares
+        covariance = shares[0] * smooth[kernel.length] + shares[1] * linear + shares[2] * alone
+        covariance[np.diag_indices_from(covariance)] += len(candidates) * kernel.noise + _JITTER
+        factor = cho_factor(covariance, lower=True, overwrite_a=True)
+        fits += [_fit(kernel, scale, factor, scores) for scale in scales]
+    return fits
+
+
+def _fit(kernel: _Kernel, scale: _Scale, factor: tuple[Array, bool], scores: Array) -> _Fit:
     targets, count = scale.standardised(scores), len(scores)
-    factor = cho_factor(covariance + (len(candidates) * kernel.noise + _JITTER) * np.eye(count), lower=True)
     weights = cho_solve(factor, targets)
     amplitude = max(float(targets @ weights) / count, _JITTER)
     determinant = 2 * np.log(factor[0].diagonal()).sum() + count * np.log(amplitude)

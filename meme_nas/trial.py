@@ -1,7 +1,7 @@
 """What passes between the search and its engines: a task to run, and what came of it. No torch."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from meme.config import Config
@@ -21,6 +21,8 @@ class Task:
     """Train this expert alone, and score nothing; 0: train what is missing of all experts, and score the ensemble."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; what is scored is their mean."""
+    rung: int = 0
+    """How many rungs below proxy length it trains; 0: at proxy length."""
 
     @property
     def name(self) -> str:
@@ -29,7 +31,7 @@ class Task:
 
     def failed(self, reason: str) -> "Outcome":
         """What to record where no outcome came back."""
-        return Outcome(self.number, expert=self.expert, failure=reason)
+        return Outcome(self.number, expert=self.expert, rung=self.rung, failure=reason)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Outcome:
 
     number: int
     expert: int = 0
+    """As the task's."""
+    rung: int = 0
     """As the task's."""
     failure: str | None = None
     fid: float | None = None
@@ -59,6 +63,16 @@ class Outcome:
     training_seconds: float = 0.0
     sampling_seconds: float = 0.0
     scoring_seconds: float = 0.0
+
+    @property
+    def metric(self) -> str:
+        """fid or kid, whichever the search minimises."""
+        return "kid" if self.fid is None and self.kid is not None else "fid"
+
+    @property
+    def quality(self) -> float | None:
+        """What the search minimises first."""
+        return getattr(self, self.metric)
 
     @property
     def seconds(self) -> float:
@@ -84,7 +98,7 @@ def attempt(objective: Callable[[Task], Outcome], task: Task) -> Outcome:
     A full disk is no candidate's fault, and would fail all that follow: ``UserError``, which ends the search.
     """
     try:
-        return objective(task)
+        return replace(objective(task), expert=task.expert, rung=task.rung)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             where = error.filename or "a disk"

@@ -13,7 +13,7 @@ from meme_nas.factorised import Factorised
 from meme_nas.report_words import audit_verdict
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study
-from meme_nas.summary import Agreement, Audited
+from meme_nas.summary import Agreement, Rescored
 from meme_nas.trial import Outcome
 from meme_nas.trial_log import TrialRecord
 
@@ -92,7 +92,7 @@ def test_a_ranking_that_holds_is_trusted(tmp_path):
 
 def test_agreement_is_scipys_tau_within_its_interval():
     source = np.random.default_rng(0)
-    results = [Audited(record(n, n), (float(source.normal(n, 4)),)) for n in range(12)]
+    results = [Rescored(record(n, n), (float(source.normal(n, 4)),)) for n in range(12)]
     (found,) = agreements(results, {"x": list(range(12))})
     assert found.tau == pytest.approx(kendalltau(range(12), [each.mean for each in results]).statistic)
     assert found.low < found.tau < found.high
@@ -100,24 +100,30 @@ def test_agreement_is_scipys_tau_within_its_interval():
 
 def test_a_signal_that_knows_nothing_is_not_trusted():
     source = np.random.default_rng(1)
-    results = [Audited(record(n, n), (float(source.normal()),)) for n in range(8)]
+    results = [Rescored(record(n, n), (float(source.normal()),)) for n in range(8)]
     found = agreements(results, {"x": list(range(8))})
     assert found[0].low < 0
     assert "is not shown to deserve trust" in audit_verdict(found)
 
 
 def test_three_configurations_say_nothing():
-    assert agreements([Audited(record(n, n), (1.0 + n,)) for n in range(3)], {"x": [1, 2, 3]}) == []
+    assert agreements([Rescored(record(n, n), (1.0 + n,)) for n in range(3)], {"x": [1, 2, 3]}) == []
     assert "Too few" in audit_verdict([])
     assert "some trust" in audit_verdict([Agreement("x", 0.5, 0.1, 0.9, 8)])
 
 
 def test_the_winner_is_the_finalist_with_the_best_mean_within_the_hand_made_costs():
     results = [
-        Audited(record(0, 3.0, 1.0, "hand-made"), (2.0, 2.2)),
-        Audited(record(5, 1.0, 1.0), (2.5, 2.7)),  # lucky in the search
-        Audited(record(6, 1.5, 1.0), (1.7, 1.9)),
-        Audited(record(7, 0.9, 2.0), (1.0, 1.0)),  # too costly
+        Rescored(record(0, 3.0, 1.0, "hand-made"), (2.0, 2.2)),
+        Rescored(record(5, 1.0, 1.0), (2.5, 2.7)),  # lucky in the search
+        Rescored(record(6, 1.5, 1.0), (1.7, 1.9)),
+        Rescored(record(7, 0.9, 2.0), (1.0, 1.0)),  # too costly
     ]
     assert audited_winner(results, ("fid", "macs")).number == 6
     assert audited_winner([], ("fid", "macs")) is None
+
+
+def test_after_a_search_with_several_seeds_the_audit_takes_the_last_of_them_and_two_others(tmp_path):
+    settings, search = searched(tmp_path, budget=18, training_seeds=3)
+    audit = Audit(settings, search)
+    assert audit.next_task().seeds == (2, 3, 4)

@@ -21,9 +21,8 @@ from meme_nas.engines.ray_training import RayTraining  # noqa: E402
 
 STEPS = 200
 ALONE = preset("digits-iu-ldm-s").with_(training={"steps": STEPS, "batch_size": 8})
-HALVES = [
-    ALONE.experts[0].model_dump() | half for half in ({"interval": (0, 500), "p": 0.8}, {"interval": (500, 1000), "p": 0.5})
-]
+_EXPERT = ALONE.experts[0].model_dump()
+HALVES = [_EXPERT | {"interval": (0, 500), "p": 0.8}, _EXPERT | {"interval": (500, 1000), "p": 0.5}]
 PAIR = ALONE.with_(experts=HALVES)
 
 

@@ -16,8 +16,8 @@ from meme.presets import experts_of, preset, yardsticks
 from meme_nas.report import write_report
 from meme_nas.report_figures import pareto_figure, progress_figure
 from meme_nas.report_labels import PLOT_SIZE, offsets
-from meme_nas.report_words import NONE, Score, duration, fid_text, notes, quantity, splits_text, state_line, verdict
-from meme_nas.summary import Finalist, Summary
+from meme_nas.report_words import NONE, Score, duration, notes, quantity, score_text, splits_text, state_line, verdict
+from meme_nas.summary import Rescored, Summary
 from meme_nas.trial import Outcome
 from meme_nas.trial_log import TrialRecord
 from search_spaces.splits import SplitSpace
@@ -59,7 +59,7 @@ def searched(folder=Path("nowhere"), fids=((10.9, 11.2, 11.5), (12.5, 12.9, 13.3
         trial(6, state="refused", reason="4.41e+06 MACs, over max_macs 4.2e+06"),
         trial(7, state="running"),
     ]
-    finalists = [Finalist(trials[number], scores) for number, scores in zip((4, 0), fids, strict=False)]
+    finalists = [Rescored(trials[number], scores) for number, scores in zip((4, 0), fids, strict=False)]
     return summary(trials, trials[4], folder, finalists=finalists, **details)
 
 
@@ -131,7 +131,7 @@ def test_the_state_counts_every_trial():
 
 def test_numbers_as_a_person_writes_them():
     assert [quantity(value) for value in (None, 0, 999.7, 4_033_376, 1.5e9)] == [NONE, "0", "1.00k", "4.03M", "1.50G"]
-    assert [fid_text(value) for value in (None, 0.01234, 9.999, 11.24, 312.4)] == [
+    assert [score_text(value) for value in (None, 0.01234, 9.999, 11.24, 312.4)] == [
         NONE,
         "0.0123",
         "10.0",

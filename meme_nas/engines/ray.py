@@ -120,9 +120,10 @@ class StudySearcher(_NotPickled, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         task = self._tasks.pop(trial_id)
+        expected = {"number": task.number, "expert": task.expert, "rung": task.rung}
         if result and result.get("fault"):
             self.fault = result["fault"]  # and the trial stays one to run again
-        elif error or not result or (result.get("number"), result.get("expert")) != (task.number, task.expert):
+        elif error or not result or any(result.get(name) != value for name, value in expected.items()):
             self._search.record(task.failed("its worker process died (killed, or out of memory)"))
         else:
             self._search.record(Outcome.from_dict(result))
@@ -166,7 +167,8 @@ def _in_words(result: dict) -> str:
     for key in ("fault", "failure"):
         if result.get(key):
             return str(result[key])
-    return ", ".join(f"{key} {result[key]:.6g}" for key in ("fid", "macs", "params") if result.get(key) is not None)
+    scores = {key: result.get(key) for key in ("fid", "kid", "loss", "macs", "params")}
+    return ", ".join(f"{key} {value:.6g}" for key, value in scores.items() if value is not None)
 
 
 class _OnChange(_NotPickled, tune.Callback):
