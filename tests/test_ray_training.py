@@ -19,7 +19,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed")
 
 from meme_nas.engines.ray_training import RayTraining  # noqa: E402
 
-STEPS = 200
+STEPS = 150
 ALONE = preset("digits-iu-ldm-s").with_(training={"steps": STEPS, "batch_size": 8})
 _EXPERT = ALONE.experts[0].model_dump()
 HALVES = [_EXPERT | {"interval": (0, 500), "p": 0.8}, _EXPERT | {"interval": (500, 1000), "p": 0.5}]
@@ -32,8 +32,8 @@ def trained_here(config: Config, folder: Path) -> list[dict[str, torch.Tensor]]:
 
 
 def trained_on_ray(config: Config, folder: Path, on_progress: OnProgress, **options) -> None:
-    """In two calls, of which Ctrl-C ends the first."""
-    images = open_reference(config)
+    """In two calls, of which Ctrl-C ends the first. A checkpoint at every step leaves time for that, and for kills."""
+    images, options = open_reference(config), options | {"checkpoint_seconds": 0.0}
     with pytest.raises(KeyboardInterrupt):
         RayTraining(**options)(config, images, folder=folder, on_progress=interrupt)
     states = [read_header(state)["step"] for state in folder.glob("expert-*.training.safetensors")]
