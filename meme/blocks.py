@@ -83,7 +83,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C_in, H, W) and (B, E) to (B, C_out, H', W'): the same size, half or twice."""
         hidden = self.conv_in(self.resample(F.silu(self.norm_in(x))))
-        time = self.time(F.silu(embedding))[:, :, None, None]
+        time = self.time(embedding)[:, :, None, None]
         if self.scale_shift:
             scale, shift = time.chunk(2, dim=1)
             hidden = self.norm_out(hidden) * (1 + scale) + shift

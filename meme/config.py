@@ -83,7 +83,8 @@ class TrainingConfig(Settings):
 class SamplingConfig(Settings):
     """How images are drawn."""
 
-    sampler: Literal["ddim", "ddpm"] = "ddim"
+    sampler: Literal["ddim", "ddpm", "dpm-solver++", "unipc"] = "ddim"
+    """Song et al. 2021; Ho et al. 2020; Lu et al. 2022 and Zhao et al. 2023, multistep solvers of second order."""
     steps: Positive = 50
     eta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """DDIM's share of fresh noise: 0 is deterministic."""

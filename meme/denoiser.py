@@ -36,7 +36,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.channels = network.channels
         embedding = 4 * network.channels
-        self.time = nn.Sequential(nn.Linear(network.channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        time = [nn.Linear(network.channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding)]
+        self.time = nn.Sequential(*time, nn.SiLU())  # the last is that of every block's time layer, taken once for all
         self.classes = nn.Embedding(network.classes + 1, network.context_channels) if network.classes else None
         self.conv_in = nn.Conv2d(image.channels, network.channels, 3, padding=1)
         encode = _iu_encoder if network.splits_channels else _encoder

@@ -68,7 +68,7 @@ class TimeModulation(nn.Module):
         self.out = starts_at_zero(nn.Linear(embedding, 2 * channels if adaptive else channels))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        time = self.out(F.silu(embedding))[:, None, None]
+        time = self.out(embedding)[:, None, None]
         if not self.adaptive:
             return x + time
         scale, shift = time.chunk(2, dim=-1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import Tensor
 
 from meme.config import Config, DiffusionConfig, ImageConfig, SamplingConfig
@@ -23,15 +23,23 @@ FreshNoise = Callable[[int], list[torch.Generator]]
 
 
 def build_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, learned_variance: bool = False) -> SchedulerMixin:
-    """The scheduler of diffusers with its timesteps set: T/S apart, from 1 for DDIM (as latent diffusion has it), 0 for DDPM.
+    """The scheduler of diffusers with its timesteps set: T/S apart, from 1 for DDIM (as latent diffusion has it), 0 for DDPM, and
+    for the multistep solvers, of second order, up to T - 1.
 
-    DDPM takes a learned variance (Nichol and Dhariwal 2021, Eq. 15); DDIM has its own.
+    DDPM takes a learned variance (Nichol and Dhariwal 2021, Eq. 15); the others have their own.
     """
-    arguments = schedule_arguments(diffusion) | {"clip_sample": sampling.clip, "timestep_spacing": "leading"}
+    arguments = schedule_arguments(diffusion)
+    leading = arguments | {"clip_sample": sampling.clip, "timestep_spacing": "leading"}
+    # Thresholds between 1 and sample_max_value 1 (diffusers' default) clip to [-1, 1].
+    trailing = arguments | {"thresholding": sampling.clip, "timestep_spacing": "trailing"}
     if sampling.sampler == "ddim":
-        scheduler = DDIMScheduler(**arguments, steps_offset=1, set_alpha_to_one=False)
+        scheduler = DDIMScheduler(**leading, steps_offset=1, set_alpha_to_one=False)
+    elif sampling.sampler == "ddpm":
+        scheduler = DDPMScheduler(**leading, variance_type="learned_range" if learned_variance else "fixed_small")
+    elif sampling.sampler == "dpm-solver++":
+        scheduler = DPMSolverMultistepScheduler(**trailing)
     else:
-        scheduler = DDPMScheduler(**arguments, variance_type="learned_range" if learned_variance else "fixed_small")
+        scheduler = UniPCMultistepScheduler(**trailing)
     scheduler.set_timesteps(sampling.steps)
     return scheduler
 
@@ -55,18 +63,44 @@ def sample(
     """Denoise ``x`` (B, C, H, W), standard normal, to images of the training data's range.
 
     With ``timesteps``, a run of those of ``sampling_timesteps``, only these steps are taken, from ``x`` as the steps before
-    left it. ``fresh_noise`` is asked only where the sampler is stochastic: DDPM, or DDIM with eta > 0.
+    left it: until the last step, what a multistep solver remembers follows x_t along the channels. ``fresh_noise`` is asked only
+    where the sampler is stochastic: DDPM, or DDIM with eta > 0.
     """
     scheduler = build_scheduler(diffusion, sampling, learned_variance=learned_variance)
-    is_ddim = sampling.sampler == "ddim"
-    eta = {"eta": sampling.eta} if is_ddim else {}
-    stochastic = not is_ddim or sampling.eta > 0
-    for t in scheduler.timesteps.tolist() if timesteps is None else timesteps:
+    every = scheduler.timesteps.tolist()
+    timesteps = every if timesteps is None else timesteps
+    x = _remind(scheduler, x, every.index(timesteps[0]))
+    arguments = {"eta": sampling.eta} if sampling.sampler == "ddim" else {}
+    stochastic = sampling.sampler == "ddpm" or arguments.get("eta", 0.0) > 0
+    for t in timesteps:
         predicted = denoise(x, t)
-        if learned_variance and is_ddim:
+        if learned_variance and sampling.sampler != "ddpm":
             predicted = predicted[:, : x.shape[1]]
-        x = scheduler.step(predicted, t, x, generator=fresh_noise(t) if stochastic else None, **eta).prev_sample
-    return x
+        if stochastic:
+            arguments["generator"] = fresh_noise(t)
+        x = scheduler.step(predicted, t, x, **arguments).prev_sample
+    return x if t == every[-1] else torch.cat([x, *_remembered(scheduler)], dim=1)
+
+
+def _remembered(scheduler: SchedulerMixin) -> list[Tensor]:
+    """What a multistep solver needs of the steps before: predicted images and, for UniPC, its last x; (B, C, H, W) each."""
+    if not hasattr(scheduler, "model_outputs"):
+        return []
+    last = scheduler.model_outputs[-1]
+    predicted = [last if images is None else images for images in scheduler.model_outputs]  # none yet: nothing will read it
+    return [*predicted, scheduler.last_sample] if hasattr(scheduler, "last_sample") else predicted
+
+
+def _remind(scheduler: SchedulerMixin, state: Tensor, taken: int) -> Tensor:
+    """Put a new scheduler where another was after ``taken`` steps, when it left ``state``; what is x_t of it, (B, C, H, W)."""
+    if not taken or not hasattr(scheduler, "model_outputs"):
+        return state
+    order = scheduler.config.solver_order
+    parts = state.chunk(1 + order + hasattr(scheduler, "last_sample"), dim=1)
+    scheduler.model_outputs, scheduler.lower_order_nums = list(parts[1 : 1 + order]), min(taken, order)
+    if hasattr(scheduler, "last_sample"):
+        scheduler.last_sample, scheduler.this_order = parts[-1], min(order, taken, scheduler.num_inference_steps - taken + 1)
+    return parts[0].contiguous(memory_format=torch.channels_last)
 
 
 def guided(denoise: Callable[[Tensor, int, Tensor], Tensor], labels: Tensor, scale: float, no_class: int) -> Denoise:

@@ -1,14 +1,15 @@
 """Train one expert: the loop, the averaged weights, checkpoint and resume."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from meme.architecture import OVERRIDES
@@ -25,7 +26,7 @@ from meme.takeover import start_from
 
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
 
-ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")  # torch's names
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names, as is "step", its count of steps
 
 
 class TrainingDiverged(RuntimeError):
@@ -118,11 +119,11 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
         loss = training.loss(predicted, x_0, x_t, epsilon, t)
         loss.backward()
         if settings.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(expert.parameters(), settings.gradient_clip)
+            torch.nn.utils.clip_grad_norm_(training.weights, settings.gradient_clip)
         training.updating = True
         training.optimizer.step()
-        training.optimizer.zero_grad()
-        training.averaged.update_parameters(training.expert)
+        training.optimizer.zero_grad(set_to_none=False)  # the weights' own gradients are views of this one
+        training.average()
         training.step += 1
         training.updating = False
         losses += loss.detach()
@@ -149,10 +150,10 @@ class Training:
         self.step = 0
         self.updating = False  # weights, averages and step do not belong together at this moment
         self.expert = starting_expert(config, number).to(self.device).train()
-        self.averaged = AveragedModel(self.expert, multi_avg_fn=_averaging(config.training.ema_decay))
-        self.optimizer = torch.optim.AdamW(
-            self.expert.parameters(), lr=0.0, weight_decay=config.training.weight_decay, fused=True
-        )
+        self.averaged = AveragedModel(self.expert)
+        self.weights = in_one_piece(self.expert, gradients=True)
+        self._averages = in_one_piece(self.averaged.module, gradients=False)
+        self.optimizer = torch.optim.AdamW([self.weights], lr=0.0, weight_decay=config.training.weight_decay, fused=True)
         self.process = forward_process(config.diffusion)
         self.loss = DenoisingLoss(config, self.process, self.device)
 
@@ -182,11 +183,20 @@ class Training:
         labels = torch.from_numpy(np.asarray(self.data.labels)[indices])
         return torch.where(withheld, classes, labels).to(self.device, non_blocking=True)
 
+    @torch.no_grad()
+    def average(self) -> None:
+        """Take this step's weights into the exponential moving average, whose decay is ramped up, so that a short training is not
+        an average of its first steps. The averaged model's own update goes through the weights one by one and asks the device
+        for its count."""
+        warm = (1 + self.step) / (10 + self.step) if self.step else 0.0
+        self._averages.lerp_(self.weights, 1 - min(self.config.training.ema_decay, warm))
+        self.averaged.n_averaged += 1
+
     def save(self, path: Path) -> None:
         """Weights, averaged weights and the optimiser's moments."""
         tensors = self._networks()
-        for name, weight in self.expert.named_parameters():
-            tensors |= {f"optimizer.{key}.{name}": value for key, value in self.optimizer.state.get(weight, {}).items()}
+        for key, whole in self.optimizer.state.get(self.weights, {}).items():
+            tensors |= {f"optimizer.{key}.{name}": part for name, part in self._by_name(whole).items()}
         save_tensors(path, tensors, _header(self.config, self.number, self.data, self.step))
 
     def _networks(self) -> dict[str, Tensor]:
@@ -197,22 +207,42 @@ class Training:
     def load(self, path: Path) -> None:
         """Go on from what ``save`` wrote; ``UserError``, and nothing changed, where the file holds anything else."""
         tensors = load_tensors(path, str(self.device))
-        moments = {
-            f"optimizer.{key}.{name}": torch.zeros(()) if key == "step" else weight
-            for name, weight in self.expert.named_parameters()
-            for key in ADAM_STATE
-        }
+        fresh = {key: torch.zeros_like(self.weights) for key in ADAM_MOMENTS} | {"step": torch.zeros((), device=self.device)}
+        moments = {f"optimizer.{key}.{name}": part for key in fresh for name, part in self._by_name(fresh[key]).items()}
         check_tensors(path, tensors, self._networks() | moments)
         self.step = read_header(path)["step"]
         self.expert.load_state_dict(_part(tensors, "expert."))
         self.averaged.load_state_dict(_part(tensors, "averaged."))
-        parts = {key: _part(tensors, f"optimizer.{key}.") for key in ADAM_STATE}
-        state = {
-            index: {key: _laid_out_as(weight, part[name]) for key, part in parts.items()}
-            for index, (name, weight) in enumerate(self.expert.named_parameters())
-        }
+        for name, part in moments.items():
+            part.copy_(tensors[name])
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": {0: fresh | {"step": fresh["step"] + self.step}}, "param_groups": groups})
+
+    def _by_name(self, whole: Tensor) -> dict[str, Tensor]:
+        """Each weight's part of ``whole`` (P,); of a number, which is the same for all, a copy."""
+        names, weights = zip(*self.expert.named_parameters(), strict=True)
+        return dict(zip(names, parts(whole, weights) if whole.dim() else [whole.clone() for _ in weights], strict=True))
+
+
+@torch.no_grad()
+def in_one_piece(network: nn.Module, *, gradients: bool) -> Tensor:
+    """All weights as one vector (P,), of which they are views from now on, as their ``gradients`` are of its gradient: clipping,
+    step and average are then one operation each, and not one for every weight."""
+    weights = list(network.parameters())
+    whole = nn.Parameter(torch.empty(sum(weight.numel() for weight in weights), device=weights[0].device))
+    for weight, value in zip(weights, parts(whole, weights), strict=True):
+        weight.data = value.copy_(weight)
+    if gradients:
+        whole.grad = torch.zeros_like(whole)
+        for weight, gradient in zip(weights, parts(whole.grad, weights), strict=True):
+            weight.grad = gradient
+    return whole
+
+
+def parts(whole: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Views of ``whole`` (P,), one for every weight, with its shape and its order in memory."""
+    ends = itertools.accumulate(weight.numel() for weight in weights)
+    return [whole.detach().as_strided(w.shape, w.stride(), end - w.numel()) for w, end in zip(weights, ends, strict=True)]
 
 
 def starting_expert(config: Config, number: int) -> Denoiser:
@@ -268,17 +298,6 @@ def read_expert(config: Config, number: int, path: Path, device: torch.device | 
     return expert.eval()
 
 
-def _averaging(decay: float) -> Callable:
-    """Exponential moving average whose decay is ramped up, so that a short training is not an average of its first steps."""
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        warm = float((1 + count) / (10 + count))
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, warm))
-
-    return update
-
-
 def _architecture(config: Config, number: int) -> str:
     """Of what an expert's file must fit. Overrides count only where there are any, or files from before them would not fit."""
     expert = config.canonical_expert(number)
@@ -309,11 +328,6 @@ def _holds(path: Path, config: Config, number: int, data: TrainingData) -> int:
     step = found.get("step", 0)
     whole = isinstance(step, int) and not isinstance(step, bool)
     return step if whole and found == _header(config, number, data, step) else 0
-
-
-def _laid_out_as(weight: Tensor, moment: Tensor) -> Tensor:
-    """The fused AdamW walks through memory: a moment must lie there as its weight does (channels_last), not as in the file."""
-    return torch.empty_like(weight).copy_(moment) if moment.shape == weight.shape else moment
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -25,7 +25,9 @@ LIMIT_GIB = 2.0
 
 @dataclass(frozen=True)
 class StateCache:
-    """States of all samples at hand-overs, a file each: float32 (N, C, H, W). The least recently used go when it is full."""
+    """States of all samples at hand-overs, a file each: float32 (N, C, H, W), or as many times C as a multistep solver remembers.
+
+    The least recently used go when it is full."""
 
     folder: Path
     limit_gib: float = LIMIT_GIB

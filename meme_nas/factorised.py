@@ -140,7 +140,9 @@ class Factorised(Strategy):
         return place < self._rounds_over
 
     def _is_over(self, place: int) -> bool:
-        """Of the round after those that are."""
+        """Of the round after those that are. What it chose need not be found out again where a later one has begun."""
+        if max(self._cascades, default=0) > self.rounds[place]:
+            return True
         if not (self._yardsticks_done and self._trained(place)):
             return False
         started = self._of_round(place)

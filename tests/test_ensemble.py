@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from test_sampler import SAMPLERS
 from torch import nn
 
 from meme.config import Config, even_intervals
@@ -62,7 +63,7 @@ def trained_looking(config: Config) -> nn.Module:
 
 
 @pytest.mark.parametrize("count", [2, 4])
-@pytest.mark.parametrize("sampling", [{}, {"eta": 1.0}, {"sampler": "ddpm"}], ids=["ddim", "ddim with noise", "ddpm"])
+@pytest.mark.parametrize("sampling", SAMPLERS.values(), ids=SAMPLERS)
 def test_identical_experts_are_one_model_bit_for_bit(count, sampling):
     alone, shared = (config_of(*even_intervals(number, 1000), **sampling) for number in (1, count))
     states = [trained_looking(alone).state_dict()] * count
@@ -164,7 +165,7 @@ def test_timesteps_are_cut_where_another_expert_takes_over():
     assert cut == [[951, 901], list(range(851, 52, -50)), [51], [1]]
 
 
-@pytest.mark.parametrize("sampling", [{}, {"eta": 1.0}, {"sampler": "ddpm"}], ids=["ddim", "ddim with noise", "ddpm"])
+@pytest.mark.parametrize("sampling", SAMPLERS.values(), ids=SAMPLERS)
 def test_images_are_the_same_bit_for_bit_with_one_expert_in_memory(tmp_path, sampling):
     config = config_of(*even_intervals(4, 1000), **sampling)
     for number in range(1, 5):

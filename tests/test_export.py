@@ -88,8 +88,11 @@ def test_the_same_seed_gives_the_same_images_bit_for_bit(kind, request, tmp_path
     assert images.float().std() > 10  # neither black nor one grey
 
 
-@pytest.mark.parametrize("sampling", [{"eta": 0.7}, {"sampler": "ddpm"}], ids=["ddim with noise", "ddpm"])
-def test_stochastic_samplers_draw_the_same_images_too(sampling, digits, tmp_path):
+OTHERS = [{"eta": 0.7}, {"sampler": "ddpm"}, {"sampler": "dpm-solver++"}, {"sampler": "unipc"}]
+
+
+@pytest.mark.parametrize("sampling", OTHERS, ids=["ddim with noise", "ddpm", "dpm-solver++", "unipc"])
+def test_other_samplers_draw_the_same_images_too(sampling, digits, tmp_path):
     ensemble = load_ensemble(digits)
     ensemble.config = ensemble.config.with_(sampling=sampling)
     copy = tmp_path / "copy"

@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +18,13 @@ DIFFUSION = DiffusionConfig()
 ALPHAS = np.cumprod(1 - np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2)
 DIFFUSERS = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195}
 IMAGE = ImageConfig(channels=3, size=4)
+SAMPLERS = {
+    "ddim": {},
+    "ddim with noise": {"eta": 1.0},
+    "ddpm": {"sampler": "ddpm"},
+    "dpm-solver++": {"sampler": "dpm-solver++"},
+    "unipc": {"sampler": "unipc"},
+}
 
 
 def predicted_noise(x, t, labels=None):
@@ -115,6 +122,41 @@ def test_ddpm_is_the_scheduler_of_diffusers_run_by_hand(clip):
     assert torch.equal(images, run_by_hand(scheduler, x))
 
 
+MULTISTEP = {"dpm-solver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 25])
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_solvers_are_the_schedulers_of_diffusers_run_by_hand(name, steps):
+    scheduler = MULTISTEP[name](**DIFFUSERS, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    x, images = sampled(SamplingConfig(sampler=name, steps=steps))
+    expected = x
+    for t in scheduler.timesteps:
+        expected = scheduler.step(predicted_noise(expected, int(t)), t, expected).prev_sample
+    assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_solvers_predict_clipped_images(name):
+    _, images = sampled(SamplingConfig(sampler=name, steps=1, clip=True), lambda x, t: torch.zeros_like(x))
+    assert images.abs().max() == 1
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_second_order_solvers_come_nearer_to_the_many_steps_of_ddim(name):
+    _, exact = sampled(SamplingConfig(steps=500))
+    (_, ddim), (_, solver) = (sampled(SamplingConfig(sampler=each, steps=10)) for each in ("ddim", name))
+    assert (solver - exact).abs().mean() < (ddim - exact).abs().mean()
+
+
+@settings(deadline=None, max_examples=50)
+@given(steps=st.sampled_from([steps for steps in range(1, 1001) if 1000 % steps == 0]), name=st.sampled_from([*MULTISTEP]))
+def test_timesteps_of_multistep_solvers_end_at_the_noise(steps, name):
+    times = sampling_timesteps(DIFFUSION, SamplingConfig(sampler=name, steps=steps))
+    assert times == [(number + 1) * (1000 // steps) - 1 for number in reversed(range(steps))]
+
+
 @settings(deadline=None, max_examples=50)
 @given(steps=st.integers(1, 500), name=st.sampled_from(["ddim", "ddpm"]))
 def test_timesteps_fall_evenly_within_the_schedule(steps, name):
@@ -165,7 +207,7 @@ def test_starting_noise_of_an_image_is_a_function_of_seed_and_number():
     assert len(whole.flatten(1).unique(dim=0)) == 7
 
 
-@pytest.mark.parametrize("fields", [{}, {"eta": 1.0}, {"sampler": "ddpm"}], ids=["ddim", "ddim with noise", "ddpm"])
+@pytest.mark.parametrize("fields", SAMPLERS.values(), ids=SAMPLERS)
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
 def test_images_do_not_depend_on_the_batch_size_or_on_how_many_follow(batch_size, fields):
     expected = drawn(7, **fields).int()
@@ -282,8 +324,8 @@ def test_image_i_is_of_class_i_modulo_their_number_whatever_the_batch():
 # Segments
 
 
-@pytest.mark.parametrize("fields", [{}, {"eta": 1.0}, {"sampler": "ddpm"}], ids=["ddim", "ddim with noise", "ddpm"])
-@pytest.mark.parametrize("cuts", [[5], [1, 2, 9], [3, 7]])
+@pytest.mark.parametrize("fields", SAMPLERS.values(), ids=SAMPLERS)
+@pytest.mark.parametrize("cuts", [[5], [1, 2, 9], [3, 7], range(1, 10)], ids=str)
 def test_segments_give_the_same_images_bit_for_bit(cuts, fields):
     config = config_of(SamplingConfig(steps=10, batch_size=3, **fields))
     times = sampling_timesteps(config.diffusion, config.sampling)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from meme import trainer
 from meme.checkpoint import load_tensors, read_header, save_tensors
@@ -251,6 +250,36 @@ def test_adams_first_step_is_the_learning_rate_and_warm_up_its_part(first_move):
     assert first_move(learning_rate=1e-2, warmup_steps=8) == pytest.approx(1e-2 / 8, rel=1e-3)
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_all_weights_in_one_piece_train_as_the_weights_by_themselves(clip, images):
+    """Against AdamW, clipping and averages of torch on a network of its own, weight by weight."""
+    config = SMALL.with_(training={"gradient_clip": clip})
+    training = Training(config, 1, images, "cpu")
+    alone = trainer.starting_expert(config, 1).train()
+    optimizer = torch.optim.AdamW(alone.parameters(), weight_decay=config.training.weight_decay, fused=False)
+    rate = functools.partial(learning_rate, config.training.learning_rate, config.training.warmup_steps)
+    for _ in range(config.training.steps):
+        x_0, t, epsilon, _ = training.batch()
+        x_t = training.process.add_noise(x_0, epsilon, t)
+        training.loss(alone(x_t, t), x_0, x_t, epsilon, t).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(alone.parameters(), clip, foreach=False)
+        optimizer.param_groups[0]["lr"] = rate(training.step)
+        optimizer.step()
+        optimizer.zero_grad()
+        trainer._run(stopped_after(training, training.step + 1), lambda progress: None, None, 60.0)
+    for name, weight in alone.state_dict().items():
+        torch.testing.assert_close(training.expert.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
+
+
+def stopped_after(training: Training, steps: int) -> Training:
+    """The same training, whose loop ends after ``steps``."""
+    training.config = training.config.model_copy(
+        update={"training": training.config.training.model_copy(update={"steps": steps})}
+    )
+    return training
+
+
 def test_a_clipped_gradient_moves_less(first_move):
     assert first_move(learning_rate=1e-2, gradient_clip=1e-12) < 1e-5
 
@@ -316,14 +345,14 @@ def test_a_training_killed_between_reports_continues_from_its_timed_checkpoint(t
 
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 60.0])
 def test_ctrl_c_within_a_step_does_not_count_that_step_twice(checkpoint_seconds, train, unbroken, tmp_path, monkeypatch):
-    def interrupted(averaged, expert):
-        if averaged.n_averaged == 5:
+    def interrupted(training):
+        if training.averaged.n_averaged == 5:
             raise KeyboardInterrupt
-        update(averaged, expert)
+        average(training)
 
-    update = AveragedModel.update_parameters
+    average = Training.average
     with monkeypatch.context() as patch:
-        patch.setattr(AveragedModel, "update_parameters", interrupted)
+        patch.setattr(Training, "average", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(checkpoint_seconds=checkpoint_seconds)
     expert, reports = train()
