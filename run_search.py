@@ -9,7 +9,7 @@ GROUPS = {
     "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "rungs", "seed", "retrain", "dry_run"),
     "report": ("watch", "watch_port"),
     "trial": ("proxy_steps", "samples", "features", "inception_weights", "strict"),
-    "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag"),
+    "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag", "workers_per_expert"),
     "cluster": ("ray_address", "storage", "dashboard_host"),
 }
 EXAMPLE = "python run_search.py --data path/to/images --budget 50"

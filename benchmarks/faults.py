@@ -1,20 +1,23 @@
 """Kill real searches at random moments, fill their disk, and count what is lost.
 
-    python benchmarks/faults.py [--kills 100] [--ray-share 0.1] [--budget 8] [--seed 0] [--keep FOLDER]
+    python benchmarks/faults.py [--kills 100] [--ray-share 0.1] [--seed 0] [--keep FOLDER]
 
-Every search is ``run_search.py`` on the digits with trainings of 5 steps and 50 samples. At a random moment one of these comes:
-SIGKILL for the driver, for one of its workers, for all of its processes, for a Ray node (where it runs on Ray), or SIGTERM as
-clusters send it, which must end it with status 143. Then the same command is run again, until the search is done. After each
-kill every file of the study must be whole, every trial that was finished must still be, with the same scores, under one number;
-and a search that was killed must end with the very trials and scores of one that was not. Last, a study on a full disk must stop
-with a sentence and go on where room is made (skipped where no small file system can be mounted).
+Every search is ``run_search.py`` on the digits with trainings of 2 steps and 16 samples, in turn of the strategies: factorised,
+with its bank, trainings of single experts and an audit, and joint. At a random moment one of these comes: SIGKILL for the driver,
+for one of its workers, for all of its processes, for a Ray node (where it runs on Ray), or SIGTERM as clusters send it, which
+must end it with status 143. Then the same command is run again, until the search is done. After each kill every file of the study
+must be whole, every trial that was finished (of ensembles, of single experts, of the audit) must still be, with the same scores,
+under one number; and a search that was killed must end with the very trials and scores of one that was not. Last, a study on a
+full disk must stop with a sentence and go on where room is made (skipped where no small file system can be mounted).
 
-The last line is one JSON object: ``kills`` survived, by kind in ``victims``; ``lost`` finished trials that are gone, ``changed``
-ones with other scores, ``twice`` ones counted twice, ``broken_files``, ``differing`` searches, ``stuck`` commands. All but the
-first two must be 0, or the status is 1.
+The last line is one JSON object: ``kills`` survived, by kind in ``victims`` and by strategy in ``strategies``; ``trials`` that
+were finished before a kill, each looked for after it; ``lost`` ones that are gone, ``changed`` ones with other scores, ``twice``
+ones counted twice, ``broken_files``, ``differing`` searches, ``stuck`` commands, and ``unclean`` ends. From ``lost`` on all must
+be 0, or the status is 1.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -24,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,13 +38,20 @@ import yaml
 from PIL import Image
 
 from meme.checkpoint import load_tensors
-from meme_nas.study import TrialRecord, read_trials
+from meme_nas.study import TrialRecord, read_everything
 
 ROOT = Path(__file__).parent.parent
 STUCK_SECONDS = 600.0  # after which a command is ended, and counted
 TERMINATED = 143
 FAULTS = ("lost", "changed", "twice", "broken_files", "differing", "stuck", "unclean")
-SCORES = ("fid", "macs", "params", "failure")
+SCORES = ("fid", "fids", "loss", "macs", "params", "failure")
+STRATEGIES = {
+    "factorised": {"--budget": 4, "--cascades-per-candidate": 2, "--audit-factor": 2, "--audit-size": 4},
+    "joint": {"--budget": 4, "--audit-factor": 0},
+}
+"""What each search is told: enough for two candidates of each expert beside the yardsticks, or for one proposal."""
+Key = tuple[str, int]
+"""Whose trial it is (ensembles, an expert, the audit), and its number."""
 
 
 @dataclass
@@ -49,7 +59,10 @@ class Tally:
     """What the kills came to."""
 
     victims: Counter = field(default_factory=Counter)
+    strategies: Counter = field(default_factory=Counter)
     faults: Counter = field(default_factory=Counter)
+    trials: int = 0
+    """Finished before a kill."""
     details: list[str] = field(default_factory=list)
 
     @property
@@ -61,7 +74,8 @@ class Tally:
         self.details.append(f"{kind}: {detail}")
 
     def as_json(self) -> dict:
-        return {"kills": self.kills, **{kind: self.faults[kind] for kind in FAULTS}, "victims": dict(self.victims)}
+        counts = {"kills": self.kills, "trials": self.trials, **{kind: self.faults[kind] for kind in FAULTS}}
+        return counts | {"victims": dict(self.victims), "strategies": dict(self.strategies)}
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,8 @@ class Command:
     """A search that can be started again and again."""
 
     study: Path
-    budget: int
+    strategy: str
     engine: str
-    seed: int
 
     @contextmanager
     def started(self) -> Iterator[subprocess.Popen]:
@@ -93,8 +106,8 @@ class Command:
             return driver.wait(timeout=STUCK_SECONDS)
 
     def _start(self) -> subprocess.Popen:
-        options = {"--budget": self.budget, "--study": self.study, "--engine": self.engine, "--seed": self.seed}
-        options |= {"--proxy-steps": 5, "--samples": 50, "--workers": 2, "--strategy": "joint", "--audit-factor": 0}
+        options = {"--study": self.study, "--engine": self.engine, "--strategy": self.strategy, **STRATEGIES[self.strategy]}
+        options |= {"--proxy-steps": 2, "--samples": 16, "--workers": 2}
         words = [str(word) for pair in options.items() for word in pair]
         surroundings = os.environ | {"PYTHONPATH": str(ROOT), "MEME_INCEPTION": "off"}
         log = self.study.with_suffix(".log").open("ab")
@@ -111,17 +124,22 @@ class Command:
 # What is looked at
 
 
-def scores(study: Path) -> dict[int, tuple]:
-    """The finished trials of a study by number: state, choices and scores."""
+def scores(study: Path) -> dict[Key, tuple]:
+    """The finished trials of a study: state, choices and scores."""
     if not (study / "study.journal").exists() or not (study / "study.journal").stat().st_size:
         return {}
-    return {trial.number: _told(trial) for trial in _trials(study) if trial.finished}
+    return {_key(trial): _told(trial) for trial in _trials(study) if trial.finished}
+
+
+def _key(trial: TrialRecord) -> Key:
+    kind = "audit" if trial.kind == "audit" else f"expert {trial.expert}" if trial.expert else "ensembles"
+    return kind, trial.number
 
 
 def _trials(study: Path) -> list[TrialRecord]:
     """The search may be writing its first records just now."""
     try:
-        return read_trials(study)
+        return read_everything(study)
     except ValueError as error:
         if "holds no study" in str(error):
             return []
@@ -153,14 +171,15 @@ def broken_files(folder: Path) -> list[str]:
     return found
 
 
-def compare(before: dict[int, tuple], study: Path, tally: Tally) -> None:
+def compare(before: dict[Key, tuple], study: Path, tally: Tally) -> None:
     """Count what a fault did to the trials that were finished ``before`` it."""
     after = scores(study)
-    for number, told in before.items():
-        if number not in after:
-            tally.fault("lost", f"{study}: trial {number}")
-        elif after[number] != told:
-            tally.fault("changed", f"{study}: trial {number}: {told} is now {after[number]}")
+    tally.trials += len(before)
+    for key, told in before.items():
+        if key not in after:
+            tally.fault("lost", f"{study}: trial {key}")
+        elif after[key] != told:
+            tally.fault("changed", f"{study}: trial {key}: {told} is now {after[key]}")
     for detail in broken_files(study):
         tally.fault("broken_files", detail)
 
@@ -223,23 +242,30 @@ def _end(process: psutil.Process) -> bool:
 
 
 class Killer:
-    """Kills searches of one engine until so many kills are done."""
+    """Kills searches of one engine, in turn of the strategies, until so many kills are done."""
 
-    def __init__(self, folder: Path, engine: str, budget: int, source: random.Random, tally: Tally):
-        self.folder, self.engine, self.budget, self.source, self.tally = folder, engine, budget, source, tally
+    def __init__(
+        self, folder: Path, engine: str, source: random.Random, tally: Tally, strategies: Sequence[str] = tuple(STRATEGIES)
+    ):
+        self.folder, self.engine, self.source, self.tally = folder, engine, source, tally
         self.victims = [name for name in VICTIMS if name != "node" or engine == "ray"]
-        whole = Command(folder / f"{engine}-unbroken", budget, engine, seed=0)
+        self.unbroken = {strategy: self._undisturbed(strategy) for strategy in strategies}
+
+    def _undisturbed(self, strategy: str) -> tuple[float, dict[Key, tuple]]:
+        """How long a search takes that nothing disturbs, and what it comes to."""
+        whole = Command(self.folder / f"{self.engine}-{strategy}-unbroken", strategy, self.engine)
         begun = time.monotonic()
         if whole.run():
             raise SystemExit(f"a search that nothing disturbs fails; see {whole.study.with_suffix('.log')}")
-        self.seconds, self.unbroken = time.monotonic() - begun, scores(whole.study)
+        return time.monotonic() - begun, scores(whole.study)
 
     def kill(self, kills: int) -> None:
         """Searches one after the other, each killed again and again while it runs."""
         target, number = self.tally.kills + kills, 0
+        turns = itertools.cycle(self.unbroken)
         while self.tally.kills < target:
-            command = Command(self.folder / f"{self.engine}-{number}", self.budget, self.engine, seed=0)
-            self._through(command, target)
+            strategy = next(turns)
+            self._through(Command(self.folder / f"{self.engine}-{number}-{strategy}", strategy, self.engine), target)
             number += 1
 
     def _through(self, command: Command, target: int) -> None:
@@ -253,6 +279,7 @@ class Killer:
                 status = self._ended(command, driver)
             if hit:
                 self.tally.victims[victim] += 1
+                self.tally.strategies[command.strategy] += 1
                 print(f"{self.tally.kills} {victim} of {command.study.name}: status {status}", file=sys.stderr, flush=True)
                 if victim == "sigterm" and status not in (TERMINATED, 0):  # 0: the search was at its very end
                     self.tally.fault("unclean", f"{command.study}: status {status} after SIGTERM")
@@ -263,8 +290,9 @@ class Killer:
     def _strike(self, command: Command, driver: subprocess.Popen, victim: str) -> bool:
         """At a random moment: of all its time, or (every other time) just after a record was written. False if it was over."""
         journal, begun = command.study / "study.journal", time.monotonic()
+        whole, _ = self.unbroken[command.strategy]
         if self.source.random() < 0.5:
-            moment = begun + self.source.uniform(0, self.seconds)
+            moment = begun + self.source.uniform(0, whole)
             while time.monotonic() < moment and driver.poll() is None:
                 time.sleep(0.01)
         else:
@@ -286,12 +314,12 @@ class Killer:
             return -signal.SIGKILL
 
     def _finished(self, command: Command) -> None:
-        trials = read_trials(command.study)
-        numbers = [trial.number for trial in trials]
+        found, (_, unbroken) = [_key(trial) for trial in read_everything(command.study)], self.unbroken[command.strategy]
         table = pd.read_csv(command.study / "trials.csv")
-        if numbers != list(range(len(trials))) or len(trials) != self.budget or table["number"].tolist() != numbers:
-            self.tally.fault("twice", f"{command.study}: {numbers}")
-        if scores(command.study) != self.unbroken:
+        ensembles = [number for kind, number in found if kind == "ensembles"]
+        if sorted(found) != sorted(unbroken) or table["number"].tolist() != ensembles:
+            self.tally.fault("twice", f"{command.study}: {found}")
+        if scores(command.study) != unbroken:
             self.tally.fault("differing", command.study)
         left = [str(path) for path in command.study.rglob("*.part")]
         if left:
@@ -305,14 +333,14 @@ def _size(path: Path) -> int:
         return 0
 
 
-def full_disk(folder: Path, budget: int, tally: Tally) -> bool:
+def full_disk(folder: Path, tally: Tally) -> bool:
     """A search on a file system too small for it, which then grows; False where none can be mounted."""
     disk = folder / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=False, capture_output=True).returncode:
         return False
     try:
-        command = Command(disk / "study", budget, "local", seed=0)
+        command = Command(disk / "study", "factorised", "local")
         status = command.run()
         said = command.study.with_suffix(".log").read_text()
         if status != 2 or "make room" not in said:
@@ -323,21 +351,21 @@ def full_disk(folder: Path, budget: int, tally: Tally) -> bool:
         if command.run():
             tally.fault("stuck", "a search for which room was made")
         compare(before, command.study, tally)
-        if any(trial.state != "complete" for trial in read_trials(command.study)):
+        if any(trial.state != "complete" for trial in read_everything(command.study)):
             tally.fault("lost", "a trial failed for want of room")
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=False)
     return True
 
 
-def run(kills: int, ray_share: float, budget: int, seed: int, folder: Path) -> tuple[Tally, dict]:
+def run(kills: int, ray_share: float, seed: int, folder: Path) -> tuple[Tally, dict]:
     """All kills and the full disk; the tally, and what else to tell."""
     source, tally = random.Random(seed), Tally()
     on_ray = round(kills * ray_share)
     for engine, count in {"local": kills - on_ray, "ray": on_ray}.items():
         if count:
-            Killer(folder, engine, budget, source, tally).kill(count)
-    filled = full_disk(folder, budget, tally)
+            Killer(folder, engine, source, tally).kill(count)
+    filled = full_disk(folder, tally)
     return tally, {"full_disk": "survived" if filled else "skipped: nothing can be mounted here"}
 
 
@@ -345,7 +373,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--ray-share", type=float, default=0.1, help="share of the kills that are of searches on Ray")
-    parser.add_argument("--budget", type=int, default=8, help="trials of each search")
     parser.add_argument("--seed", type=int, default=0, help="of victims and moments")
     parser.add_argument("--keep", type=Path, help="where to keep the studies and their logs (default: nowhere)")
     arguments = parser.parse_args()
@@ -353,7 +380,7 @@ def main() -> None:
         folder = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         begun = time.monotonic()
-        tally, more = run(arguments.kills, arguments.ray_share, arguments.budget, arguments.seed, folder)
+        tally, more = run(arguments.kills, arguments.ray_share, arguments.seed, folder)
     print("\n".join(tally.details), file=sys.stderr)
     print(json.dumps(tally.as_json() | more | {"minutes": round((time.monotonic() - begun) / 60, 1)}))
     sys.exit(1 if tally.faults else 0)

@@ -1,6 +1,6 @@
 """Feed broken and hostile files to everything that reads what a user brings or shares.
 
-    python benchmarks/fuzz.py [--inputs 10000] [--readers config checkpoint images] [--seed 0]
+    python benchmarks/fuzz.py [--inputs 10000] [--readers config checkpoint bank images] [--seed 0]
 
 ``inputs`` files for each reader. A reader must take a file, pass it over, or refuse it by a UserError of one printable line;
 anything else that comes out, and any file that takes longer than ``SLOW_SECONDS``, is an error. The last line is one JSON object
@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import hypothesis
-from hostile import CONFIGS, FOLDERS, ZIPS, Files, checkpoints
+import numpy as np
+from hostile import CONFIGS, FOLDERS, ZIPS, Files, bank_files, checkpoints
 from hypothesis import strategies as st
 
 from meme.config import Config
@@ -30,6 +31,8 @@ from meme.data import open_images
 from meme.errors import UserError
 from meme.presets import preset
 from meme.trainer import Training, _holds, load_expert, train_expert
+from meme.validation import Part, hold_out
+from meme_nas.bank import ExpertBank
 
 SLOW_SECONDS = 10.0
 ROUND = 1_000  # inputs of one hypothesis run; each has its own seed
@@ -98,6 +101,31 @@ def expert_files(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], Non
     return checkpoints(good), read
 
 
+def bank(folder: Path) -> tuple[st.SearchStrategy, Callable[[tuple[str, bytes]], None]]:
+    """Opening a bank and taking an expert from it, one of its files being another: label, record or weights."""
+    config = preset("digits-meme").with_(training={"steps": 2, "batch_size": 2})
+    images = open_images("digits", size=8, channels=1)
+    data, held_out = hold_out(images)
+    few = Part(held_out, np.arange(2), held_out.content_id)
+    made = ExpertBank(folder / "bank", data, few)
+    banked = made.obtain(config, 1)
+    weights = made.weights(banked)
+    files = {"label": folder / "bank" / "bank.json", "record": weights.parent / "entry.json", "weights": weights}
+    good = {name: path.read_bytes() for name, path in files.items()}
+
+    def read(content: tuple[str, bytes]) -> None:
+        name, damaged = content
+        files[name].write_bytes(damaged)
+        try:
+            opened = ExpertBank(folder / "bank", data, few)
+            if found := opened.find(config, 1):
+                opened.load(config, 1, found)
+        finally:
+            files[name].write_bytes(good[name])
+
+    return bank_files(good), read
+
+
 def images(folder: Path) -> tuple[st.SearchStrategy, Callable[[object], None]]:
     """``open_images`` on folders and zips."""
     source, archive = folder / "images", folder / "images.zip"
@@ -126,7 +154,7 @@ def _put(root: Path, name: str, content: bytes) -> None:
         return
 
 
-READERS: dict[str, Reader] = {"config": configs, "checkpoint": expert_files, "images": images}
+READERS: dict[str, Reader] = {"config": configs, "checkpoint": expert_files, "bank": bank, "images": images}
 
 
 def fuzz(reader: str, inputs: int, seed: int = 0) -> Tally:
@@ -176,8 +204,9 @@ def _try(read: Callable, content: object, tally: Tally) -> None:
 
 
 def _our_line(error: Exception) -> str:
-    """The last line of ``meme`` on the way to the error."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if f"{os.sep}meme{os.sep}" in frame.filename]
+    """The last line of ours on the way to the error."""
+    ours = tuple(f"{os.sep}{package}{os.sep}" for package in ("meme", "meme_nas"))
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if any(part in frame.filename for part in ours)]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "the test itself"
 
 

@@ -232,6 +232,30 @@ def checkpoints(good: Files) -> st.SearchStrategy[bytes]:
     return st.one_of(changed, changed, damaged(whole), damaged(changed), BYTES, whole)
 
 
+# Banks
+
+
+def bank_files(good: dict[str, bytes]) -> st.SearchStrategy[tuple[str, bytes]]:
+    """One of the files of a bank by its name in ``good``, with what it may be in the worst case."""
+    texts = {name: st.one_of(damaged(st.just(good[name])), _records(good[name]), BYTES) for name in ("label", "record")}
+    weights = st.one_of(checkpoints(Files([good["weights"]])), BYTES)
+    return st.one_of(*(st.tuples(st.just(name), content) for name, content in (texts | {"weights": weights}).items()))
+
+
+def _records(good: bytes) -> st.SearchStrategy[bytes]:
+    """The same JSON with a value of another kind somewhere, as deep as two mappings, or nested beyond any stack."""
+    content = json.loads(good)
+    deep = st.just(b"[" * 100_000)
+    return st.builds(_with_value, st.just(content), st.integers(0, 99), st.one_of(VALUES, st.just("../../elsewhere"))) | deep
+
+
+def _with_value(content: dict, place: int, value: Any) -> bytes:
+    changed = json.loads(json.dumps(content))
+    inner = next((each for each in changed.values() if isinstance(each, dict)), changed)
+    inner[sorted(inner)[place % len(inner)]] = value
+    return json.dumps(changed, default=str).encode(errors="surrogatepass")
+
+
 # Images and what they come in
 
 FORMATS = [

@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -73,11 +73,13 @@ def train_config(
     device: str = "auto",
     strict: bool = False,
     tensorboard: bool = False,
+    train: Callable[..., Ensemble] = train,
 ) -> Path:
     """Train every expert of a preset or YAML config; return the folder of the trained ensemble.
 
     Interrupted, the same call goes on where it was. The folder is ``out``, else beside the YAML and named like it, else
-    ``results/`` and the preset's name, with ``-full``. ``tensorboard`` leaves curves of the losses in it.
+    ``results/`` and the preset's name, with ``-full``. ``tensorboard`` leaves curves of the losses in it. ``train`` may be
+    another way to do what ``meme.pipeline.train`` does.
     """
     config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
     folder = out or _default_folder(source)

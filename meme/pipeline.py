@@ -117,7 +117,7 @@ def train(
     whatever it raises stops the training. Raises ``UserError`` for a folder that holds another training, ``TrainingDiverged``
     when the loss is no longer finite.
     """
-    config = _with_scale(config, data)
+    config = with_scale(config, data)
     if folder:
         claim_folder(folder, config)
     experts = [
@@ -127,7 +127,7 @@ def train(
     return Ensemble(config, experts)
 
 
-def _with_scale(config: Config, data: TrainingData) -> Config:
+def with_scale(config: Config, data: TrainingData) -> Config:
     """With a first stage, the config says what latents were multiplied by: sampling has no data to measure it on."""
     return config.with_(first_stage={"scale_factor": data.scale_factor}) if isinstance(data, Latents) else config
 

@@ -21,6 +21,7 @@ from meme.diffusion import draw_timesteps, dropped_labels, forward_process, trai
 from meme.errors import UserError
 from meme.losses import DenoisingLoss
 from meme.seeding import derive_seed
+from meme.sharding import WHOLE, Shard
 from meme.takeover import start_from
 
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
@@ -56,18 +57,20 @@ def train_expert(
     device: torch.device | str = "cpu",
     on_progress: OnProgress = lambda progress: None,
     checkpoint_seconds: float = 60.0,
+    shard: Shard = WHOLE,
 ) -> Denoiser:
     """Train expert ``number`` and return it with its averaged weights.
 
     With a ``folder``, a finished expert found there is returned at once, an unfinished one is continued, and the same call
-    again after any interruption ends with the same weights. Raises ``TrainingDiverged`` when the loss is not finite.
+    again after any interruption ends with the same weights. With a ``shard``, several processes make the same call, each with
+    its own. Raises ``TrainingDiverged`` when the loss is not finite.
     """
     finished = folder and expert_file(folder, number)
     if finished and _holds(finished, config, number, data) == config.training.steps:
         return load_expert(config, number, folder, device)
     state = folder and folder / f"expert-{number}.training.safetensors"
-    training = run_training(config, number, data, state, device, on_progress, checkpoint_seconds)
-    if finished:
+    training = run_training(config, number, data, state, device, on_progress, checkpoint_seconds, shard)
+    if finished and shard.is_first:
         save_expert(training.averaged.module, config, number, data, finished)
         state.unlink(missing_ok=True)
     return training.averaged.module.eval()
@@ -81,20 +84,21 @@ def run_training(
     device: torch.device | str = "cpu",
     on_progress: OnProgress = lambda progress: None,
     checkpoint_seconds: float = 60.0,
+    shard: Shard = WHOLE,
 ) -> "Training":
     """The training of expert ``number`` at its last step, continued from the file ``state`` where that holds an earlier moment.
 
     On the way, and when it is stopped, it is kept in ``state``; what is there at the end is the caller's affair.
     """
-    training = Training(config, number, data, device)
+    training = Training(config, number, data, device, shard)
     if state and 0 < _holds(state, config, number, data) <= config.training.steps:
         training.load(state)
     try:
-        _run(training, on_progress, state, checkpoint_seconds)
+        _run(training, on_progress, state if shard.is_first else None, checkpoint_seconds)
     except TrainingDiverged:
         raise
     except BaseException:  # also Ctrl-C: what was trained is not lost, unless it came while weights were half updated
-        if state and not training.updating:
+        if state and shard.is_first and not training.updating:
             training.save(state)
         raise
     return training
@@ -102,8 +106,8 @@ def run_training(
 
 def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None, checkpoint_seconds: float) -> None:
     """The loop: batch and noise, timestep, loss, step, average, report."""
-    config, expert = training.config, training.expert
-    settings = config.training
+    config, shard = training.config, training.shard
+    expert, settings = shard.joined(training.expert), config.training
     losses, saved_at = torch.zeros((), device=training.device), time.monotonic()
     reported = training.step
     while training.step < settings.steps:
@@ -124,12 +128,13 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
         training.updating = False
         losses += loss.detach()
         if training.step % REPORT_EVERY == 0 or training.step == settings.steps:
-            mean = float(losses) / (training.step - reported)
+            mean = shard.mean(losses) / (training.step - reported)
             if not math.isfinite(mean):
                 raise TrainingDiverged(f"expert {training.number}: loss is {mean} at step {training.step}")
             losses.zero_()
             reported = training.step
-            on_progress(Progress(training.number, training.step, settings.steps, mean))
+            if shard.is_first:
+                on_progress(Progress(training.number, training.step, settings.steps, mean))
         if checkpoint and time.monotonic() - saved_at >= checkpoint_seconds:
             training.save(checkpoint)
             saved_at = time.monotonic()
@@ -138,8 +143,9 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
 class Training:
     """Everything that changes while one expert is trained, and what its steps need."""
 
-    def __init__(self, config: Config, number: int, data: TrainingData, device: torch.device | str):
-        self.config, self.number, self.data = config, number, data
+    def __init__(self, config: Config, number: int, data: TrainingData, device: torch.device | str, shard: Shard = WHOLE):
+        shard.check(config.training.batch_size)
+        self.config, self.number, self.data, self.shard = config, number, data, shard
         self.device = torch.device(device)
         self.step = 0
         self.updating = False  # weights, averages and step do not belong together at this moment
@@ -152,20 +158,22 @@ class Training:
         self.loss = DenoisingLoss(config, self.process, self.device)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Images (B, C, H, W), timesteps (B,), noise (B, C, H, W) and labels (B,), if the network takes them, of this step:
-        a function of (seed, step)."""
+        """This process's images (B, C, H, W), timesteps (B,), noise (B, C, H, W) and labels (B,), if the network takes them, of
+        this step: its rows of what is a function of (seed, step)."""
         seed, size = self.config.training.seed, self.config.training.batch_size
         indices = batch_indices(len(self.data), size, seed, self.step)
         x_0 = self.data.tensor(indices)
         noise = training_noise(tuple(x_0.shape), seed, self.step)
         t = draw_timesteps(self.config.expert(self.number), self.config.diffusion.timesteps, noise)
         if self.config.network.dropout:
-            torch.manual_seed(derive_seed(seed, "dropout", self.step))
+            whose = (self.shard.rank,) if self.shard.rank else ()  # masks of different rows must not be the same
+            torch.manual_seed(derive_seed(seed, "dropout", self.step, *whose))
+        rows = self.shard.rows
         return (
-            x_0.to(self.device, memory_format=torch.channels_last, non_blocking=True),
-            t.to(self.device, non_blocking=True),
-            noise.epsilon.to(self.device, memory_format=torch.channels_last, non_blocking=True),
-            self._labels(indices) if self.config.network.classes else None,
+            rows(x_0).to(self.device, memory_format=torch.channels_last, non_blocking=True),
+            rows(t).to(self.device, non_blocking=True),
+            rows(noise.epsilon).to(self.device, memory_format=torch.channels_last, non_blocking=True),
+            rows(self._labels(indices)) if self.config.network.classes else None,
         )
 
     def _labels(self, indices: np.ndarray) -> Tensor:

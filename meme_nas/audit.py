@@ -69,7 +69,7 @@ class Audit:
     def _of(self, trial: TrialRecord) -> TrialRecord | None:
         """The longer training of ``trial``, if it has begun; another audit of the study may have had it already."""
         wanted = self._longer(trial).architecture_id
-        return next((record for record in self._log.records if record.config.architecture_id == wanted), None)
+        return next((record for record in self._log.records if record.architecture_id == wanted), None)
 
     def record(self, outcome: Outcome) -> TrialRecord:
         return self._log.finish(outcome)

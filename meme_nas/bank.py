@@ -15,6 +15,7 @@ from pathlib import Path
 
 import filelock
 import torch
+from pydantic import TypeAdapter
 
 from meme.config import Config
 from meme.cost import ensemble_cost
@@ -45,6 +46,9 @@ class Banked:
     """Of one image and step, attention counted."""
     curve: tuple[tuple[int, float], ...]
     """(step, training loss since the last report), from the first step."""
+
+
+_RECORDS = TypeAdapter(dict[str, Banked])  # what a damaged or foreign entry claims is checked before it is believed
 
 
 class ExpertBank:
@@ -154,32 +158,33 @@ def _claim(folder: Path, content_id: str) -> None:
             if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
                 raise UserError(f"bank: {folder} holds other files; give an empty folder, or that of a bank")
             write_text(label, json.dumps({"format": FORMAT, "data": content_id}))
-        text = label.read_text(encoding="utf-8")
+        text = label.read_bytes()
     except OSError as error:
         raise UserError(f"bank: {folder} can't be used ({error.strerror}); give another --bank") from None
     kind, data = _read_label(text, label)
     if kind != FORMAT:
-        raise UserError(f"bank: {folder} is of format {kind}, and this program reads {FORMAT}; give another --bank")
+        raise UserError(f"bank: {folder} is of format {kind!r:.40}, and this program reads {FORMAT}; give another --bank")
     if data != content_id:
         raise UserError(f"bank: the experts in {folder} were trained on other data or another image size; give another --bank")
 
 
-def _read_label(text: str, label: Path) -> tuple[int, str]:
+def _read_label(text: bytes, label: Path) -> tuple[int, str]:
     """Format and data's content id."""
     try:
         content = json.loads(text)
         return content["format"], content["data"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"bank: {label} is not readable; give another --bank") from None
 
 
 def _read_records(entry: Path) -> dict[str, Banked]:
     """What the entry holds whole, by number of steps; nothing where it is missing or damaged: it is then made again."""
     try:
-        content = json.loads((entry / _ENTRY).read_text(encoding="utf-8"))
-        return {steps: Banked(**record | {"curve": _in_order(record["curve"])}) for steps, record in content.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        records = _RECORDS.validate_json((entry / _ENTRY).read_bytes())
+    except (OSError, ValueError):
         return {}
+    whole = all(record.id == entry.name and str(record.steps) == steps for steps, record in records.items())
+    return records if whole else {}
 
 
 def _write_records(entry: Path, records: dict[str, Banked]) -> None:

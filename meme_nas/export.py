@@ -1,7 +1,9 @@
 """What a search leaves for other programs: a table of trials, the winner and the front as plain configs."""
 
+import csv
+import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +25,40 @@ def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
 def write_trials(folder: Path, trials: Sequence[TrialRecord]) -> None:
     """Write ``trials.csv``."""
     write_text(folder / "trials.csv", trials_table(trials).to_csv(index=False))
+
+
+class Kept:
+    """What of a running search lies in its folder for others: ``trials.csv``, and weights as long as they are worth keeping.
+
+    Each call looks at the trials that are new: what it costs must not grow with the search.
+    """
+
+    def __init__(self, folder: Path, objectives: Sequence[str] = OBJECTIVES):
+        self._folder, self._objectives = folder, objectives
+        self._columns: dict[str, None] = {}
+        self._lines: dict[int, str] = {}  # of finished trials
+        self._dropped: set[int] = set()
+
+    def update(self, trials: Sequence[TrialRecord]) -> None:
+        self._write(trials)
+        self._dropped |= drop_weights(self._folder, trials, self._objectives, self._dropped)
+
+    def _write(self, trials: Sequence[TrialRecord]) -> None:
+        rows = {trial.number: _row(trial) for trial in trials if trial.number not in self._lines}
+        columns = self._columns | dict.fromkeys(name for row in rows.values() for name in row)
+        if columns.keys() != self._columns.keys():  # as when the first trial comes that has choices
+            rows, self._lines = {trial.number: _row(trial) for trial in trials}, {}
+            self._columns = dict.fromkeys(name for name in columns if name != "reason") | {"reason": None}
+        lines = {number: _line([row.get(name) for name in self._columns]) for number, row in rows.items()}
+        self._lines |= {trial.number: lines[trial.number] for trial in trials if trial.finished and trial.number in lines}
+        body = "".join(self._lines.get(trial.number) or lines[trial.number] for trial in trials)
+        write_text(self._folder / "trials.csv", _line(self._columns) + body)
+
+
+def _line(values: Iterable) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
 
 
 def export_configs(
@@ -51,13 +87,19 @@ def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Co
     return trial.config.with_(name=name, training={"steps": steps}, evaluation={"samples": full.evaluation.samples})
 
 
-def drop_weights(folder: Path, trials: Sequence[TrialRecord], objectives: Sequence[str] = OBJECTIVES) -> None:
-    """Delete the weights of finished trials that are not worth keeping; their configs and samples stay."""
+def drop_weights(
+    folder: Path, trials: Sequence[TrialRecord], objectives: Sequence[str] = OBJECTIVES, dropped: Container[int] = ()
+) -> set[int]:
+    """Delete the weights of finished trials that are not worth keeping; their configs and samples stay.
+
+    Returns whose. Those ``dropped`` earlier are not looked at again.
+    """
     keep = trials_worth_keeping(trials, objectives)
-    for trial in trials:
-        if trial.finished and trial.number not in keep:
-            for weights in trial_folder(folder, trial.number).glob("*.safetensors"):
-                weights.unlink(missing_ok=True)
+    numbers = {trial.number for trial in trials if trial.finished and trial.number not in keep and trial.number not in dropped}
+    for number in numbers:
+        for weights in trial_folder(folder, number).glob("*.safetensors"):
+            weights.unlink(missing_ok=True)
+    return numbers
 
 
 def trials_worth_keeping(trials: Sequence[TrialRecord], objectives: Sequence[str] = OBJECTIVES) -> set[int]:
@@ -78,5 +120,5 @@ def _row(trial: TrialRecord) -> dict:
         name: getattr(outcome, name) if outcome else None for name in ("fid", "kid", "macs", "params", "latency_ms", "seconds")
     }
     row = {"number": trial.number, "state": trial.state, "kind": trial.kind, **scores}
-    row |= {"architecture": trial.config.architecture_id, "features": outcome.features if outcome else None}
+    row |= {"architecture": trial.architecture_id, "features": outcome.features if outcome else None}
     return row | trial.choices | {"reason": trial.reason}

@@ -65,7 +65,7 @@ class Joint(Strategy):
 
     def _unseen_choices(self, number: int, known: list) -> Choices | None:
         """The proposal for trial ``number``; where it repeats an architecture, another one, at no cost."""
-        seen = {trial.config.architecture_id for trial in self.study.trials}
+        seen = {trial.architecture_id for trial in self.study.trials}
         source = random.Random(derive_seed(self.settings.seed, "walk", number))
         for choices in self.warm:
             if self._architecture(choices) not in seen:

@@ -21,13 +21,13 @@ from meme.data import Images
 from meme.ensemble import Ensemble
 from meme.features import FeatureSpace
 from meme.files import written_whole
-from meme.pipeline import evaluate, pick_device
+from meme.pipeline import evaluate, pick_device, train
 from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.engines import Engine
-from meme_nas.export import drop_weights, export_configs, write_trials
+from meme_nas.export import Kept, export_configs, write_trials
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
@@ -45,7 +45,6 @@ from search_spaces.domain import size
 from search_spaces.space import build_space
 
 STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorised": factorised, "joint": Joint}
-FILES_SHARE = 0.005  # of a search's time that bringing its table of trials up to date may take
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 
@@ -140,33 +139,21 @@ def _objective(settings: SearchSettings) -> Objective:
 
 def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine: Engine, workers: int) -> None:
     """Show each trial and keep trials.csv current."""
-    written, pause = time.monotonic(), 0.0
-
-    def leave_files() -> None:
-        """The table and the weights worth keeping, brought up to date: so seldom that it takes a small share of the time."""
-        nonlocal written, pause
-        begun = time.monotonic()
-        write_trials(settings.folder, search.study.trials)
-        drop_weights(settings.folder, search.study.trials, settings.objectives)
-        written = time.monotonic()
-        pause = (written - begun) / FILES_SHARE
-
     with SearchDisplay(search, workers, remarks) as display:
-        seen = -1
+        seen, kept = -1, Kept(settings.folder, settings.objectives)
 
         def on_change() -> None:
             nonlocal seen
             display.update()
             finished = sum(trial.finished for trial in search.study.trials)
-            if finished != seen and time.monotonic() - written >= pause:
+            if finished != seen:
                 seen = finished
-                leave_files()
+                kept.update(search.study.trials)
 
         try:
             engine.run(search, objective, on_change)
         finally:
-            display.update()
-            leave_files()
+            on_change()
     if not search.done:  # Ray Tune swallows Ctrl-C and returns
         raise KeyboardInterrupt
 
@@ -354,9 +341,26 @@ def retrain_winner(settings: SearchSettings) -> None:
     from meme.commands import evaluate_folder, sample_folder, train_config
 
     path = settings.folder / "winner.yaml"
-    folder = train_config(path, device=settings.device)
+    folder = train_config(path, device=settings.device, train=_training(settings))
     sample_folder(folder, device=settings.device)
     evaluate_folder(folder, device=settings.device, inception_weights=settings.inception_weights)
+
+
+def _training(settings: SearchSettings) -> Callable[..., Ensemble]:
+    """How the winner's experts are trained: one after the other here, or side by side on Ray."""
+    if settings.engine == "local":
+        return train
+    from meme_nas.engines.ray_training import RayTraining
+
+    return RayTraining(
+        cpus=settings.cpus_per_trial,
+        on_gpus=_gpus_a_trial(settings) > 0,
+        workers_per_expert=settings.workers_per_expert,
+        address=settings.ray_address,
+        dashboard_host=settings.dashboard_host,
+        inputs=settings.inputs,
+        on_message=remarks.print,
+    )
 
 
 def describe(settings: SearchSettings) -> None:

@@ -106,6 +106,9 @@ class SearchSettings(Settings):
     """Port of that address. 0: any that is free."""
     retrain: bool = False
     """After the search, train the winner in full, draw samples from it and score it."""
+    workers_per_expert: Annotated[int, Field(ge=1)] = 1
+    """Processes that train one expert of the winner together, each with its part of every batch and a GPU of its own. Only with
+    engine ray."""
     dry_run: bool = False
     """Print the settings, the size of the space and the cost of a trial, then exit."""
 
@@ -115,6 +118,8 @@ class SearchSettings(Settings):
             raise UserError(f"workers: at most proposal_lag {self.proposal_lag}, not {self.workers}: the others would only wait")
         if self.sampler == "model" and self.strategy_name == "joint":
             raise UserError("sampler: model needs strategy factorised; allowed with joint are tpe, nsga2 and random")
+        if self.workers_per_expert > 1 and self.engine != "ray":
+            raise UserError(f"workers_per_expert: must be 1 with engine local, not {self.workers_per_expert}; or take engine ray")
         self._check_rungs()
         first, rest = self.objectives[:1], self.objectives[1:]
         if not set(first) & set(QUALITIES) or set(rest) & set(QUALITIES) or len(set(rest)) < len(rest):

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import optuna
@@ -43,6 +44,11 @@ class TrialRecord:
     """Of a trial that trains one expert alone: which; 0 of a trial that scores an ensemble."""
     candidates: int = 0
     """Of a trial that puts banked experts together: of how many candidates of each expert it was chosen; else 0."""
+
+    @cached_property
+    def architecture_id(self) -> str:
+        """Its config's, worked out once: every proposal asks it of all trials before."""
+        return self.config.architecture_id
 
     @property
     def scored(self) -> Outcome:

@@ -3,6 +3,7 @@
 import pytest
 
 from meme_nas.engines.local import LocalEngine
+from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
 from meme_nas.objective import Objective
 from meme_nas.settings import SearchSettings
@@ -47,3 +48,46 @@ def test_another_seed_comes_to_other_proposals_and_scores(alone, tmp_path):
     other = searched(tmp_path, workers=2, seed=1)
     assert [fid for *_, fid, _ in other] != [fid for *_, fid, _ in alone]
     assert [choices for _, choices, *_ in other[3:]] != [choices for _, choices, *_ in alone[3:]]
+
+
+CANDIDATES = 2
+
+
+def expert_by_expert(folder, workers: int, *, break_off_after: int = 0) -> list[tuple]:
+    """As ``searched``, of the factorised strategy; the trainings of single experts come first. ``break_off_after`` so many trials
+    the search ends as by Ctrl-C, and is begun again."""
+    settings = SearchSettings(
+        strategy="factorised",
+        budget=CANDIDATES,
+        cascades_per_candidate=1,
+        study=folder,
+        proxy_steps=2,
+        samples=16,
+        features="random",
+    )
+    hand_made = settings.as_proxy(settings.full_config())
+    study = Study(folder, settings.in_force())
+    search = Factorised(settings, study, yardsticks=[("hand-made", hand_made)])
+    logs = [study.experts(number).records for number in search.numbers] + [study.trials]
+
+    def interrupt() -> None:
+        if break_off_after and sum(trial.finished for log in logs for trial in log) >= break_off_after:
+            raise KeyboardInterrupt
+
+    engine = LocalEngine(workers)
+    try:
+        engine.run(search, Objective(folder, folder / "bank", "cpu"), interrupt)
+    except KeyboardInterrupt:
+        return []
+    finally:
+        engine.close()
+        study.close()
+    trials = [trial for log in logs for trial in log]
+    return [(t.expert, t.number, t.choices, t.outcome.loss, t.outcome.fid, t.outcome.macs) for t in trials]
+
+
+def test_expert_by_expert_two_workers_and_a_search_broken_off_come_to_the_same_as_one_worker(tmp_path):
+    alone = expert_by_expert(tmp_path / "alone", workers=1)
+    assert len(alone) == 4 * CANDIDATES + 1 + CANDIDATES
+    assert expert_by_expert(tmp_path / "broken", workers=2, break_off_after=4) == []
+    assert expert_by_expert(tmp_path / "broken", workers=2) == alone

@@ -1,9 +1,11 @@
 """Budget, repeats, refusals, yardsticks and the record on disk, without any training."""
 
+import io
 import random
 import re
 from itertools import product
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from meme.cost import ensemble_cost
 from meme.errors import UserError
 from meme.presets import preset, yardsticks
 from meme_nas.costs import Costs
-from meme_nas.export import drop_weights, export_configs, trials_table, trials_worth_keeping
+from meme_nas.export import Kept, drop_weights, export_configs, trials_table, trials_worth_keeping
 from meme_nas.joint import Joint
 from meme_nas.pareto import front
 from meme_nas.proposals import Proposer
@@ -313,3 +315,12 @@ def test_records_are_read_beside_a_running_search(tmp_path):
     assert [trial.state for trial in read_trials(tmp_path)] == ["running"]
     with pytest.raises(UserError, match="holds no study"):
         read_trials(tmp_path / "elsewhere")
+
+
+def test_the_table_that_is_kept_current_is_that_of_all_trials(tmp_path):
+    trials, kept = run_through(settings_in(tmp_path / "study", budget=6)).study.trials, Kept(tmp_path)
+    for count in range(1, len(trials) + 1):
+        kept.update(trials[:count])
+        written = pd.read_csv(tmp_path / "trials.csv")
+        whole = pd.read_csv(io.StringIO(trials_table(trials[:count]).to_csv(index=False)))
+        pd.testing.assert_frame_equal(written[whole.columns], whole)

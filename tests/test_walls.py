@@ -45,7 +45,7 @@ def test_search_spaces_are_data(path):
 def test_ray_stays_in_the_engines_files():
     users = [path for package in OURS for path in files(package) if "ray" in tops(path)]
     assert {path.relative_to(ROOT).as_posix() for path in users} == {
-        f"meme_nas/engines/{name}.py" for name in ("ray", "ray_cluster")
+        f"meme_nas/engines/{name}.py" for name in ("ray", "ray_cluster", "ray_training")
     }
 
 

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import resource
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +45,21 @@ class Troubled:
             (self.folder / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return score(task)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """Another objective, in a process that gets only so much more memory than it has when its first trial begins."""
+
+    objective: Callable[[Task], Outcome]
+    mib: int
+
+    def __call__(self, task: Task) -> Outcome:
+        if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + self.mib * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        return self.objective(task)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class RayEngine:
         """
         self.workers, self.folder = workers, folder
         self.resources = {"cpu": cpus, "gpu": gpus} if gpus else {"cpu": cpus}
-        dashboard = join(address) if address else _start(max(1, round(workers * cpus)), dashboard_host)
+        dashboard = join(address) if address else start(max(1, round(workers * cpus)), dashboard_host)
         if address:
             check_shared(folder, inputs)
         self.dashboard = f"http://{dashboard}" if dashboard else None
@@ -179,7 +179,7 @@ class _OnChange(_NotPickled, tune.Callback):
         self._on_change()
 
 
-def _start(cpus: int, dashboard_host: str) -> str | None:
+def start(cpus: int, dashboard_host: str) -> str | None:
     """Start Ray on this machine; the address of its dashboard. ``UserError`` where it does not start, as on a very busy one."""
     try:
         context = ray.init(

@@ -1,0 +1,235 @@
+"""Train an ensemble in full on Ray: its experts side by side, each by one process or by several of Ray Train.
+
+What a training knows of its past is its checkpoint in the ensemble's folder, so that after a process has died, a node has gone or
+the command has ended, it goes on in the same way. On a CPU one process trains the weights of ``meme.pipeline.train``, to the last
+bit where both have the same number of threads.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+# Ray Train keeps nothing that we need in its run's folder, and must not make it the place where relative paths begin.
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+
+from meme.config import Config
+from meme.data import TrainingData
+from meme.ensemble import Ensemble
+from meme.errors import UserError
+from meme.files import write_text
+from meme.pipeline import OnMessage, claim_folder, load_ensemble, open_reference, training_data, with_scale
+from meme.sharding import WHOLE, Shard
+from meme.trainer import OnProgress, Progress, TrainingDiverged, train_expert
+from meme_nas.engines.ray import LOOPBACK, start
+from meme_nas.engines.ray_cluster import check_shared, join
+
+DEATHS_ALLOWED = 3  # of an expert's processes, each time after which it goes on from its checkpoint
+LOOK_EVERY_SECONDS = 0.5
+_STOP, RUNS = ".stop", "ray"
+
+
+class Stopped(RuntimeError):
+    """The command that wanted this training is ending."""
+
+
+@dataclass(frozen=True)
+class RayTraining:
+    """Called as ``meme.pipeline.train`` is, with a folder, and does the same."""
+
+    cpus: int = 1
+    """Cores, and threads, of a process."""
+    on_gpus: bool = False
+    """Whether every process has a GPU of its own."""
+    workers_per_expert: int = 1
+    address: str | None = None
+    """Of a cluster to join; None: Ray is started on this machine."""
+    dashboard_host: str = LOOPBACK
+    inputs: Sequence[Path] = ()
+    """Files outside the folder that every node must see."""
+    on_message: OnMessage = print
+    checkpoint_seconds: float = 60.0
+
+    def __call__(
+        self,
+        config: Config,
+        data: TrainingData,
+        *,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        on_progress: OnProgress = lambda progress: None,
+    ) -> Ensemble:
+        """Raises as ``meme.pipeline.train``, and ``UserError`` where there is no room for one expert."""
+        Shard(0, self.workers_per_expert).check(config.training.batch_size)
+        claim_folder(folder, with_scale(config, data))
+        self._connect(folder)
+        try:
+            self._train(folder.absolute(), with_scale(config, data), on_progress)
+        finally:
+            ray.shutdown()
+        return load_ensemble(folder, device)
+
+    def _connect(self, folder: Path) -> None:
+        if self.address:
+            join(self.address)
+            check_shared(folder, self.inputs)
+        else:
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            start(cores, self.dashboard_host)
+
+    def _train(self, folder: Path, config: Config, on_progress: OnProgress) -> None:
+        """All experts, as many at a time as there is room for."""
+        numbers = range(1, len(config.experts) + 1)
+        room = min(len(numbers), self._room())
+        processes = f", {self.workers_per_expert} processes each" if self.workers_per_expert > 1 else ""
+        self.on_message(f"training {room} experts at a time on Ray{processes}")
+        (folder / _STOP).unlink(missing_ok=True)
+        one = self._by_one if self.workers_per_expert == 1 else self._by_several
+        pool = ThreadPoolExecutor(room)
+        work = {number: pool.submit(one, folder, config, number) for number in numbers}
+        try:
+            _watch(work.values(), partial(_tell, folder, numbers, on_progress))
+        except BaseException:  # also Ctrl-C
+            write_text(folder / _STOP, "")  # each training sees it at its next report, and leaves its checkpoint
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for number in numbers:
+                _progress_file(folder, number).unlink(missing_ok=True)
+            (folder / _STOP).unlink(missing_ok=True)
+            shutil.rmtree(folder / RUNS, ignore_errors=True)
+
+    def _room(self) -> int:
+        """Experts that the cluster holds at a time."""
+        there, wanted = ray.cluster_resources(), self._resources()
+        room = min(int(there.get(name, 0) / (each * self.workers_per_expert)) for name, each in wanted.items())
+        if room < 1:
+            each = " and ".join(f"{count} {name}" for name, count in wanted.items())
+            found = " and ".join(f"{there.get(name, 0):g} {name}" for name in wanted)
+            raise UserError(
+                f"workers_per_expert: {self.workers_per_expert} processes with {each} each need more than the {found} there are"
+            )
+        return room
+
+    def _resources(self) -> dict[str, int]:
+        return {"CPU": self.cpus, "GPU": 1} if self.on_gpus else {"CPU": self.cpus}
+
+    def _work(self, folder: Path, config: Config, number: int) -> "_Work":
+        device = "cuda" if self.on_gpus else "cpu"
+        return _Work(folder, config.model_dump_json(), number, device, self.cpus, self.checkpoint_seconds)
+
+    def _by_one(self, folder: Path, config: Config, number: int) -> None:
+        """A Ray task, which Ray starts again where its process or node has died."""
+        resources = {"num_cpus": self.cpus, "num_gpus": int(self.on_gpus)}
+        task = _task.options(**resources, max_retries=DEATHS_ALLOWED, name=f"expert-{number} of {config.name}")
+        try:
+            ray.get(task.remote(self._work(folder, config, number)))
+        except ray.exceptions.RayTaskError as error:
+            raise _ours(error.cause) from None
+        except ray.exceptions.RayError as error:
+            raise UserError(f"expert {number}: its process died {DEATHS_ALLOWED + 1} times ({_first_line(error)})") from None
+
+    def _by_several(self, folder: Path, config: Config, number: int) -> None:
+        """A group of processes, which Ray Train starts again as a whole where one has died."""
+        trainer = TorchTrainer(
+            _in_group,
+            train_loop_config={"work": self._work(folder, config, number)},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self.workers_per_expert, use_gpu=self.on_gpus, resources_per_worker=self._resources()
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"expert-{number}",
+                storage_path=str(folder / RUNS),
+                failure_config=ray.train.FailureConfig(max_failures=DEATHS_ALLOWED),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.WorkerGroupError as error:
+            raise _ours(next(iter(error.worker_failures.values()), error)) from None
+        except ray.train.TrainingFailedError as error:
+            raise UserError(f"expert {number}: Ray Train gave up ({_first_line(error)})") from None
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One expert to train, as it is sent to a node."""
+
+    folder: Path
+    config: str
+    number: int
+    device: str
+    threads: int
+    checkpoint_seconds: float
+
+    def run(self, shard: Shard) -> None:
+        torch.set_num_threads(self.threads)
+        config = Config.model_validate_json(self.config)
+        data = training_data(config, open_reference(config), self.device)
+        options = {"folder": self.folder, "device": self.device, "checkpoint_seconds": self.checkpoint_seconds}
+        train_expert(config, self.number, data, on_progress=self._report, shard=shard, **options)
+
+    def _report(self, progress: Progress) -> None:
+        write_text(_progress_file(self.folder, self.number), json.dumps(asdict(progress)))
+        if self.is_to_stop:
+            raise Stopped
+
+    @property
+    def is_to_stop(self) -> bool:
+        return (self.folder / _STOP).exists()
+
+
+@ray.remote
+def _task(work: _Work) -> None:
+    work.run(WHOLE)
+
+
+def _in_group(config: dict) -> None:
+    """In each process of a group. Ray Train starts it anew after the first process has stopped: then all must know, or none."""
+    work, shard = config["work"], Shard.of_this_process()
+    if shard.mean(torch.tensor(float(work.is_to_stop), device=work.device)) == 0:
+        work.run(shard)
+
+
+def _watch(work: Iterable[Future], look: Callable[[], None]) -> None:
+    """Wait for all of ``work``, or for the first that fails."""
+    left = set(work)
+    while left:
+        done, left = wait(left, timeout=LOOK_EVERY_SECONDS, return_when=FIRST_EXCEPTION)
+        look()
+        for future in done:
+            future.result()
+
+
+def _tell(folder: Path, numbers: Iterable[int], on_progress: OnProgress) -> None:
+    """Hand on how far each expert is, as its process has written it down."""
+    for number in numbers:
+        try:
+            on_progress(Progress(**json.loads(_progress_file(folder, number).read_text())))
+        except (OSError, ValueError, TypeError):  # not begun
+            continue
+
+
+def _progress_file(folder: Path, number: int) -> Path:
+    return folder / f".expert-{number}.progress.json"
+
+
+def _ours(error: BaseException) -> BaseException:
+    """What a training raised, as ``meme.pipeline.train`` would have."""
+    if isinstance(error, (UserError, TrainingDiverged, OSError, Stopped)):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,89 @@
+"""Full training on Ray: experts side by side, several processes for one, deaths and ends on the way."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from meme.checkpoint import load_tensors, read_header
+from meme.config import Config
+from meme.errors import UserError
+from meme.pipeline import open_reference, train
+from meme.presets import preset
+from meme.sharding import Shard
+from meme.trainer import OnProgress, Progress, starting_expert
+from meme_nas.settings import SearchSettings
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+
+from meme_nas.engines.ray_training import RayTraining  # noqa: E402
+
+STEPS = 150
+ALONE = preset("digits-iu-ldm-s").with_(training={"steps": STEPS, "batch_size": 8})
+_EXPERT = ALONE.experts[0].model_dump()
+HALVES = [_EXPERT | {"interval": (0, 500), "p": 0.8}, _EXPERT | {"interval": (500, 1000), "p": 0.5}]
+PAIR = ALONE.with_(experts=HALVES)
+
+
+def trained_here(config: Config, folder: Path) -> list[dict[str, torch.Tensor]]:
+    train(config, open_reference(config), folder=folder)
+    return weights(config, folder)
+
+
+def trained_on_ray(config: Config, folder: Path, on_progress: OnProgress, **options) -> None:
+    """In two calls, of which Ctrl-C ends the first. A checkpoint at every step leaves time for that, and for kills."""
+    images, options = open_reference(config), options | {"checkpoint_seconds": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        RayTraining(**options)(config, images, folder=folder, on_progress=interrupt)
+    states = [read_header(state)["step"] for state in folder.glob("expert-*.training.safetensors")]
+    assert states and all(0 < step < STEPS for step in states)
+    RayTraining(**options)(config, images, folder=folder, on_progress=on_progress)
+
+
+def interrupt(progress: Progress) -> None:
+    raise KeyboardInterrupt
+
+
+def weights(config: Config, folder: Path) -> list[dict[str, torch.Tensor]]:
+    return [load_tensors(folder / f"expert-{number}.safetensors") for number in range(1, len(config.experts) + 1)]
+
+
+def test_experts_side_by_side_are_those_trained_in_turn_though_the_command_is_stopped_and_a_process_killed(tmp_path):
+    killed = []
+
+    def kill_once(progress: Progress) -> None:
+        if progress.expert == 1 and not killed:
+            workers = [each for each in psutil.Process().children(recursive=True) if "ray::expert-1" in " ".join(each.cmdline())]
+            killed.extend(worker.pid for worker in workers)
+            for worker in workers:
+                worker.kill()
+
+    trained_on_ray(PAIR, tmp_path / "ray", kill_once)
+    assert len(killed) == 1
+    for found, alone in zip(weights(PAIR, tmp_path / "ray"), trained_here(PAIR, tmp_path / "alone"), strict=True):
+        assert found.keys() == alone.keys() and all(torch.equal(found[name], alone[name]) for name in alone)
+    left = {path.name for path in (tmp_path / "ray").iterdir()}
+    assert left == {"config.yaml", "expert-1.safetensors", "expert-2.safetensors"}
+
+
+def test_two_processes_train_what_one_does_with_the_whole_batch_though_the_command_is_stopped(tmp_path):
+    trained_on_ray(ALONE, tmp_path / "ray", lambda progress: None, workers_per_expert=2)
+    [found], [alone] = weights(ALONE, tmp_path / "ray"), trained_here(ALONE, tmp_path / "alone")
+    untrained = starting_expert(ALONE, 1).state_dict()
+    assert found.keys() == alone.keys()
+    assert distance(found, alone) < 1e-3 * distance(untrained, alone)
+
+
+def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    return sum(float((first[name] - second[name]).square().sum()) for name in second) ** 0.5
+
+
+def test_a_batch_that_can_not_be_dealt_out_evenly_is_refused():
+    with pytest.raises(UserError, match=r"training.batch_size: 8 can't be dealt out evenly to 3 processes"):
+        Shard(0, 3).check(8)
+
+
+def test_several_processes_need_ray():
+    with pytest.raises(UserError, match="workers_per_expert: must be 1 with engine local, not 2"):
+        SearchSettings(engine="local", workers_per_expert=2)
