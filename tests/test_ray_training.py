@@ -85,5 +85,5 @@ def test_a_batch_that_can_not_be_dealt_out_evenly_is_refused():
 
 
 def test_several_processes_need_ray():
-    with pytest.raises(UserError, match="workers_per_expert: must be 1 with engine local, not 2"):
+    with pytest.raises(ValueError, match="workers_per_expert: must be 1 with engine local, not 2"):
         SearchSettings(engine="local", workers_per_expert=2)
