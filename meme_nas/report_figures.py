@@ -85,7 +85,7 @@ def progress_figure(summary: Summary) -> Figure | None:
 
 def hypervolume_figure(summary: Summary) -> Figure | None:
     """How much better than the hand-made pattern the searched trials are together, over trial numbers: the share of the
-    rectangle between no FID at no MACs and the hand-made pattern's (with some room) that their front beats.
+    rectangle between no FID (or KID) at no MACs and the hand-made pattern's (with some room) that their front beats.
 
     None where the hand-made pattern has no score.
     """
