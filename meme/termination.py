@@ -5,9 +5,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_came = threading.Event()
+
 
 class Terminated(KeyboardInterrupt):
     """Raised in the main thread where SIGTERM arrives."""
+
+
+def interruption() -> KeyboardInterrupt:
+    """What to raise where a library swallowed an interruption and returned: which one it was, it does not say."""
+    return Terminated() if _came.is_set() else KeyboardInterrupt()
 
 
 def terminate_on_sigterm() -> None:
@@ -20,6 +27,7 @@ def terminate_on_sigterm() -> None:
 def terminated_by_sigterm() -> Iterator[None]:
     """``terminate_on_sigterm`` within the context."""
     before = signal.getsignal(signal.SIGTERM)
+    _came.clear()
     terminate_on_sigterm()
     try:
         yield
@@ -30,4 +38,5 @@ def terminated_by_sigterm() -> Iterator[None]:
 
 def _raise(number: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off the ending; SIGKILL still does
+    _came.set()
     raise Terminated

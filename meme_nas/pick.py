@@ -38,7 +38,10 @@ def best_sum(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> 
 
 
 def _cheapest(values: Sequence[Array], costs: Sequence[Array], prices: Array) -> tuple[int, ...]:
-    return tuple(int(np.argmin(value + cost @ prices)) for value, cost in zip(values, costs, strict=True))
+    """Of equals the one that costs less: else a limit would be in the way of a best cascade that keeps it."""
+    relative = [(cost / np.maximum(cost.max(axis=0), 1e-12)).sum(axis=1) for cost in costs]
+    priced = [value + cost @ prices for value, cost in zip(values, costs, strict=True)]
+    return tuple(int(np.lexsort(each)[0]) for each in zip(relative, priced, strict=True))
 
 
 def _least_over(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from meme.ensemble import Ensemble
 from meme.features import FeatureSpace
 from meme.files import written_whole
 from meme.pipeline import evaluate, pick_device, train
+from meme.termination import interruption
 from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
@@ -154,8 +155,8 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
             engine.run(search, objective, on_change)
         finally:
             on_change()
-    if not search.done:  # Ray Tune swallows Ctrl-C and returns
-        raise KeyboardInterrupt
+    if not search.done:  # Ray Tune swallows interruptions and returns
+        raise interruption()
 
 
 def _run_audit(audit: Audit, objective: Objective, engine: Engine) -> None:
@@ -163,7 +164,7 @@ def _run_audit(audit: Audit, objective: Objective, engine: Engine) -> None:
     with remarks.status(words) as status:
         engine.run(audit, objective, lambda: status.update(f"{words}: {audit.spent[0]} done"))
     if not audit.done:
-        raise KeyboardInterrupt
+        raise interruption()
 
 
 def bank_of(settings: SearchSettings) -> Path:

@@ -89,7 +89,7 @@ def _noted(folder: Path) -> Place | None:
     try:
         noted = json.loads((folder / DATABASE).read_text(encoding="utf-8"))
         return Place(folder, str(noted["url"]), str(noted["name"]))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(

@@ -184,13 +184,24 @@ def test_ctrl_c_ends_a_training_cleanly_and_the_same_command_goes_on(tmp_path):
     preset("digits-meme").with_(training={"steps": 100_000, "batch_size": 4}).save(path)
     command = [sys.executable, "-m", "meme", "train", str(path), "--quiet"]
     surroundings = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "long" / "config.yaml").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(3)  # some steps
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=surroundings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are born ignoring it
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "long" / "config.yaml").exists() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        time.sleep(3)  # some steps
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert said.strip() == "interrupted; the same command goes on from here"
     # Where it came while weights were half updated, the last checkpoint stands, of which there may be none yet.

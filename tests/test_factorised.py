@@ -238,7 +238,7 @@ def test_hypervolume_grows_and_is_a_share():
         state = "complete"
 
         def __init__(self, *values):
-            self.outcome = self
+            self.scored = self
             self.values = lambda objectives: list(values)
 
     volumes = hypervolumes([Scored(2.0, 2.0), Scored(3.0, 3.0), Scored(1.0, 2.0)], ("fid", "macs"), (4.0, 4.0))

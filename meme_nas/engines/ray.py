@@ -151,7 +151,7 @@ class TrialActor(tune.Trainable):
         try:
             result = attempt(self._objective, self._task).to_dict()
         except UserError as error:
-            result = {"number": self._task.number, "fault": str(error)}
+            result = self._task.failed(str(error)).to_dict() | {"fault": str(error)}
         print(f"trial {self._task.name}: {_in_words(result)}", flush=True)
         return result | {"done": True}
 
@@ -183,7 +183,12 @@ def start(cpus: int, dashboard_host: str) -> str | None:
     """Start Ray on this machine; the address of its dashboard. ``UserError`` where it does not start, as on a very busy one."""
     try:
         context = ray.init(
-            num_cpus=cpus, include_dashboard=True, dashboard_host=dashboard_host, log_to_driver=False, logging_level=logging.ERROR
+            address="local",  # not a cluster that happens to run here
+            num_cpus=cpus,
+            include_dashboard=True,
+            dashboard_host=dashboard_host,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     except Exception as error:  # what it raises is a bare Exception
         reason = " ".join(str(error).split())[:160]
