@@ -19,6 +19,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from meme.errors import UserError
@@ -69,6 +70,7 @@ class RayEngine:
             _trainable(objective, self.resources),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
+                scheduler=_KeepsWorkers(self.workers),
                 num_samples=-1,
                 max_concurrent_trials=self.workers,
                 reuse_actors=True,
@@ -133,6 +135,23 @@ class StudySearcher(_NotPickled, Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the study on disk is the record."""
+
+
+class _KeepsWorkers(_NotPickled, FIFOScheduler):
+    """Trials in turn, and all workers stay alive.
+
+    Left alone, Tune keeps one idle actor and ends the others whenever the search waits for a result. A new one takes about as
+    long to start as a short trial, and is given up as soon as a running actor is free: one worker then does all the work.
+    """
+
+    def __init__(self, workers: int):
+        super().__init__()
+        self._workers = workers
+
+    def on_trial_add(self, tune_controller, trial) -> None:
+        if self._workers:
+            tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._workers)
+            self._workers = 0
 
 
 class TrialActor(tune.Trainable):
