@@ -91,6 +91,8 @@ def _ask(node: dict, token: str, inputs: list[str]) -> str | None:
     answer = _unseen.options(scheduling_strategy=strategy).remote(token, inputs)
     try:
         return ray.get(answer, timeout=NODE_SECONDS)
+    except ray.exceptions.TaskUnschedulableError:
+        return None  # it has died, which the list of nodes does not know yet: no trial will run there
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"ray_address: the node {node['NodeManagerAddress']} does not run our code ({reason})") from None
