@@ -1,8 +1,8 @@
 """What a search costs: time, memory, and the share of the workers' time not spent in training, sampling or scoring.
 
-    python benchmarks/search_overhead.py [--quick] [--engine local] [--study FOLDER]
+    python benchmarks/search_overhead.py [--budget 50] [--engine local] [--study FOLDER] [-- OPTION ...]
 
-Runs the default search on digits in a folder of its own. ``overhead`` is a share of wall time, counted from the moment the first
+Runs the default search on digits in a folder of its own; what follows ``--`` goes to run_search.py. ``overhead`` is a share of wall time, counted from the moment the first
 trial's work begins (Ray started, workers up, data open) to the moment the last trial is recorded: proposals, hand-over, records
 on disk, and workers that wait. ``minutes`` is the whole command, ``peak_gib`` the most memory all its processes held together
 (proportional set size, sampled every second), ``cascades_per_minute`` what the workers score when that is all they do. The last
@@ -59,19 +59,20 @@ def watched(command: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="10 trials of 40 steps instead of 50 at proxy length")
+    parser.add_argument("--budget", type=int, default=50)
     parser.add_argument("--engine", default="ray", choices=("ray", "local"))
     parser.add_argument("--study", type=Path, help="where to keep the study (default: nowhere)")
+    parser.add_argument("options", nargs="*", help="of run_search.py, after --")
     arguments = parser.parse_args()
-    options = ["--budget", "10", "--proxy-steps", "40"] if arguments.quick else ["--budget", "50"]
+    options = ["--budget", str(arguments.budget), "--engine", arguments.engine, *arguments.options]
     with tempfile.TemporaryDirectory() as scratch:
         study = arguments.study or Path(scratch)
-        command = [sys.executable, "run_search.py", *options, "--engine", arguments.engine, "--study", str(study.absolute())]
+        command = [sys.executable, "run_search.py", *options, "--study", str(study.absolute())]
         print(" ".join(command), flush=True)
         begun = time.monotonic()
         peak = watched(command)
         minutes = (time.monotonic() - begun) / 60
-        trials, workers = read_everything(study), workers_for(SearchSettings(budget=int(options[1])))
+        trials, workers = read_everything(study), workers_for(SearchSettings(budget=arguments.budget))
     cascades = [trial.outcome.seconds for trial in trials if trial.kind == "candidate" and trial.outcome]
     counts = Counter(trial.kind for trial in trials)
     figures = {"cascades_per_minute": round(60 * workers * len(cascades) / sum(cascades)), **counts} if cascades else dict(counts)

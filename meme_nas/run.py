@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -298,7 +298,7 @@ def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dic
     full = settings.full_config()
     config = settings.as_proxy(full)
     used = ("meme-nas", "torch", "numpy", "optuna", "ray", "diffusers", "clean-fid", "ptflops")
-    versions = ", ".join(f"{name} {version(name)}" for name in used)
+    versions = ", ".join(f"{name} {found}" for name in used if (found := _installed(name)))
     return {
         "command": shlex.join(["python", *sys.argv]),
         "data": f"{images.name}: {len(images)} images, {config.image.channels} x {config.image.size} x {config.image.size}",
@@ -312,6 +312,14 @@ def _facts(settings: SearchSettings, images: Images, space: FeatureSpace) -> dic
         "hardware": f"{os.cpu_count()} cores, {_gpu()}",
         "date": time.strftime("%Y-%m-%d %H:%M"),
     }
+
+
+def _installed(name: str) -> str | None:
+    """The version of a package; None where it is not installed, as Ray need not be, nor this project where it is run in place."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _gpu() -> str:
