@@ -2,11 +2,11 @@
 
     python benchmarks/search_overhead.py [--budget 50] [--engine local] [--study FOLDER] [-- OPTION ...]
 
-Runs the default search on digits in a folder of its own; what follows ``--`` goes to run_search.py. ``overhead`` is a share of wall time, counted from the moment the first
-trial's work begins (Ray started, workers up, data open) to the moment the last trial is recorded: proposals, hand-over, records
-on disk, and workers that wait. ``minutes`` is the whole command, ``peak_gib`` the most memory all its processes held together
-(proportional set size, sampled every second), ``cascades_per_minute`` what the workers score when that is all they do. The last
-line is one JSON object.
+Runs the default search on digits in a folder of its own; what follows ``--`` goes to run_search.py. ``overhead`` is a share of
+wall time, counted from the moment the first trial's work begins (Ray started, workers up, data open) to the moment the last
+trial is recorded: proposals, hand-over, records on disk, and workers that wait. ``minutes`` is the whole command, ``peak_gib``
+the most memory all its processes held together (proportional set size, sampled every second), ``cascades_per_minute`` what the
+workers score when that is all they do. The last line is one JSON object.
 """
 
 import argparse

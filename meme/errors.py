@@ -1,9 +1,16 @@
 """The one exception a user reads, and text that is fit to print."""
 
+MOST_QUOTED = 200  # characters
+
 
 def printable(text: str) -> str:
     """``text`` with newlines, control characters and undecodable bytes escaped, so that a name cannot forge a line."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def in_one_line(error: BaseException) -> str:
+    """The beginning of what a library says of ``error``, for a sentence of ours; its type where it says nothing."""
+    return " ".join(str(error).split())[:MOST_QUOTED] or type(error).__name__
 
 
 class UserError(ValueError):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from meme.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample
 from meme.config import Config, NetworkConfig
 from meme.denoiser import Denoiser, build_expert
-from meme.errors import UserError
+from meme.errors import UserError, in_one_line
 from meme.transformer import SpatialTransformer
 
 _PREFIXES = ("", "model.diffusion_model.")
@@ -160,7 +160,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         found = read(path)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError) as error:
-        raise UserError(f"initial_weights: {path} cannot be read ({_brief(error)})") from None
+        raise UserError(f"initial_weights: {path} cannot be read ({in_one_line(error)})") from None
     return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
 
 
@@ -197,7 +197,3 @@ def _fitted(tensor: Tensor, pair: Pair, own: Tensor) -> Tensor | None:
         by_head = tensor.unflatten(0, (heads, 3, pair.attention.head_channels))
         tensor = by_head.transpose(0, 1).flatten(0, 2)
     return tensor.float()
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]

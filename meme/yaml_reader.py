@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from meme.errors import UserError
+from meme.errors import UserError, in_one_line
 
 MAX_BYTES = 2**18  # the paper's largest preset has 2 kB
 
@@ -30,5 +30,4 @@ def read_yaml(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # PyYAML's constructors raise nearly anything: !!int '' is an IndexError, !!bool x a KeyError
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"{path}: not a readable YAML file ({reason})") from None
+        raise UserError(f"{path}: not a readable YAML file ({in_one_line(error)})") from None

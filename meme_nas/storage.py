@@ -12,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from meme.errors import UserError
+from meme.errors import UserError, in_one_line
 from meme.files import write_text
 
 JOURNAL = "study.journal"
@@ -47,10 +47,10 @@ class Place:
             return RDBStorage(_with_driver(self.url), engine_kwargs={"pool_pre_ping": True})
         except (ImportError, ArgumentError) as error:
             raise UserError(
-                f"storage: {self.url}: {_first_line(error)}; for PostgreSQL: pip install 'meme-nas[postgres]'"
+                f"storage: {self.url}: {in_one_line(error)}; for PostgreSQL: pip install 'meme-nas[postgres]'"
             ) from None
         except (SQLAlchemyError, RuntimeError, ValueError) as error:
-            raise UserError(f"storage: the database {self.url} can't be opened ({_first_line(error)})") from None
+            raise UserError(f"storage: the database {self.url} can't be opened ({in_one_line(error)})") from None
 
     def claim(self) -> None:
         """Note in the study's folder in which database its record lies. The folder's lock is held."""
@@ -153,9 +153,5 @@ def readable(place: Place) -> Iterator[None]:
     except Exception as error:
         where = place.url or place.journal
         raise UserError(
-            f"study: {where} holds no readable study ({_first_line(error)}); restore it or give another --study"
+            f"study: {where} holds no readable study ({in_one_line(error)}); restore it or give another --study"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -3,7 +3,9 @@
 import io
 import random
 import re
+from importlib.metadata import PackageNotFoundError
 from itertools import product
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,8 +14,10 @@ from hypothesis import strategies as st
 from toys import score
 
 from meme.cost import ensemble_cost
+from meme.data import open_images
 from meme.errors import UserError
 from meme.presets import preset, yardsticks
+from meme_nas import run
 from meme_nas.costs import Costs
 from meme_nas.export import Kept, drop_weights, export_configs, trials_table, trials_worth_keeping
 from meme_nas.joint import Joint
@@ -324,3 +328,15 @@ def test_the_table_that_is_kept_current_is_that_of_all_trials(tmp_path):
         written = pd.read_csv(tmp_path / "trials.csv")
         whole = pd.read_csv(io.StringIO(trials_table(trials[:count]).to_csv(index=False)))
         pd.testing.assert_frame_equal(written[whole.columns], whole)
+
+
+def test_a_report_leaves_out_the_versions_of_what_is_not_installed(monkeypatch):
+    def version(name: str) -> str:
+        if name in ("ray", "meme-nas"):
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(run, "version", version)
+    images = open_images("digits", size=8, channels=1)
+    facts = run._facts(SearchSettings(engine="local"), images, SimpleNamespace(name="pixels"))
+    assert "optuna 1.0" in facts["versions"] and "ray" not in facts["versions"]

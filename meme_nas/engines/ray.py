@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from meme.errors import UserError
+from meme.errors import UserError, in_one_line
 from meme.termination import terminate_on_sigterm
 from meme_nas.engines import Source
 from meme_nas.engines.ray_cluster import check_shared, join
@@ -210,8 +210,7 @@ def start(cpus: int, dashboard_host: str) -> str | None:
             logging_level=logging.ERROR,
         )
     except Exception as error:  # what it raises is a bare Exception
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(f"engine: Ray does not start here ({reason}); try again, or take --engine local") from None
+        raise UserError(f"engine: Ray does not start here ({in_one_line(error)}); try again, or take --engine local") from None
     terminate_on_sigterm()  # Ray takes the signal for itself, and would end this process as if nothing had to be put in order
     return context.dashboard_url
 

@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import meme
 import meme_nas
 import search_spaces
-from meme.errors import UserError
+from meme.errors import UserError, in_one_line
 from meme.files import write_text
 from meme.termination import terminate_on_sigterm
 
@@ -37,8 +37,7 @@ def join(address: str) -> str | None:
             ignore_reinit_error=True,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"ray_address: no Ray cluster can be joined at {address} ({reason})") from None
+        raise UserError(f"ray_address: no Ray cluster can be joined at {address} ({in_one_line(error)})") from None
     terminate_on_sigterm()  # Ray takes the signal for itself, and would end this process as if nothing had to be put in order
     return context.dashboard_url
 
@@ -94,8 +93,9 @@ def _ask(node: dict, token: str, inputs: list[str]) -> str | None:
     except ray.exceptions.TaskUnschedulableError:
         return None  # it has died, which the list of nodes does not know yet: no trial will run there
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"ray_address: the node {node['NodeManagerAddress']} does not run our code ({reason})") from None
+        raise UserError(
+            f"ray_address: the node {node['NodeManagerAddress']} does not run our code ({in_one_line(error)})"
+        ) from None
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -25,7 +25,7 @@ from ray.train.torch import TorchTrainer
 from meme.config import Config
 from meme.data import TrainingData
 from meme.ensemble import Ensemble
-from meme.errors import UserError
+from meme.errors import UserError, in_one_line
 from meme.files import write_text
 from meme.pipeline import OnMessage, claim_folder, load_ensemble, open_reference, training_data, with_scale
 from meme.sharding import WHOLE, Shard
@@ -136,7 +136,7 @@ class RayTraining:
         except ray.exceptions.RayTaskError as error:
             raise _ours(error.cause) from None
         except ray.exceptions.RayError as error:
-            raise UserError(f"expert {number}: its process died {DEATHS_ALLOWED + 1} times ({_first_line(error)})") from None
+            raise UserError(f"expert {number}: its process died {DEATHS_ALLOWED + 1} times ({in_one_line(error)})") from None
 
     def _by_several(self, folder: Path, config: Config, number: int) -> None:
         """A group of processes, which Ray Train starts again as a whole where one has died."""
@@ -158,7 +158,7 @@ class RayTraining:
         except ray.train.WorkerGroupError as error:
             raise _ours(next(iter(error.worker_failures.values()), error)) from None
         except ray.train.TrainingFailedError as error:
-            raise UserError(f"expert {number}: Ray Train gave up ({_first_line(error)})") from None
+            raise UserError(f"expert {number}: Ray Train gave up ({in_one_line(error)})") from None
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,4 @@ def _ours(error: BaseException) -> BaseException:
     """What a training raised, as ``meme.pipeline.train`` would have."""
     if isinstance(error, (UserError, TrainingDiverged, OSError, Stopped)):
         return error
-    return RuntimeError(f"{type(error).__name__}: {_first_line(error)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return RuntimeError(f"{type(error).__name__}: {in_one_line(error)}")
