@@ -90,7 +90,9 @@ def check_python(words: list[str], monkeypatch) -> None:
         script = ROOT / words[0]
         assert script.is_file()
         source = script.read_text()
-        for flag in (word.lstrip("-") for word in words[1:] if word.startswith("--")):
+        own, passed_on = (words[1:], []) if "--" not in words else (words[1 : words.index("--")], words[words.index("--") + 1 :])
+        read_settings(SearchSettings, passed_on, "run_search.py")
+        for flag in (word.lstrip("-") for word in own if word.startswith("--")):
             assert flag in source or flag.replace("-", "_") in source, f"{words[0]} has no --{flag}"
 
 
