@@ -17,7 +17,7 @@ from meme.console import Output
 from meme.errors import UserError
 from meme.explanations import explain
 from meme.files import NO_ROOM
-from meme.termination import Terminated, terminated_by_sigterm
+from meme.termination import terminated_by_sigterm, was_terminated
 
 Settings = TypeVar("Settings", bound=BaseModel)
 WRONG_USE, INTERRUPTED, TERMINATED = 2, 130, 143
@@ -157,8 +157,8 @@ def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> It
         if error.errno not in NO_ROOM:
             raise
         _exit(f"{error.filename or 'a disk'}: {error.strerror}; make room, and {how}")
-    except KeyboardInterrupt as interruption:
-        terminated = isinstance(interruption, Terminated)
+    except KeyboardInterrupt:
+        terminated = was_terminated()
         print(f"\n{'terminated' if terminated else 'interrupted'}; {how}", file=sys.stderr)
         sys.exit(TERMINATED if terminated else INTERRUPTED)
 

@@ -1,6 +1,7 @@
 """Where cached files live, and how a file appears whole or not at all."""
 
 import errno
+import glob
 import os
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +34,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
         _sync_folder(path.parent)
     finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partials(path: Path) -> None:
+    """Remove what processes that were killed while they wrote ``path`` left beside it. None may be writing it now."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         partial.unlink(missing_ok=True)
 
 

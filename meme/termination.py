@@ -8,17 +8,16 @@ from contextlib import contextmanager
 _came = threading.Event()
 
 
-class Terminated(KeyboardInterrupt):
-    """Raised in the main thread where SIGTERM arrives."""
+def was_terminated() -> bool:
+    """Whether the latest interruption was SIGTERM, and not Ctrl-C.
 
-
-def interruption() -> KeyboardInterrupt:
-    """What to raise where a library swallowed an interruption and returned: which one it was, it does not say."""
-    return Terminated() if _came.is_set() else KeyboardInterrupt()
+    The exception does not say: libraries catch an interruption and raise one of their own, or return as if all were done.
+    """
+    return _came.is_set()
 
 
 def terminate_on_sigterm() -> None:
-    """Raise ``Terminated`` on SIGTERM from now on. Call it again after a library that takes the signal for itself."""
+    """Raise ``KeyboardInterrupt`` on SIGTERM from now on. Call it again after a library that takes the signal for itself."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise)
 
@@ -39,4 +38,4 @@ def terminated_by_sigterm() -> Iterator[None]:
 def _raise(number: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break off the ending; SIGKILL still does
     _came.set()
-    raise Terminated
+    raise KeyboardInterrupt

@@ -19,6 +19,7 @@ from meme.data import TrainingData, batch_indices
 from meme.denoiser import Denoiser, build_expert
 from meme.diffusion import draw_timesteps, dropped_labels, forward_process, training_noise
 from meme.errors import UserError
+from meme.files import remove_partials
 from meme.losses import DenoisingLoss
 from meme.seeding import derive_seed
 from meme.sharding import WHOLE, Shard
@@ -73,6 +74,8 @@ def train_expert(
     if finished and shard.is_first:
         save_expert(training.averaged.module, config, number, data, finished)
         state.unlink(missing_ok=True)
+        remove_partials(state)
+        remove_partials(finished)
     return training.averaged.module.eval()
 
 

@@ -22,7 +22,6 @@ from meme.ensemble import Ensemble
 from meme.features import FeatureSpace
 from meme.files import written_whole
 from meme.pipeline import evaluate, pick_device, train
-from meme.termination import interruption
 from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
@@ -156,7 +155,7 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
         finally:
             on_change()
     if not search.done:  # Ray Tune swallows interruptions and returns
-        raise interruption()
+        raise KeyboardInterrupt
 
 
 def _run_audit(audit: Audit, objective: Objective, engine: Engine) -> None:
@@ -164,7 +163,7 @@ def _run_audit(audit: Audit, objective: Objective, engine: Engine) -> None:
     with remarks.status(words) as status:
         engine.run(audit, objective, lambda: status.update(f"{words}: {audit.spent[0]} done"))
     if not audit.done:
-        raise interruption()
+        raise KeyboardInterrupt
 
 
 def bank_of(settings: SearchSettings) -> Path:

@@ -67,6 +67,16 @@ def test_a_training_ends_on_sigterm_with_its_checkpoint(tmp_path):
     assert list((tmp_path / "run").glob("expert-*.safetensors")) and broken_files(tmp_path) == []
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_what_ended_a_command_is_known_though_a_library_raises_an_interruption_of_its_own(number, status):
+    with pytest.raises(SystemExit) as ended, exits_with_a_sentence(SearchSettings):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+    assert ended.value.code == status
+
+
 # The counting itself
 
 

@@ -360,6 +360,15 @@ def test_ctrl_c_within_a_step_does_not_count_that_step_twice(checkpoint_seconds,
     assert steps_of(reports)[0] == (6 if checkpoint_seconds == 0 else 2)
 
 
+def test_what_a_killed_process_left_half_written_goes_with_the_end_and_nothing_else(train, tmp_path):
+    left = [".expert-1.training.safetensors.7j4iiiec.part", ".expert-1.safetensors.abc.part"]
+    others = [".expert-2.training.safetensors.abc.part", "notes.part"]
+    for name in (*left, *others):
+        (tmp_path / name).touch()
+    train()
+    assert {path.name for path in tmp_path.iterdir()} == {"expert-1.safetensors", *others}
+
+
 def test_more_steps_continue_an_unfinished_training(train, unbroken):
     train(BRIEF.with_(training={"steps": 5}), stop_at=4)
     expert, reports = train()
