@@ -154,7 +154,8 @@ class Factorised(Strategy):
     # --- What comes next --------------------------------------------------------------------------
 
     def _next(self) -> TrialRecord | None:
-        return self._next_yardstick() or self._next_cascade() or self._next_expert()
+        """Trainings before cascades: what is short and waits already fills in where the last trainings of a round run on."""
+        return self._next_yardstick() or self._next_expert() or self._next_cascade()
 
     def _next_expert(self) -> TrialRecord | None:
         """Start the next candidate, experts in turn, if what its proposal must know is known."""
