@@ -2,13 +2,13 @@
 
     python benchmarks/bank_scale.py [--candidates 10000] [--rounds 3] [--training-seconds S --cascade-seconds S]
 
-Fills a study of digits-meme with so many random candidates, those of all experts together, and with as many scored cascades as a
-search would have, their scores made up; and a bank with a record for each. Then the factorised strategy goes on for some rounds,
-and CPU seconds of the driver are taken: of opening the study, of the first round, which begins with nothing in memory, and of a
-candidate in the later ones with the cascades that come with it: proposals, surrogate, choice of cascades, record. ``share`` is
-that and the lookups in the bank, over what a worker takes for it: one training of an expert at proxy length and the scoring of a
-cascade, measured here with one thread, or as given. The study is kept in memory; benchmarks/search_overhead.py has the journal.
-The last line is one JSON object.
+Fills a study of digits-meme with so many random candidates, those of all experts together, in the space of all dimensions, and
+with as many scored cascades as a search would have, their scores made up; and a bank with a record for each. Then the
+factorised strategy goes on for some rounds, and CPU seconds of the driver are taken: of opening the study, of the first round,
+which begins with nothing in memory, and of a candidate in the later ones with the cascades that come with it: proposals,
+surrogate, choice of cascades, record. ``share`` is that and the lookups in the bank, over what a worker takes for it: one
+training of an expert at proxy length and the scoring of a cascade, measured here with one thread, or as given. The study is
+kept in memory; benchmarks/search_overhead.py has the journal. The last line is one JSON object.
 """
 
 import argparse
@@ -130,7 +130,9 @@ def main() -> None:
     parser.add_argument("--cascade-seconds", type=float)
     options = parser.parse_args()
     each = options.candidates // 4
-    settings = SearchSettings(strategy="factorised", budget=each + 2 * options.rounds + 6, device="cpu")
+    dimensions = ("split", "p", "pool_stride", "low_pool", "high_pool", "time")  # which span 145,800 candidates of each expert
+    budget = each + 2 * options.rounds + 6
+    settings = SearchSettings(strategy="factorised", dimensions=dimensions, budget=budget, device="cpu")
     with tempfile.TemporaryDirectory() as scratch:
         folder, study, made_up = Path(scratch), Study.in_memory(), MadeUp()
         training, cascade = options.training_seconds, options.cascade_seconds

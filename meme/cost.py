@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from meme.architecture import Mixing
 from meme.blocks import Downsample, Upsample, doubled
 from meme.config import Config, ExpertConfig, ImageConfig, NetworkConfig
 from meme.denoiser import Denoiser
@@ -81,6 +82,31 @@ def expert_cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig
 
 @lru_cache(maxsize=100_000)
 def _cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
+    """What an expert mixes at one level changes nothing at the others, so its cost is a sum over levels: of the thousands of
+    networks that a search meets, only those are counted that mix at one level alone."""
+    if not network.splits_channels:
+        return _counted(image, network, expert)
+    unmixed = _counted(image, network, _mixing_at(0, expert, network))
+    levels = [_counted(image, network, _mixing_at(level, expert, network)) for level in range(1, network.levels + 1)]
+    return ExpertCost(
+        unmixed.params + sum(level.params - unmixed.params for level in levels),
+        unmixed.macs + sum(level.macs - unmixed.macs for level in levels),
+        unmixed.class_params,
+    )
+
+
+def _mixing_at(level: int, expert: ExpertConfig, network: NetworkConfig) -> ExpertConfig:
+    """``expert`` as it is at ``level``, and all convolution at the others."""
+    unmixed = Mixing(0, 1, "average", "max")
+    levels = range(1, network.levels + 1)
+    mixings = [expert.mixing(network, level) if each == level else unmixed for each in levels]
+    low_channels, strides, low_pools, high_pools = zip(*mixings, strict=True)
+    update = {"low_channels": low_channels, "pool_strides": strides, "low_pools": low_pools, "high_pools": high_pools}
+    return expert.model_copy(update=update).network_alone(network)
+
+
+@lru_cache(maxsize=100_000)
+def _counted(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
     denoiser, inputs = _on_meta(image, network, expert)
     params = sum(weight.numel() for weight in denoiser.parameters())
     return ExpertCost(params, count_macs(denoiser, inputs), 0 if denoiser.classes is None else denoiser.classes.weight.numel())

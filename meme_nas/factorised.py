@@ -195,7 +195,7 @@ class Factorised(Strategy):
         for choices in given if index else given[:1]:
             if self._rosters[number].place(choices) is None:
                 return choices
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1 if self._rosters[number].is_complete else ATTEMPTS):
             seed = derive_seed(self.settings.seed, "candidate", number, index, attempt)
             choices = self._proposal(number, place, seed, by_chance=attempt >= CREDULOUS_ATTEMPTS)
             if self._is_new(number, choices):
@@ -212,14 +212,14 @@ class Factorised(Strategy):
         return self._imagined(number, model, self.rounds[place - 1], seed)
 
     def _imagined(self, number: int, model: Surrogate, end: int, seed: int) -> Choices:
-        """The best under a draw from the model, out of points drawn by chance and the neighbours of the best candidates."""
+        """The best under a draw from the model, of new points: some drawn by chance, and neighbours of the best candidates."""
         own, chance = self._own[number], random.Random(seed)
-        credit = model.credit(number)
-        best = [self._log(number)[index].choices for index in np.argsort(credit)[:PARENTS]]
+        best = [self._log(number)[index].choices for index in np.argsort(model.credit(number))[:PARENTS]]
         pool = [draw(own, chance) for _ in range(POOL)] + [near for choices in best for near in neighbours(own, choices)]
-        places = np.array([encoded(own, choices) for choices in pool])
-        drawn = model.draw_new(number, places, np.random.default_rng(seed))
-        return pool[int(np.argmin(drawn))]
+        pool = [choices for choices in pool if self._rosters[number].place(choices) is None] or pool
+        drawn = model.draw_new(number, np.array([encoded(own, choices) for choices in pool]), np.random.default_rng(seed))
+        hopeful = [pool[index] for index in np.argsort(drawn, kind="stable")]
+        return next((choices for choices in hopeful if self._is_new(number, choices)), hopeful[0])
 
     def _is_new(self, number: int, choices: Choices) -> bool:
         """Whether no earlier candidate is the same expert, and a cascade with it can keep the limits."""

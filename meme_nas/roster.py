@@ -8,7 +8,7 @@ from meme.config import Config, ExpertConfig
 from meme_nas.costs import Array, Costs
 from meme_nas.surrogate import Candidates
 from meme_nas.trial_log import TrialLog, TrialRecord
-from search_spaces.domain import Choices, Domain, encoded
+from search_spaces.domain import Choices, Domain, encoded, size
 
 
 class Roster:
@@ -42,6 +42,12 @@ class Roster:
         """Whether a candidate is the same expert as that of ``config``."""
         self._catch_up()
         return config.canonical_expert(self.number) in self._experts
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all choices that there are have been tried."""
+        self._catch_up()
+        return len(self._first) >= size(self.domains)
 
     def usable(self, end: int) -> Array:
         """Which of the first ``end`` are trained, each the first of its choices."""

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 Value = int | float | str
 Choices = dict[str, Value]
@@ -50,7 +51,7 @@ class Real:
     high: float
     step: float
 
-    @property
+    @cached_property
     def values(self) -> tuple[float, ...]:
         steps = round((self.high - self.low) / self.step)
         return tuple(round(self.low + index * self.step, 9) for index in range(steps + 1))

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from meme.__main__ import main
 from meme.blocks import AttentionBlock
 from meme.config import ExpertConfig, split_choices
-from meme.cost import count_macs, ensemble_cost, expert_cost, paper_macs
+from meme.cost import _on_meta, count_macs, ensemble_cost, expert_cost, paper_macs
 from meme.cost_table import cost_rows
 from meme.denoiser import build_expert
 from meme.iformer import IFormerBlock
@@ -107,6 +107,16 @@ def test_overrides_cost_what_the_formula_predicts(split, overrides):
         weights += 2 * (4 * 16 + 1) * signals * width  # a linear layer and its bias before the mixer and before the MLP
     assert abs(found.macs - usual.macs - predicted - weights) <= slack
     assert found.params - usual.params == weights
+
+
+@settings(deadline=None, max_examples=20)
+@given(SPLITS, st.fixed_dictionaries({}, optional=OVERRIDES))
+def test_the_sum_over_levels_is_the_count_of_the_whole_network(split, overrides):
+    expert = expert_of(split, **overrides)
+    denoiser, inputs = _on_meta(BASE.image, BASE.network, expert)
+    found = expert_cost(BASE.image, BASE.network, expert)
+    assert found.macs == count_macs(denoiser, inputs)
+    assert found.params == sum(weight.numel() for weight in denoiser.parameters())
 
 
 def test_overrides_are_seen_by_an_ensembles_cost():
