@@ -7,7 +7,8 @@ from rich.status import Status
 
 from meme_nas.progress import trained_share
 from meme_nas.report_words import duration, quantity
-from meme_nas.strategy import Strategy, winner
+from meme_nas.standings import Standings
+from meme_nas.strategy import Strategy
 from meme_nas.study import trial_folder
 from meme_nas.trial_log import TrialRecord
 
@@ -17,7 +18,8 @@ class SearchDisplay:
 
     def __init__(self, search: Strategy, workers: int, console: Console):
         self._search, self._workers, self._console = search, workers, console
-        self._shown = {trial.number for trial in search.study.trials if trial.finished}
+        self._standings = Standings(search.settings.objectives)
+        self._standings.update(search.study.trials)
         self._status: Status | None = None
         self._begun_at, self._begun_at_done = time.monotonic(), search.spent[0]
 
@@ -32,10 +34,8 @@ class SearchDisplay:
             self._status.stop()
 
     def update(self) -> None:
-        for trial in self._search.study.trials:
-            if trial.finished and trial.number not in self._shown:
-                self._shown.add(trial.number)
-                self._console.print(self._line(trial), highlight=False, markup=False)
+        for trial in self._standings.update(self._search.study.trials):
+            self._console.print(self._line(trial), highlight=False, markup=False)
         if self._status:
             self._status.update(self._status_line())
 
@@ -44,14 +44,14 @@ class SearchDisplay:
         head = f"{done:>3}/{budget} #{trial.number:<3} {trial.kind:<12}"
         if trial.state != "complete":
             return f"{head} {trial.state}: {trial.reason}"
-        outcome, best = trial.scored, winner(self._search.study.trials, self._search.settings.objectives)
+        outcome, best = trial.scored, self._standings.winner
         mark = "best so far" if best and best.number == trial.number else f"best {self._quality(best):.3f}" if best else ""
         name = self._search.settings.objectives[0].upper()
         scores = f"{name} {self._quality(trial):.3f} {quantity(outcome.macs):>6} MACs {outcome.seconds:3.0f} s"
         return f"{head} {scores} {mark:<11} {self._time_left()}"
 
     def _status_line(self) -> str:
-        best = winner(self._search.study.trials, self._search.settings.objectives)
+        best = self._standings.winner
         shown = f", best {self._quality(best):.3f} (#{best.number})" if best else ""
         done, budget = self._search.spent
         return f"{done}/{budget} {self._search.unit}{shown}{self._running()}, {self._time_left()}"
@@ -61,9 +61,8 @@ class SearchDisplay:
 
     def _running(self) -> str:
         """Which trials run and how far their training is."""
-        study = self._search.study
-        running = [trial.number for trial in study.trials if not trial.finished]
-        shares = [trained_share(trial_folder(study.folder, number)) or 0.0 for number in running]
+        running = [trial.number for trial in self._standings.running]
+        shares = [trained_share(trial_folder(self._search.study.folder, number)) or 0.0 for number in running]
         return "".join(f", #{number} at {share:.0%}" for number, share in zip(running, shares, strict=True))
 
     def _time_left(self) -> str:

@@ -3,45 +3,38 @@
 import csv
 import io
 import shutil
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from meme.config import Config
 from meme.files import write_text
 from meme_nas.pareto import OBJECTIVES, front
 from meme_nas.settings import SearchSettings
+from meme_nas.standings import Standings
 from meme_nas.strategy import winner
 from meme_nas.study import trial_folder
 from meme_nas.trial_log import TrialRecord
 
 
-def trials_table(trials: Sequence[TrialRecord]) -> pd.DataFrame:
-    """A row a trial: number, state, kind, scores, seconds, every choice, and the reason of a failure or refusal."""
-    return pd.DataFrame([_row(trial) for trial in trials]).convert_dtypes()  # whole numbers stay whole beside empty cells
-
-
-def write_trials(folder: Path, trials: Sequence[TrialRecord]) -> None:
-    """Write ``trials.csv``."""
-    write_text(folder / "trials.csv", trials_table(trials).to_csv(index=False))
-
-
 class Kept:
-    """What of a running search lies in its folder for others: ``trials.csv``, and weights as long as they are worth keeping.
+    """What of a search lies in its folder for others: ``trials.csv``, and weights as long as they are worth keeping.
 
-    Each call looks at the trials that are new: what it costs must not grow with the search.
+    The table has a row a trial: number, state, kind, scores, seconds, every choice, and the reason of a failure or refusal. Each
+    call looks at the trials that are new: what it costs must not grow with the search.
     """
 
     def __init__(self, folder: Path, objectives: Sequence[str] = OBJECTIVES):
-        self._folder, self._objectives = folder, objectives
+        self._folder, self._standings = folder, Standings(objectives)
         self._columns: dict[str, None] = {}
         self._lines: dict[int, str] = {}  # of finished trials
-        self._dropped: set[int] = set()
+        self._held: set[int] = set()  # finished trials whose weights are there
 
     def update(self, trials: Sequence[TrialRecord]) -> None:
+        self._held |= {trial.number for trial in self._standings.update(trials)}
         self._write(trials)
-        self._dropped |= drop_weights(self._folder, trials, self._objectives, self._dropped)
+        if (keep := self._standings.worth_keeping) is not None:
+            drop_weights(self._folder, self._held - keep)
+            self._held &= keep
 
     def _write(self, trials: Sequence[TrialRecord]) -> None:
         rows = {trial.number: _row(trial) for trial in trials if trial.number not in self._lines}
@@ -87,31 +80,11 @@ def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Co
     return trial.config.with_(name=name, training={"steps": steps}, evaluation={"samples": full.evaluation.samples})
 
 
-def drop_weights(
-    folder: Path, trials: Sequence[TrialRecord], objectives: Sequence[str] = OBJECTIVES, dropped: Container[int] = ()
-) -> set[int]:
-    """Delete the weights of finished trials that are not worth keeping; their configs and samples stay.
-
-    Returns whose. Those ``dropped`` earlier are not looked at again.
-    """
-    keep = trials_worth_keeping(trials, objectives)
-    numbers = {trial.number for trial in trials if trial.finished and trial.number not in keep and trial.number not in dropped}
+def drop_weights(folder: Path, numbers: Iterable[int]) -> None:
+    """Delete the weights of these trials; their configs and samples stay."""
     for number in numbers:
         for weights in trial_folder(folder, number).glob("*.safetensors"):
             weights.unlink(missing_ok=True)
-    return numbers
-
-
-def trials_worth_keeping(trials: Sequence[TrialRecord], objectives: Sequence[str] = OBJECTIVES) -> set[int]:
-    """Numbers of the trials whose weights are looked at again: the front, the yardsticks and the winner.
-
-    Until every yardstick is finished that is all of them: the hand-made pattern's MACs decide on the winner.
-    """
-    if not all(trial.finished for trial in trials if trial.is_yardstick):
-        return {trial.number for trial in trials}
-    best = winner(trials, objectives)
-    chosen = [*front(trials, objectives), *(trial for trial in trials if trial.is_yardstick), *([best] if best else [])]
-    return {trial.number for trial in chosen}
 
 
 def _row(trial: TrialRecord) -> dict:

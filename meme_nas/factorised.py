@@ -9,7 +9,7 @@ it knows those of the round before that. Every answer follows from the study on 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import moocore
@@ -154,8 +154,7 @@ class Factorised(Strategy):
     # --- What comes next --------------------------------------------------------------------------
 
     def _next(self) -> TrialRecord | None:
-        """Trainings before cascades: what is short and waits already fills in where the last trainings of a round run on."""
-        return self._next_yardstick() or self._next_expert() or self._next_cascade()
+        return self._next_yardstick() or self._next_cascade() or self._next_expert()
 
     def _next_expert(self) -> TrialRecord | None:
         """Start the next candidate, experts in turn, if what its proposal must know is known."""
@@ -195,31 +194,34 @@ class Factorised(Strategy):
         for choices in given if index else given[:1]:
             if self._rosters[number].place(choices) is None:
                 return choices
-        for attempt in range(1 if self._rosters[number].is_complete else ATTEMPTS):
-            seed = derive_seed(self.settings.seed, "candidate", number, index, attempt)
-            choices = self._proposal(number, place, seed, by_chance=attempt >= CREDULOUS_ATTEMPTS)
-            if self._is_new(number, choices):
+        for choices in self._proposals(number, index, place):
+            if self._rosters[number].is_complete or self._is_new(number, choices):
                 break
             self.repeats += 1
         return choices
 
-    def _proposal(self, number: int, place: int, seed: int, by_chance: bool) -> Choices:
-        if by_chance:
-            return draw(self._own[number], random.Random(seed))
+    def _proposals(self, number: int, index: int, place: int) -> Iterator[Choices]:
+        """For candidate ``index`` of expert ``number``: first the proposer's, then points drawn by chance."""
+        seeds = [derive_seed(self.settings.seed, "candidate", number, index, attempt) for attempt in range(ATTEMPTS)]
         model = self._model(place - 2, self.rounds[place - 1]) if place >= 2 else None
-        if self.settings.proposer != "model" or model is None:
-            return self._proposers[number].propose_after(self._signals(number, place), seed)
-        return self._imagined(number, model, self.rounds[place - 1], seed)
+        if self.settings.proposer == "model" and model is not None:
+            yield from self._imagined(number, model, seeds[0])
+        else:
+            for seed in seeds[:CREDULOUS_ATTEMPTS]:
+                yield self._proposers[number].propose_after(self._signals(number, place), seed)
+        for seed in seeds[CREDULOUS_ATTEMPTS:]:
+            yield draw(self._own[number], random.Random(seed))
 
-    def _imagined(self, number: int, model: Surrogate, end: int, seed: int) -> Choices:
-        """The best under a draw from the model, of new points: some drawn by chance, and neighbours of the best candidates."""
+    def _imagined(self, number: int, model: Surrogate, seed: int) -> list[Choices]:
+        """The best under a draw from the model, of points not tried: some drawn by chance, and neighbours of the best."""
         own, chance = self._own[number], random.Random(seed)
         best = [self._log(number)[index].choices for index in np.argsort(model.credit(number))[:PARENTS]]
         pool = [draw(own, chance) for _ in range(POOL)] + [near for choices in best for near in neighbours(own, choices)]
-        pool = [choices for choices in pool if self._rosters[number].place(choices) is None] or pool
+        pool = [choices for choices in pool if self._rosters[number].place(choices) is None]
+        if not pool:
+            return []
         drawn = model.draw_new(number, np.array([encoded(own, choices) for choices in pool]), np.random.default_rng(seed))
-        hopeful = [pool[index] for index in np.argsort(drawn, kind="stable")]
-        return next((choices for choices in hopeful if self._is_new(number, choices)), hopeful[0])
+        return [pool[index] for index in np.argsort(drawn, kind="stable")[:CREDULOUS_ATTEMPTS]]
 
     def _is_new(self, number: int, choices: Choices) -> bool:
         """Whether no earlier candidate is the same expert, and a cascade with it can keep the limits."""

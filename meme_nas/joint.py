@@ -6,7 +6,7 @@ from meme.seeding import derive_seed
 from meme_nas.proposals import Proposer
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.strategy import Strategy
-from meme_nas.study import Study, finished_before
+from meme_nas.study import Study
 from meme_nas.trial_log import TrialRecord
 from search_spaces.domain import Choices, draw, neighbours
 
@@ -22,9 +22,9 @@ class Joint(Strategy):
         self._proposer = Proposer(self.space.domains, settings.proposer, len(settings.objectives))
 
     @property
-    def counted(self) -> list[TrialRecord]:
-        """The trials the budget pays for: all but those refused before training."""
-        return [trial for trial in self.study.trials if trial.state != "refused"]
+    def counted(self) -> int:
+        """How many trials the budget has paid for: all but those refused before training."""
+        return len(self.study.trials) - self.study.ensembles.refused
 
     @property
     def budget(self) -> int:
@@ -33,16 +33,14 @@ class Joint(Strategy):
 
     @property
     def spent(self) -> tuple[int, int]:
-        return sum(trial.finished for trial in self.counted), self.budget
+        return self.counted - len(self.study.ensembles.running), self.budget
 
     @property
     def done(self) -> bool:
-        if not all(trial.finished for trial in self.study.trials):
-            return False
-        return self.exhausted or len(self.counted) >= self.budget
+        return not self.study.ensembles.running and (self.exhausted or self.counted >= self.budget)
 
     def _next(self) -> TrialRecord | None:
-        while not self.exhausted and len(self.counted) < self.budget:
+        while not self.exhausted and self.counted < self.budget:
             trial = self._start_next()
             if trial is None or not trial.finished:
                 return trial
@@ -53,10 +51,10 @@ class Joint(Strategy):
         if (yardstick := self._next_yardstick()) is not None:
             return yardstick
         number = len(self.study.trials)
-        known = finished_before(self.study.frozen_trials(), number - (self.settings.proposal_lag or LEAST_LAG) + 1)
-        if known is None:
+        end = max(0, number - (self.settings.proposal_lag or LEAST_LAG) + 1)
+        if any(running < end for running in self.study.ensembles.running):
             return None
-        choices = self._unseen_choices(number, known)
+        choices = self._unseen_choices(number, self.study.frozen_trials()[:end])
         if choices is None:
             self.exhausted = True
             return None
@@ -65,7 +63,7 @@ class Joint(Strategy):
 
     def _unseen_choices(self, number: int, known: list) -> Choices | None:
         """The proposal for trial ``number``; where it repeats an architecture, another one, at no cost."""
-        seen = {trial.architecture_id for trial in self.study.trials}
+        seen = self.study.ensembles.architecture_ids
         source = random.Random(derive_seed(self.settings.seed, "walk", number))
         for choices in self.warm:
             if self._architecture(choices) not in seen:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from meme.config import Config
 from meme.cost import ensemble_latency_ms
@@ -98,7 +99,8 @@ class Objective:
     def __call__(self, task: Task) -> Outcome:
         torch.set_num_threads(self.threads)
         try:
-            return self._train_expert(task) if task.expert else self._train_and_score(task)
+            with threadpool_limits(self.threads, user_api="blas"):  # NumPy's and SciPy's would take all cores
+                return self._train_expert(task) if task.expert else self._train_and_score(task)
         except BaseException:
             gc.collect()  # after an out-of-memory failure the next trial must find what this one held
             raise

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from meme.config import Config
 from meme.console import console, remarks
@@ -27,7 +28,7 @@ from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.engines import Engine
-from meme_nas.export import Kept, export_configs, write_trials
+from meme_nas.export import Kept, export_configs
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
@@ -95,10 +96,13 @@ def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> 
     workers = workers_for(settings)
     objective, engine = _objective(settings), _engine(settings, workers)
     try:
-        if not search.done:
-            _run_trials(settings, search, objective, engine, workers)
-        if audit and not audit.done:
-            _run_audit(audit, objective, engine)
+        with threadpool_limits(
+            1, user_api="blas"
+        ):  # threads that wait for cores which trials have take ten times as long
+            if not search.done:
+                _run_trials(settings, search, objective, engine, workers)
+            if audit and not audit.done:
+                _run_audit(audit, objective, engine)
     finally:
         engine.close()
     if search.repeats:
@@ -119,7 +123,7 @@ def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> Abstra
         summary = Summary(title, settings.folder, trials, best, facts=facts, metric=settings.first_objective)
         return page(summary, live=True)
 
-    watch = Watch(so_far, lambda: sum(trial.finished for trial in search.study.trials), settings.watch_port)
+    watch = Watch(so_far, lambda: search.study.ensembles.finished, settings.watch_port)
     remarks.print(f"the report so far: {watch.address}", markup=False)
     return watch
 
@@ -145,7 +149,7 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
         def on_change() -> None:
             nonlocal seen
             display.update()
-            finished = sum(trial.finished for trial in search.study.trials)
+            finished = search.study.ensembles.finished
             if finished != seen:
                 seen = finished
                 kept.update(search.study.trials)
@@ -228,7 +232,6 @@ def _engine(settings: SearchSettings, workers: int) -> Engine:
 def _finish(settings: SearchSettings, search: Strategy, audit: Audit | None, basis: Basis) -> Summary:
     """Export configs, score winner and yardsticks with fresh noise, copy the winner's samples, write the report."""
     folder, trials = settings.folder, search.study.trials
-    write_trials(folder, trials)
     audited = audit.results() if audit else []
     best = audited_winner(audited, settings.objectives) or winner(trials, settings.objectives)
     export_configs(folder, trials, settings, best)

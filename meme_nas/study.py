@@ -44,7 +44,7 @@ class Study:
                 opened = place.open()
                 place.claim()
                 self._open(opened, place.name, objectives)
-                self._ensembles.optuna_study.set_user_attr("settings", settings)
+                self.ensembles.optuna_study.set_user_attr("settings", settings)
         except BaseException:
             self.close()
             raise
@@ -62,7 +62,8 @@ class Study:
         self._experts: dict[int, TrialLog] = {}
         self._rungs: dict[int, Study] = {}
         self._audit: TrialLog | None = None
-        self._ensembles = TrialLog(storage, name, objectives)
+        self.ensembles = TrialLog(storage, name, objectives)
+        """The trials that score an ensemble."""
 
     def close(self) -> None:
         if self._lock:
@@ -71,15 +72,15 @@ class Study:
     @property
     def trials(self) -> list[TrialRecord]:
         """The trials that score an ensemble, in order of number."""
-        return self._ensembles.records
+        return self.ensembles.records
 
     def frozen_trials(self) -> list[FrozenTrial]:
         """The same as Optuna has them."""
-        return self._ensembles.frozen()
+        return self.ensembles.frozen()
 
     def start(self, *trial: Any, **options: Any) -> TrialRecord:
         """As ``TrialLog.start``: a trial that scores an ensemble."""
-        return self._ensembles.start(*trial, **options)
+        return self.ensembles.start(*trial, **options)
 
     def experts(self, number: int) -> TrialLog:
         """The trials that train expert ``number`` alone: a study of its own in the same journal, of interval loss and MACs."""
@@ -95,18 +96,18 @@ class Study:
         if number not in self._rungs:
             self._rungs[number] = study = Study.__new__(Study)
             study.folder, study._lock, study.mended = self.folder, None, None
-            study._open(self._storage, f"{self._name}-rung-{number}", self._ensembles.objectives)
+            study._open(self._storage, f"{self._name}-rung-{number}", self.ensembles.objectives)
         return self._rungs[number]
 
     def audit(self) -> TrialLog:
         """The trials that train some configurations longer: a study of its own in the same journal."""
         if self._audit is None:
-            self._audit = TrialLog(self._storage, f"{self._name}-audit", self._ensembles.objectives)
+            self._audit = TrialLog(self._storage, f"{self._name}-audit", self.ensembles.objectives)
         return self._audit
 
     def finish(self, outcome: Outcome) -> TrialRecord:
         """Record what a running trial came to. A second outcome of one trial is ignored: the first one stands."""
-        return (self.experts(outcome.expert) if outcome.expert else self._ensembles).finish(outcome)
+        return (self.experts(outcome.expert) if outcome.expert else self.ensembles).finish(outcome)
 
     def importance(self) -> dict[str, float]:
         """Share of the first objective's variation that each choice explains, largest first; empty with too few trials to
@@ -199,9 +200,3 @@ def _claim(folder: Path) -> filelock.FileLock:
     except OSError as error:
         raise UserError(f"study: {folder} can't be written ({error.strerror}); give another --study") from None
     return lock
-
-
-def finished_before(trials: Sequence[FrozenTrial], end: int) -> list[FrozenTrial] | None:
-    """Trials 0 to ``end - 1`` if all of them are finished, else None."""
-    known = list(trials[: max(0, end)])
-    return known if all(trial.state.is_finished() for trial in known) else None

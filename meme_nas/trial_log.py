@@ -76,7 +76,14 @@ class TrialLog:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             self.optuna_study.set_metric_names(list(self.objectives))  # for Optuna's own dashboard
-        self.records = [record_of(trial, expert) for trial in self.frozen()]
+        self.records: list[TrialRecord] = []
+        self.running: set[int] = set()
+        """Numbers of the trials that are not finished."""
+        self.refused = 0
+        """How many trials were refused before training."""
+        self.architecture_ids: set[str] = set()
+        for trial in self.frozen():
+            self._take_in(record_of(trial, expert))
 
     def frozen(self) -> list[FrozenTrial]:
         """All trials as Optuna has them, in order."""
@@ -109,7 +116,7 @@ class TrialLog:
             user_attrs=attributes | ({"reason": refused} if refused else {}),
         )
         self.optuna_study.add_trial(new)
-        self.records.append(record_of(self.frozen()[-1], self.expert))
+        self._take_in(record_of(self.frozen()[-1], self.expert))
         return self.records[-1]
 
     def finish(self, outcome: Outcome) -> TrialRecord:
@@ -123,7 +130,21 @@ class TrialLog:
         else:
             self.optuna_study.tell(number, state=TrialState.FAIL)
         self.records[number] = record_of(self.frozen()[number], self.expert)
+        self.running.discard(number)
         return self.records[number]
+
+    @property
+    def finished(self) -> int:
+        """How many trials are."""
+        return len(self.records) - len(self.running)
+
+    def _take_in(self, trial: TrialRecord) -> None:
+        """One more; what proposals and displays ask for is counted here, so that none of them looks through all trials."""
+        self.records.append(trial)
+        self.architecture_ids.add(trial.architecture_id)
+        self.refused += trial.state == "refused"
+        if not trial.finished:
+            self.running.add(trial.number)
 
     def _annotate(self, number: int, attributes: Mapping[str, Any]) -> None:
         trial = self.frozen()[number]

@@ -6,6 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).parent.parent
 CIFAR = ROOT.parent / "shared" / "data" / "cifar10-train.zip"
@@ -19,4 +20,6 @@ def _surroundings(tmp_path_factory):
     os.environ["MEME_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["MEME_INCEPTION"] = "off"
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # Ray's workers import the objectives in toys.py
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of commands that tests start
     torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")

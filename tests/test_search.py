@@ -1,8 +1,8 @@
 """Budget, repeats, refusals, yardsticks and the record on disk, without any training."""
 
-import io
 import random
 import re
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from itertools import product
 from types import SimpleNamespace
@@ -19,11 +19,12 @@ from meme.errors import UserError
 from meme.presets import preset, yardsticks
 from meme_nas import run
 from meme_nas.costs import Costs
-from meme_nas.export import Kept, drop_weights, export_configs, trials_table, trials_worth_keeping
+from meme_nas.export import Kept, export_configs
 from meme_nas.joint import Joint
 from meme_nas.pareto import front
 from meme_nas.proposals import Proposer
 from meme_nas.settings import SearchSettings
+from meme_nas.standings import Standings
 from meme_nas.strategy import winner
 from meme_nas.study import JOURNAL, Study, read_trials
 from meme_nas.trial import Outcome
@@ -290,10 +291,15 @@ def test_exported_configs_have_the_full_training_length(tmp_path):
 
 
 def test_table_has_a_row_a_trial_and_every_choice(tmp_path):
-    table = trials_table(run_through(settings_in(tmp_path, budget=6)).study.trials)
-    assert table["number"].tolist() == list(range(6))
-    assert set(SplitSpace(BASE).domains) <= set(table.columns)
-    assert str(table["expert1.level1.low"].dtype) == "Int64"  # whole numbers beside the empty cells of other networks
+    trials, kept = run_through(settings_in(tmp_path / "study", budget=6)).study.trials, Kept(tmp_path)
+    for count in range(1, len(trials) + 1):
+        kept.update(trials[:count])
+        table = pd.read_csv(tmp_path / "trials.csv", dtype=str)
+        assert table["number"].tolist() == [str(trial.number) for trial in trials[:count]]
+    assert set(SplitSpace(BASE).domains) <= set(table.columns) and table.columns[-1] == "reason"
+    for trial, row in zip(trials, table.to_dict("records"), strict=True):
+        assert float(row["fid"]) == trial.outcome.fid and row["architecture"] == trial.architecture_id
+        assert all(row[name] == str(value) for name, value in trial.choices.items())  # whole numbers beside empty cells too
 
 
 def test_only_weights_worth_a_second_look_are_kept(tmp_path):
@@ -302,15 +308,34 @@ def test_only_weights_worth_a_second_look_are_kept(tmp_path):
         folder.mkdir(parents=True)
         (folder / "expert-1.safetensors").touch()
         (folder / "samples.png").touch()
-    drop_weights(tmp_path, TRIALS)
+    Kept(tmp_path).update(TRIALS)
     kept = {path.parent.name for path in tmp_path.glob("trials/*/*.safetensors")}
     assert kept == {"000", "001", "002", "003", "004"}
     assert len(list(tmp_path.glob("trials/*/samples.png"))) == 6
 
 
 def test_no_weights_are_dropped_before_the_hand_made_pattern_sets_the_limit():
-    running = TrialRecord(0, "running", "hand-made", BASE, {"expert1.p": 0.5}, "", None)
-    assert trials_worth_keeping([running, *TRIALS[1:]]) == {0, 1, 2, 3, 4, 5}
+    standings = Standings()
+    standings.update([replace(TRIALS[0], state="running", outcome=None), *TRIALS[1:]])
+    assert standings.worth_keeping is None
+    standings.update(TRIALS)
+    assert standings.worth_keeping == {0, 1, 2, 3, 4}
+
+
+@given(st.permutations(range(9)), st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=9, max_size=9), st.data())
+def test_standings_are_those_of_all_trials_in_whatever_order_they_end(order, points, data):
+    kinds = ["hand-made", "multi-expert", *["candidate"] * 7]
+    ends = [record(number, fid, macs, kinds[number]) for number, (fid, macs) in enumerate(points)]
+    standings, trials, told = Standings(), [], []
+    for number in order:
+        while len(trials) <= number:
+            trials.append(replace(ends[len(trials)], state="running", outcome=None))
+        trials[number] = ends[number]
+        if data.draw(st.booleans()):
+            told += standings.update(trials)
+            assert (standings.winner, standings.front) == (winner(trials), front(trials))
+    told += standings.update(trials)
+    assert sorted(trial.number for trial in told) == list(range(9)) and standings.running == []
 
 
 def test_records_are_read_beside_a_running_search(tmp_path):
@@ -319,15 +344,6 @@ def test_records_are_read_beside_a_running_search(tmp_path):
     assert [trial.state for trial in read_trials(tmp_path)] == ["running"]
     with pytest.raises(UserError, match="holds no study"):
         read_trials(tmp_path / "elsewhere")
-
-
-def test_the_table_that_is_kept_current_is_that_of_all_trials(tmp_path):
-    trials, kept = run_through(settings_in(tmp_path / "study", budget=6)).study.trials, Kept(tmp_path)
-    for count in range(1, len(trials) + 1):
-        kept.update(trials[:count])
-        written = pd.read_csv(tmp_path / "trials.csv")
-        whole = pd.read_csv(io.StringIO(trials_table(trials[:count]).to_csv(index=False)))
-        pd.testing.assert_frame_equal(written[whole.columns], whole)
 
 
 def test_a_report_leaves_out_the_versions_of_what_is_not_installed(monkeypatch):
