@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,9 @@ def test_a_node_killed_mid_trial_loses_only_the_trials_it_ran(cluster, engine, t
     attempts = nodes_of_trials(visits)
     assert {number: len(nodes) for number, nodes in attempts.items()} == {number: 1 + (number == 1) for number in range(8)}
     assert attempts[1][1] != killed[0]
+    deadline = time.monotonic() + 120
+    while ray_cluster.room(1, 0) != 2 and time.monotonic() < deadline:  # Ray takes a while to see a death; the next test counts
+        time.sleep(0.2)
 
 
 def search_command(cluster, folder: Path) -> tuple[list[str], dict[str, str]]:

@@ -67,8 +67,16 @@ def test_a_training_ends_on_sigterm_with_its_checkpoint(tmp_path):
     assert list((tmp_path / "run").glob("expert-*.safetensors")) and broken_files(tmp_path) == []
 
 
+@pytest.fixture
+def ctrl_c_works():
+    """Also where the tests run in the background, whose shell has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_what_ended_a_command_is_known_though_a_library_raises_an_interruption_of_its_own(number, status):
+def test_what_ended_a_command_is_known_though_a_library_raises_an_interruption_of_its_own(number, status, ctrl_c_works):
     with pytest.raises(SystemExit) as ended, exits_with_a_sentence(SearchSettings):
         try:
             signal.raise_signal(number)

@@ -407,8 +407,7 @@ def test_a_trial_opens_by_keyboard_alone_and_the_arrows_go_on(opened):
     assert opened.ask(CHOSEN) == "Trial 4, candidate"
     assert opened.ask("location.hash") == "#trial-4"
     opened.press("Escape")
-    opened.wait_for("!document.querySelector('dialog').open")
-    assert opened.ask("location.hash") == ""
+    opened.wait_for("!document.querySelector('dialog').open && location.hash === ''")
     assert opened.ask("document.activeElement.textContent") == "3"  # where the reader was
     assert opened.complaints == []
 
