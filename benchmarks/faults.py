@@ -13,7 +13,7 @@ full disk must stop with a sentence and go on where room is made (skipped where 
 The last line is one JSON object: ``kills`` survived, by kind in ``victims`` and by strategy in ``strategies``; ``trials`` that
 were finished before a kill, each looked for after it; ``lost`` ones that are gone, ``changed`` ones with other scores, ``twice``
 ones counted twice, ``broken_files``, ``differing`` searches, ``stuck`` commands, and ``unclean`` ends. From ``lost`` on all must
-be 0, or the status is 1.
+be 0, or the status is 1. Ctrl-C ends it with what is known by then.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -358,15 +358,14 @@ def full_disk(folder: Path, tally: Tally) -> bool:
     return True
 
 
-def run(kills: int, ray_share: float, seed: int, folder: Path) -> tuple[Tally, dict]:
-    """All kills and the full disk; the tally, and what else to tell."""
-    source, tally = random.Random(seed), Tally()
+def run(kills: int, ray_share: float, seed: int, folder: Path, tally: Tally) -> str:
+    """All kills and the full disk, and how that went."""
+    source = random.Random(seed)
     on_ray = round(kills * ray_share)
     for engine, count in {"local": kills - on_ray, "ray": on_ray}.items():
         if count:
             Killer(folder, engine, source, tally).kill(count)
-    filled = full_disk(folder, tally)
-    return tally, {"full_disk": "survived" if filled else "skipped: nothing can be mounted here"}
+    return "survived" if full_disk(folder, tally) else "skipped: nothing can be mounted here"
 
 
 def main() -> None:
@@ -379,10 +378,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        begun = time.monotonic()
-        tally, more = run(arguments.kills, arguments.ray_share, arguments.seed, folder)
+        begun, tally, disk = time.monotonic(), Tally(), "not reached"
+        with suppress(KeyboardInterrupt):  # what is known by then is told
+            disk = run(arguments.kills, arguments.ray_share, arguments.seed, folder, tally)
     print("\n".join(tally.details), file=sys.stderr)
-    print(json.dumps(tally.as_json() | more | {"minutes": round((time.monotonic() - begun) / 60, 1)}))
+    print(json.dumps(tally.as_json() | {"full_disk": disk, "minutes": round((time.monotonic() - begun) / 60, 1)}))
     sys.exit(1 if tally.faults else 0)
 
 
