@@ -6,7 +6,8 @@ Runs the default search on digits in a folder of its own; what follows ``--`` go
 wall time, counted from the moment the first trial's work begins (Ray started, workers up, data open) to the moment the last
 trial is recorded: proposals, hand-over, records on disk, and workers that wait. ``minutes`` is the whole command, ``peak_gib``
 the most memory all its processes held together (proportional set size, sampled every second), ``cascades_per_minute`` what the
-workers score when that is all they do. The last line is one JSON object.
+workers score when that is all they do. ``before_audit`` has minutes and overhead of the trials alone, ``seconds_a_training`` how
+long one expert took. The last line is one JSON object.
 """
 
 import argparse
@@ -33,6 +34,15 @@ def overhead(trials: list[TrialRecord], workers: int) -> float:
     ran = [trial for trial in trials if trial.outcome and trial.outcome.begun_at]
     wall = max(trial.ended_at for trial in ran) - min(trial.outcome.begun_at for trial in ran)
     return 1 - sum(trial.outcome.seconds for trial in ran) / (workers * wall)
+
+
+def before_audit(trials: list[TrialRecord], workers: int) -> dict:
+    """Of the search itself, and of the trainings of single experts in it."""
+    ran = [trial for trial in trials if trial.kind != "audit" and trial.outcome and trial.outcome.begun_at]
+    minutes = (max(trial.ended_at for trial in ran) - min(trial.outcome.begun_at for trial in ran)) / 60
+    figures: dict = {"before_audit": {"minutes": round(minutes, 2), "overhead": round(overhead(ran, workers), 4)}}
+    trainings = [trial.outcome.seconds for trial in ran if trial.expert]
+    return figures | ({"seconds_a_training": round(sum(trainings) / len(trainings), 2)} if trainings else {})
 
 
 def memory_gib(process: psutil.Process) -> float:
@@ -77,6 +87,7 @@ def main() -> None:
     counts = Counter(trial.kind for trial in trials)
     figures = {"cascades_per_minute": round(60 * workers * len(cascades) / sum(cascades)), **counts} if cascades else dict(counts)
     figures |= {"overhead": round(overhead(trials, workers), 4), "minutes": round(minutes, 2), "peak_gib": round(peak, 2)}
+    figures |= before_audit(trials, workers)
     print(json.dumps(figures | {"workers": workers}))
 
 

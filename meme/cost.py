@@ -20,7 +20,7 @@ from meme.sampler import sampling_timesteps
 from meme.torchvision_compat import make_torchvision_importable
 
 LATENCY_PASSES = 4
-LATENCY_IMAGES = 64  # at a time on a CPU, where an image of digits-meme takes as long as in a batch of 250, to 4 %
+LATENCY_IMAGES = 64  # at a time on a CPU, which is busy with them; a GPU gets the whole batch
 PAPER_IMAGES = 3  # its printed MACs are those of three images, which the released networks show
 
 

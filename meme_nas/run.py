@@ -96,7 +96,7 @@ def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> 
     workers = workers_for(settings)
     objective, engine = _objective(settings), _engine(settings, workers)
     try:
-        with threadpool_limits(1, user_api="blas"):  # threads that wait for cores which trials have take ten times as long
+        with threadpool_limits(1, user_api="blas"):  # more would wait for cores that trials have
             if not search.done:
                 _run_trials(settings, search, objective, engine, workers)
             if audit and not audit.done:

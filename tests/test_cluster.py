@@ -81,6 +81,7 @@ def test_a_node_killed_mid_trial_loses_only_the_trials_it_ran(cluster, engine, t
     deadline = time.monotonic() + 120
     while ray_cluster.room(1, 0) != 2 and time.monotonic() < deadline:  # Ray takes a while to see a death; the next test counts
         time.sleep(0.2)
+    assert ray_cluster.room(1, 0) == 2
 
 
 def search_command(cluster, folder: Path) -> tuple[list[str], dict[str, str]]:
