@@ -6,10 +6,16 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
-from toys import OnNode, nodes_of_trials
+import torch
+from toys import OnNode, visits
 
+from meme.checkpoint import load_tensors
 from meme.errors import UserError
+from meme.pipeline import open_reference, train
+from meme.presets import preset
+from meme.trainer import Progress
 from meme_nas.joint import Joint
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study, read_trials
@@ -20,6 +26,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 
 from meme_nas.engines import ray_cluster  # noqa: E402
 from meme_nas.engines.ray import RayEngine, TrialActor, _trainable  # noqa: E402
+from meme_nas.engines.ray_training import RayTraining  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +48,21 @@ def engine(cluster, tmp_path):
 
 
 def test_trials_run_on_every_node(engine, tmp_path):
-    visits = tmp_path / "visits"
-    visits.mkdir()
+    seen = tmp_path / "seen"
+    seen.mkdir()
     settings = SearchSettings(strategy="joint", budget=8, study=tmp_path / "study")
     study = Study(tmp_path / "study", settings.in_force())
-    engine.run(Joint(settings, study), OnNode(visits, 0.3), lambda: None)
+    engine.run(Joint(settings, study), OnNode(seen, 0.3), lambda: None)
     assert [trial.state for trial in study.trials] == ["complete"] * 8
-    nodes = nodes_of_trials(visits)
+    nodes = visits(seen)
     assert len(nodes) == 8 and all(len(attempts) == 1 for attempts in nodes.values())
     assert len({attempts[0] for attempts in nodes.values()}) == 2
     assert ray_cluster.room(1, 0) == 2 and ray_cluster.room(2, 0) == 0 and not ray_cluster.has_gpus()
 
 
 def test_a_node_killed_mid_trial_loses_only_the_trials_it_ran(cluster, engine, tmp_path):
-    visits = tmp_path / "visits"
-    visits.mkdir()
+    seen = tmp_path / "seen"
+    seen.mkdir()
     cluster.add_node(num_cpus=1)  # so that two are left
     nodes = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
     settings = SearchSettings(strategy="joint", budget=8, study=tmp_path / "study")
@@ -64,24 +71,57 @@ def test_a_node_killed_mid_trial_loses_only_the_trials_it_ran(cluster, engine, t
 
     def kill_once() -> None:
         """As soon as another trial is finished while the one that does not end holds its node."""
-        stuck = nodes_of_trials(visits).get(1)
+        stuck = visits(seen).get(1)
         finished = {trial.number: trial.outcome for trial in study.trials if trial.finished}
         if stuck and finished and not killed:
             killed.extend(stuck)
             outcomes.update(finished)
             cluster.remove_node(nodes[stuck[0]], allow_graceful=False)
 
-    engine.run(Joint(settings, study), OnNode(visits, 0.3, stuck_once=1), kill_once)
+    engine.run(Joint(settings, study), OnNode(seen, 0.3, stuck_once=1), kill_once)
     assert len(killed) == 1 and outcomes
     assert [trial.state for trial in study.trials] == ["complete"] * 8
     assert {number: study.trials[number].outcome for number in outcomes} == outcomes
-    attempts = nodes_of_trials(visits)
+    attempts = visits(seen)
     assert {number: len(nodes) for number, nodes in attempts.items()} == {number: 1 + (number == 1) for number in range(8)}
     assert attempts[1][1] != killed[0]
     deadline = time.monotonic() + 120
     while ray_cluster.room(1, 0) != 2 and time.monotonic() < deadline:  # Ray takes a while to see a death; the next test counts
         time.sleep(0.2)
     assert ray_cluster.room(1, 0) == 2
+
+
+def test_the_winner_is_trained_on_every_node_and_goes_on_where_one_is_killed(cluster, tmp_path):
+    """Its experts, one on each node; they come out as in one process."""
+    cluster.add_node(num_cpus=1)  # so that two are left
+    config = preset("digits-iu-ldm-s").with_(training={"steps": 100, "batch_size": 8})
+    expert = config.experts[0].model_dump()
+    config = config.with_(experts=[expert | {"interval": (0, 500), "p": 0.8}, expert | {"interval": (500, 1000), "p": 0.5}])
+    killed = []
+
+    def kill_once(progress: Progress) -> None:
+        """The node of the first expert that tells of itself, while it trains."""
+        at_work = {name: node for node in cluster.worker_nodes for name in _tasks_on(node)}
+        if len(at_work) == 2 and not killed:
+            killed.append(at_work[f"expert-{progress.expert}"])
+            assert len(set(at_work.values())) == 2
+            cluster.remove_node(killed[0], allow_graceful=False)
+
+    images = open_reference(config)
+    training = RayTraining(address=cluster.address, checkpoint_seconds=0.0)
+    training(config, images, folder=tmp_path / "cluster", on_progress=kill_once)
+    train(config, images, folder=tmp_path / "alone")
+    assert len(killed) == 1
+    for number in (1, 2):
+        found, alone = (load_tensors(tmp_path / folder / f"expert-{number}.safetensors") for folder in ("cluster", "alone"))
+        assert found.keys() == alone.keys() and all(torch.equal(found[name], alone[name]) for name in alone)
+
+
+def _tasks_on(node) -> list[str]:
+    """Which experts a node trains just now, by the names of its processes."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    lines = [" ".join(process.cmdline()) for process in raylet.children(recursive=True)]
+    return [line.removeprefix("ray::").split()[0] for line in lines if line.startswith("ray::expert-")]
 
 
 def search_command(cluster, folder: Path) -> tuple[list[str], dict[str, str]]:

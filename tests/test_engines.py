@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import Troubled, score
+from toys import ByWorker, Troubled, score, visits
 
 from meme.errors import UserError
 from meme_nas.engines.local import LocalEngine
@@ -73,6 +73,15 @@ def test_a_trial_whose_worker_dies_is_run_again(engine, tmp_path):
     trials = search_with(engine, tmp_path / "study", Troubled(dies_once=2, folder=tmp_path))
     assert (tmp_path / "died").exists()
     assert [trial.state for trial in trials] == ["complete"] * 8
+
+
+def test_a_worker_that_died_is_replaced_though_trials_are_shorter_than_its_start(engine, tmp_path):
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    trials = search_with(engine, tmp_path / "study", ByWorker(seen, 0.2, dies_once=2), budget=16)
+    assert [trial.state for trial in trials] == ["complete"] * 16
+    workers = visits(seen)
+    assert len(workers[2]) == 2 and len({workers[number][-1] for number in range(10, 16)}) == 2
 
 
 def test_a_trial_that_always_kills_its_worker_fails_alone(engine, tmp_path):

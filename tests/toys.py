@@ -74,6 +74,23 @@ class Slow:
 
 
 @dataclass(frozen=True)
+class ByWorker:
+    """Leaves in a file for every attempt which process its worker is; then takes its time, or kills that process (once)."""
+
+    folder: Path
+    seconds: float
+    dies_once: int
+
+    def __call__(self, task: Task) -> Outcome:
+        first = not list(self.folder.glob(f"{task.number:03d}-*"))
+        (self.folder / f"{task.number:03d}-{time.time_ns()}").write_text(str(os.getpid()))
+        if task.number == self.dies_once and first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.seconds)
+        return score(task)
+
+
+@dataclass(frozen=True)
 class OnNode:
     """Leaves in a file for every attempt which process, a node's, its worker belongs to; then takes its time."""
 
@@ -83,14 +100,14 @@ class OnNode:
     """A trial whose first attempt does not end."""
 
     def __call__(self, task: Task) -> Outcome:
-        attempts = len(nodes_of_trials(self.folder).get(task.number, []))
+        attempts = len(visits(self.folder).get(task.number, []))
         (self.folder / f"{task.number:03d}-{time.time_ns()}").write_text(str(os.getppid()))
         time.sleep(1_000 if task.number == self.stuck_once and not attempts else self.seconds)
         return score(task)
 
 
-def nodes_of_trials(folder: Path) -> dict[int, list[int]]:
-    """For every trial, the nodes that its attempts ran on, in order."""
+def visits(folder: Path) -> dict[int, list[int]]:
+    """For every trial, the workers or nodes that its attempts ran on, in order."""
     found: dict[int, list[int]] = {}
     for path in sorted(folder.iterdir()):
         found.setdefault(int(path.name[:3]), []).append(int(path.read_text() or 0))

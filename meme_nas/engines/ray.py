@@ -7,6 +7,7 @@ every run of the command is a new Tune run that goes on where the study stands.
 import logging
 import os
 import shutil
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -30,6 +32,7 @@ from meme_nas.trial import Outcome, Task, attempt
 
 LOOPBACK = "127.0.0.1"
 DEATHS_ALLOWED = 1  # a trial whose worker dies is run again so often
+START_SECONDS = 60.0  # that a trial waits for a worker of its own; there may be no room for one any more, as after a node's death
 
 
 class RayEngine:
@@ -138,7 +141,7 @@ class StudySearcher(_NotPickled, Searcher):
 
 
 class _KeepsWorkers(_NotPickled, FIFOScheduler):
-    """Trials in turn, and all workers stay alive.
+    """Trials in turn, and all workers stay alive; one that has died is replaced.
 
     Left alone, Tune keeps one idle actor and ends the others whenever the search waits for a result. A new one takes about as
     long to start as a short trial, and is given up as soon as a running actor is free: one worker then does all the work.
@@ -147,11 +150,25 @@ class _KeepsWorkers(_NotPickled, FIFOScheduler):
     def __init__(self, workers: int):
         super().__init__()
         self._workers = workers
+        self._waiting_since: dict[str, float] = {}
 
     def on_trial_add(self, tune_controller, trial) -> None:
         if self._workers:
             tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._workers)
             self._workers = 0
+
+    def choose_trial_to_run(self, tune_controller) -> Trial | None:
+        """A trial that no worker is being started for: the others wait for theirs, unless that takes very long."""
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+        for trial in waiting:
+            if trial in tune_controller._trial_to_actor:
+                for_any_worker = tune_controller._resources_to_pending_trials[trial.placement_group_factory]
+                since = self._waiting_since.setdefault(trial.trial_id, time.monotonic())
+                if time.monotonic() < since + START_SECONDS:
+                    for_any_worker.discard(trial)
+                else:
+                    for_any_worker.add(trial)
+        return next((trial for trial in waiting if trial not in tune_controller._trial_to_actor), None)
 
 
 class TrialActor(tune.Trainable):
