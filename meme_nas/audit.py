@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 
 from meme.config import Config
 from meme.seeding import derive_seed
-from meme_nas.settings import SearchSettings
+from meme_nas.settings import LEAST_AUDITED, SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.summary import Agreement, Rescored
 from meme_nas.trial import Outcome, Task
@@ -24,7 +24,6 @@ from meme_nas.trial_log import TrialRecord
 
 FINALISTS, SEEDS = 3, 3
 BOOTSTRAPS = 2_000
-LEAST = 4  # configurations, below which a rank correlation says nothing
 
 
 class Audit:
@@ -88,19 +87,20 @@ def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialR
     scored = [trial for trial in trials if trial.state == "complete" and trial.choices]
     ranked = sorted(scored, key=lambda trial: (trial.scored.values(settings.objectives)[0], trial.number))
     best = winner(trials, settings.objectives)
-    first = [trial for trial in scored if trial.kind == "hand-made"] + ([best] if best else []) + ranked[:FINALISTS]
+    most = min(FINALISTS, settings.audited // 2 - 1)  # and room is left for the others
+    first = [trial for trial in scored if trial.kind == "hand-made"] + ([best] if best else []) + ranked[:most]
     finalists = list({trial.number: trial for trial in first}.values())
     rest = [trial for trial in scored if trial not in finalists]
-    count = min(len(rest), max(0, settings.audit_size - len(finalists)))
+    count = min(len(rest), max(0, settings.audited - len(finalists)))
     return finalists + random.Random(derive_seed(settings.seed, "audit")).sample(rest, count)
 
 
 def agreements(audited: Sequence[Rescored], signals: Mapping[str, Sequence[float]], seed: int = 0) -> list[Agreement]:
     """Kendall's tau of every signal (one value a configuration, lower is better) with the mean score of the longer training.
 
-    Empty with fewer than ``LEAST`` configurations. Bootstrap samples in which all are equal are left out.
+    Empty with fewer than ``LEAST_AUDITED`` configurations. Bootstrap samples in which all are equal are left out.
     """
-    if len(audited) < LEAST:
+    if len(audited) < LEAST_AUDITED:
         return []
     truth, source = np.array([each.mean for each in audited]), np.random.default_rng(seed)
     draws = source.integers(0, len(audited), (BOOTSTRAPS, len(audited)))

@@ -118,7 +118,10 @@ def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> Abstra
     def so_far() -> str:
         trials = list(search.study.trials)  # the search goes on adding to its own
         best = winner(trials, settings.objectives)
-        summary = Summary(title, settings.folder, trials, best, facts=facts, metric=settings.first_objective)
+        importance = search.study.importance()
+        summary = Summary(
+            title, settings.folder, trials, best, importance=importance, facts=facts, metric=settings.first_objective
+        )
         return page(summary, live=True)
 
     watch = Watch(so_far, lambda: search.study.ensembles.finished, settings.watch_port)
@@ -197,6 +200,7 @@ def _gpus_a_trial(settings: SearchSettings) -> float:
     if settings.ray_address and settings.device == "auto":
         from meme_nas.engines import ray_cluster
 
+        ray_cluster.join(settings.ray_address)  # unless it is: before a full training, and where a study goes on, it is not
         on_gpu = ray_cluster.has_gpus()
     else:
         on_gpu = pick_device(settings.device).type == "cuda"
@@ -350,12 +354,12 @@ def retrain_winner(settings: SearchSettings) -> None:
     from meme.commands import evaluate_folder, sample_folder, train_config
 
     path = settings.folder / "winner.yaml"
-    folder = train_config(path, device=settings.device, train=_training(settings))
+    folder = train_config(path, device=settings.device, train=training_of(settings))
     sample_folder(folder, device=settings.device)
     evaluate_folder(folder, device=settings.device, inception_weights=settings.inception_weights)
 
 
-def _training(settings: SearchSettings) -> Callable[..., Ensemble]:
+def training_of(settings: SearchSettings) -> Callable[..., Ensemble]:
     """How the winner's experts are trained: one after the other here, or side by side on Ray."""
     if settings.engine == "local":
         return train

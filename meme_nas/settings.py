@@ -15,6 +15,8 @@ Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
 QUALITIES = ("fid", "kid")
 LEAST_LAG = 2  # so that one worker and two propose the same
 PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
+LEAST_AUDITED, MOST_AUDITED = 4, 8  # fewer say nothing of a ranking; more are for those who ask
+AUDIT_SHARE = 6  # so that small searches do not spend most of their time on it
 SAMPLES_SHARE = 4  # and its score one sample for so many of a full score: benchmarks/samples_needed.py
 
 
@@ -98,8 +100,8 @@ class SearchSettings(Settings):
     audit_factor: Annotated[int, Field(ge=0)] = 2
     """After the search, train the finalists and a random sample of other candidates so many times longer, with three seeds, and
     say how far the ranking can be trusted. 0: do not."""
-    audit_size: Annotated[int, Field(ge=4)] = 8
-    """Configurations that are audited."""
+    audit_size: Annotated[int, Field(ge=LEAST_AUDITED)] | None = None
+    """Configurations that are audited. None: a sixth of the budget, but at least 4 and at most 8."""
     watch: bool = False
     """Serve the report while the search runs, at an address on this machine that is printed."""
     watch_port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -157,6 +159,11 @@ class SearchSettings(Settings):
     def seeds(self) -> tuple[int, ...]:
         """With which every candidate is trained."""
         return tuple(range(self.seed, self.seed + self.training_seeds))
+
+    @property
+    def audited(self) -> int:
+        """Configurations that the audit takes."""
+        return self.audit_size or min(MOST_AUDITED, max(LEAST_AUDITED, self.budget // AUDIT_SHARE))
 
     @property
     def limits(self) -> dict[str, float]:

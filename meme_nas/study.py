@@ -17,6 +17,7 @@ from meme_nas.trial_log import TrialLog, TrialRecord, record_of
 
 TRIALS = "trials"
 LEAST_FOR_IMPORTANCE = 10  # scored trials
+UNRECORDED = {"rungs": 1}  # what was in force in studies from before it could be chosen
 EXPERT_OBJECTIVES = ("loss", "macs")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -143,7 +144,8 @@ def trial_folder(study: Path, number: int, kind: str = "candidate", rung: int = 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
     """The settings the study in ``folder`` was made with; empty where there is none."""
     study = _load(place_of(folder))
-    return dict(study.user_attrs.get("settings", {})) if study else {}
+    found = study.user_attrs.get("settings") if study else None
+    return UNRECORDED | found if found else {}
 
 
 def read_trials(folder: Path) -> list[TrialRecord]:

@@ -59,6 +59,15 @@ def test_finalists_and_a_random_sample_are_trained_longer_with_several_seeds(tmp
     assert {task.kind for task in tasks} == {"audit"}
 
 
+@pytest.mark.parametrize(("budget", "count"), [(1, 4), (8, 4), (30, 5), (50, 8), (1_000, 8)])
+def test_the_audit_grows_with_the_budget_up_to_eight_configurations(budget, count):
+    settings = SearchSettings(budget=budget)
+    trials = [record(0, fid=20.0, kind="hand-made"), *(record(number, fid=float(number)) for number in range(1, 40))]
+    chosen = [trial.number for trial in pick(trials, settings)]
+    assert len(chosen) == count == settings.audited
+    assert {0, 1} <= set(chosen) and max(chosen) > 3, "hand-made, best and at least one that is no finalist"
+
+
 def test_the_choice_is_the_same_whenever_it_is_asked_for(tmp_path):
     settings, search = searched(tmp_path)
     first = [trial.number for trial in pick(search.study.trials, settings)]

@@ -17,6 +17,7 @@ from meme.pipeline import open_reference, train
 from meme.presets import preset
 from meme.trainer import Progress
 from meme_nas.joint import Joint
+from meme_nas.run import training_of
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study, read_trials
 
@@ -150,6 +151,14 @@ def test_a_search_command_joins_the_cluster(cluster, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 trials at a time on Ray" in done.stdout
     assert [trial.state for trial in read_trials(tmp_path / "study")] == ["complete"] * 3
+
+
+def test_the_full_training_asks_the_cluster_for_its_gpus_after_the_search_has_left_it(cluster):
+    assert not ray.is_initialized()
+    training = training_of(SearchSettings(ray_address=cluster.address, cpus_per_trial=2))
+    ray.shutdown()
+    assert isinstance(training, RayTraining)
+    assert (training.address, training.cpus, training.on_gpus) == (cluster.address, 2, False)
 
 
 def test_a_study_that_the_nodes_do_not_see_is_refused(cluster, tmp_path):

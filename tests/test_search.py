@@ -26,7 +26,7 @@ from meme_nas.proposals import Proposer
 from meme_nas.settings import SearchSettings
 from meme_nas.standings import Standings
 from meme_nas.strategy import winner
-from meme_nas.study import JOURNAL, Study, read_trials
+from meme_nas.study import JOURNAL, Study, read_trials, recorded_settings
 from meme_nas.trial import Outcome
 from meme_nas.trial_log import TrialRecord
 from search_spaces.dimensions import Coarse
@@ -213,6 +213,15 @@ def test_a_study_over_other_dimensions_is_refused_in_whatever_order_they_are_nam
     with pytest.raises(UserError, match="dimensions: the study in .* was made with split time, not p split"):
         opened(settings_in(tmp_path))
     opened(settings_in(tmp_path, dimensions=("time", "split"))).close()
+
+
+def test_a_study_from_before_a_setting_existed_was_made_without_it(tmp_path):
+    current = settings_in(tmp_path, strategy="factorised")
+    older = {name: value for name, value in current.in_force().items() if name != "rungs"}
+    Study(tmp_path, older).close()
+    with pytest.raises(UserError, match="rungs: the study in .* was made with 1, not 2"):
+        opened(settings_in(tmp_path, strategy="factorised", rungs=2))
+    assert recorded_settings(tmp_path)["rungs"] == 1
 
 
 def test_two_searches_cannot_write_one_study(tmp_path):

@@ -1,12 +1,14 @@
 """A Ray cluster that others started: joining it, what room it has, and whether its nodes see our files."""
 
 import logging
+import os
 import socket
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import ray
+from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import meme
@@ -36,10 +38,17 @@ def join(address: str) -> str | None:
             runtime_env={"py_modules": packages, "excludes": ["__pycache__"]},
             ignore_reinit_error=True,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"ray_address: no Ray cluster can be joined at {address} ({in_one_line(error)})") from None
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
+        raise UserError(f"ray_address: no Ray cluster can be joined at {address} ({in_one_line(error)}){_on_tokens()}") from None
     terminate_on_sigterm()  # Ray takes the signal for itself, and would end this process as if nothing had to be put in order
     return context.dashboard_url
+
+
+def _on_tokens() -> str:
+    """Ray asks for a token where its head was started on a machine that has one, and says so to nobody who comes without."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        return "; its token must be that of this machine: docs/cluster.md"
+    return "; if it asks for a token, set RAY_AUTH_MODE=token: docs/cluster.md"
 
 
 def _check_address(address: str) -> None:
