@@ -4,8 +4,8 @@ The loss of a multi-expert model splits over the intervals, so M candidates of e
 of M ensembles. FID does not split exactly, so cascades are scored together, those first of which a surrogate expects most.
 
 It goes in rounds. The candidates of a round are proposed from what the surrogate credits earlier ones with, its cascades chosen
-from all candidates so far. So that no worker waits, a round is proposed while the cascades of the one before are being scored:
-it knows those of the round before that. Every answer follows from the study on disk and the settings alone.
+from all candidates so far. So that no worker waits, a round is proposed while the one before is being trained and scored: it
+knows what the round before that came to. Every answer follows from the study on disk and the settings alone.
 """
 
 import random
@@ -161,7 +161,7 @@ class Factorised(Strategy):
         counts = {n: len(self._log(n)) for n in self.numbers}
         index = min(counts.values())
         place = next((place for place, end in enumerate(self.rounds) if end > index), None)
-        if place is None or not self._trained(place - 1) or not self._informed(place):
+        if place is None or not self._informed(place):
             return None
         number = min(self.numbers, key=lambda n: (counts[n], n))
         choices = self._candidate(number, index, place)
@@ -169,8 +169,8 @@ class Factorised(Strategy):
         return self.study.experts(number).start(config, "expert", choices, self.distributions)
 
     def _informed(self, place: int) -> bool:
-        """Whether all is scored that the candidates of round ``place`` are proposed from."""
-        return self._scored(place - 2)
+        """Whether all is known that the candidates of round ``place`` are proposed from."""
+        return self._trained(0) if place == 1 else self._scored(place - 2)
 
     def _next_cascade(self) -> TrialRecord | None:
         """Start the next cascade of the first round that has one left."""
@@ -203,7 +203,7 @@ class Factorised(Strategy):
     def _proposals(self, number: int, index: int, place: int) -> Iterator[Choices]:
         """For candidate ``index`` of expert ``number``: first the proposer's, then points drawn by chance."""
         seeds = [derive_seed(self.settings.seed, "candidate", number, index, attempt) for attempt in range(ATTEMPTS)]
-        model = self._model(place - 2, self.rounds[place - 1]) if place >= 2 else None
+        model = self._model(place - 2, self.rounds[place - 2]) if place >= 2 else None
         if self.settings.proposer == "model" and model is not None:
             yield from self._imagined(number, model, seeds[0])
         else:
@@ -230,9 +230,9 @@ class Factorised(Strategy):
 
     @cache  # noqa: B019 (one strategy lives as long as its command)
     def _signals(self, number: int, place: int) -> list[tuple[Choices, tuple[float, float]]]:
-        """Candidates of the rounds before with what a proposal learns from: the surrogate's credit, or before there is any the
-        interval loss; and MACs."""
-        end = self.rounds[place - 1] if place else 0
+        """Candidates that are known when round ``place`` is proposed, with what a proposal learns from: the surrogate's credit,
+        or before there is any the interval loss; and MACs."""
+        end = self.rounds[max(0, place - 2)] if place else 0
         trials, model = self._log(number)[:end], self._model(place - 2, end)
         credit = model.credit(number) if model else [trial.outcome and trial.outcome.loss for trial in trials]
         return [

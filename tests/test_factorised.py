@@ -108,6 +108,23 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, stop):
     assert record_of(run_through(settings)) == unbroken
 
 
+def test_a_worker_always_finds_work_though_the_other_is_slow(tmp_path):
+    """From the second round to the last but one: the slow one holds every task until the other has done eight."""
+    search, waits, slow = Factorised(settings_in(tmp_path), opened(settings_in(tmp_path))), 0, None
+    while not search.done:
+        slow = slow or search.next_task()
+        for _ in range(8):
+            known = len(search.study.experts(1).records)
+            if (task := search.next_task()) is not None:
+                search.record(score(task))
+            elif search.rounds[0] < known < search.rounds[-2]:
+                waits += 1
+        if slow:
+            search.record(score(slow))
+            slow = None
+    assert waits == 0
+
+
 def test_a_larger_budget_goes_on(tmp_path):
     first = record_of(run_through(settings_in(tmp_path, budget=13)))
     search = run_through(settings_in(tmp_path, budget=21))
