@@ -1,8 +1,10 @@
-# make search [BUDGET=50] [ARGS="--data PATH ..."], make test, make check, make docs; make .venv is the installation alone.
+# make search [BUDGET=50] [ARGS="--data PATH ..."], make test [PROCESSES=2], make check, make docs; make .venv is the installation
+# alone.
 
 PYTHON ?= python3
 BUDGET ?= 50
 ARGS ?=
+PROCESSES ?= 2
 BIN := .venv/bin
 
 .PHONY: search test check docs .venv
@@ -10,8 +12,9 @@ BIN := .venv/bin
 search: .venv
 	$(BIN)/python run_search.py --budget $(BUDGET) $(ARGS)
 
+# Each process with files of its own, so that what the tests of one share is made once.
 test: .venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
 check: .venv
 	$(BIN)/ruff check .

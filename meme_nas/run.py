@@ -65,7 +65,7 @@ def run(settings: SearchSettings) -> Summary:
         search = STRATEGIES[settings.strategy_name](settings, study)
         audit = Audit(settings, search) if settings.audit_factor else None
         with _watched(settings, search, basis):
-            _search(settings, search, audit)
+            _search(settings, search, audit, basis)
             summary = _finish(settings, search, audit, basis)
     finally:
         study.close()
@@ -87,8 +87,8 @@ def _basis(settings: SearchSettings, config: Config) -> Basis:
     return open_basis(config, settings.device, weights, strict=strict, on_message=remarks.print)
 
 
-def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> None:
-    """Let an engine work through the budget, then through the audit."""
+def _search(settings: SearchSettings, search: Strategy, audit: Audit | None, basis: Basis) -> None:
+    """Let an engine work through the budget, then through the audit, before which there is a report to read meanwhile."""
     if search.done:
         remarks.print(f"the budget of {settings.budget} is spent; give a larger --budget to go on")
         if audit is None or audit.done:
@@ -100,6 +100,9 @@ def _search(settings: SearchSettings, search: Strategy, audit: Audit | None) -> 
             if not search.done:
                 _run_trials(settings, search, objective, engine, workers)
             if audit and not audit.done:
+                path = settings.folder / "report.html"
+                write_report(_so_far(settings, search, _facts(settings, basis.images, basis.space)), path)
+                remarks.print(f"the report before the audit: {path}", markup=False)
                 _run_audit(audit, objective, engine)
     finally:
         engine.close()
@@ -113,20 +116,28 @@ def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> Abstra
     """The report of what is known so far, served while it lasts, where that was asked for."""
     if not settings.watch:
         return nullcontext()
-    title, facts = f"MEME search: {settings.preset_name}", _facts(settings, basis.images, basis.space)
+    facts = _facts(settings, basis.images, basis.space)
 
     def so_far() -> str:
-        trials = list(search.study.trials)  # the search goes on adding to its own
-        best = winner(trials, settings.objectives)
-        importance = search.study.importance()
-        summary = Summary(
-            title, settings.folder, trials, best, importance=importance, facts=facts, metric=settings.first_objective
-        )
-        return page(summary, live=True)
+        return page(_so_far(settings, search, facts), live=True)
 
     watch = Watch(so_far, lambda: search.study.ensembles.finished, settings.watch_port)
     remarks.print(f"the report so far: {watch.address}", markup=False)
     return watch
+
+
+def _so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) -> Summary:
+    """What is known without scoring anything again."""
+    trials = list(search.study.trials)  # the search may go on adding to its own
+    return Summary(
+        title=f"MEME search: {settings.preset_name}",
+        folder=settings.folder,
+        trials=trials,
+        winner=winner(trials, settings.objectives),
+        importance=search.study.importance(),
+        facts=facts,
+        metric=settings.first_objective,
+    )
 
 
 def _objective(settings: SearchSettings) -> Objective:

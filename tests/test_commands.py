@@ -19,6 +19,7 @@ from meme.__main__ import main as meme_main
 from meme.config import Config
 from meme.pipeline import evaluate, load_ensemble, open_reference, train
 from meme.presets import preset
+from meme_nas import run as run_module
 from meme_nas.settings import SearchSettings
 from meme_nas.study import read_trials
 
@@ -59,12 +60,21 @@ def test_a_trial_can_be_opened_and_scored_to_the_same_number(study):
     assert score.fid == pytest.approx(trial.outcome.fid, rel=1e-6)
 
 
-def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp_path, capsys):
+def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp_path, capsys, monkeypatch):
+    audit, before = run_module._run_audit, []
+
+    def look(*arguments) -> None:
+        before.append((tmp_path / "report.html").read_text())
+        audit(*arguments)
+
+    monkeypatch.setattr(run_module, "_run_audit", look)
     run_search.main(["--budget", "5", "--study", str(tmp_path), "--audit-size", "4", *TINY])
     said = capsys.readouterr().out
     trials = read_trials(tmp_path)
     assert [trial.kind for trial in trials[:3]] == ["hand-made", "multi-expert", "single-model"]
     assert len(trials) == 3 + 3 * 4 and all(trial.state == "complete" for trial in trials)
+    [report] = before
+    assert "data:image/png" in report and "What the proxy is worth" not in report, "one to read meanwhile"
     assert "proxy's ranking" in said and "What the proxy is worth" in (tmp_path / "report.html").read_text()
     assert len(list((tmp_path / "audit").iterdir())) == 4
     best = Config.load(tmp_path / "winner.yaml")
