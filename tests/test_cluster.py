@@ -17,7 +17,7 @@ from meme.pipeline import open_reference, train
 from meme.presets import preset
 from meme.trainer import Progress
 from meme_nas.joint import Joint
-from meme_nas.run import training_of
+from meme_nas.run import room_for_trials, training_of
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study, read_trials
 
@@ -90,6 +90,30 @@ def test_a_node_killed_mid_trial_loses_only_the_trials_it_ran(cluster, engine, t
     while ray_cluster.room(1, 0) != 2 and time.monotonic() < deadline:  # Ray takes a while to see a death; the next test counts
         time.sleep(0.2)
     assert ray_cluster.room(1, 0) == 2
+
+
+def test_four_trials_share_the_cluster_s_one_gpu(cluster, tmp_path):
+    """One that Ray only counts: what is tested is where trials run, and how many at a time."""
+    node = cluster.add_node(num_cpus=6, num_gpus=1)
+    raylet = node.all_processes["raylet"][0].process.pid
+    seen = tmp_path / "seen"
+    seen.mkdir()
+    settings = SearchSettings(strategy="joint", budget=10, study=tmp_path / "study", proposal_lag=4, gpus_per_trial=0.25)
+    settings = settings.model_copy(update={"ray_address": cluster.address})
+    assert room_for_trials(settings) == 4
+    engine = RayEngine(4, cpus=1, gpus=0.25, folder=tmp_path, address=cluster.address)
+    study = Study(tmp_path / "study", settings.in_force())
+    try:
+        engine.run(Joint(settings, study), OnNode(seen, 1.0), lambda: None)
+    finally:
+        engine.close()
+        cluster.remove_node(node)
+    assert [trial.state for trial in study.trials] == ["complete"] * 10
+    nodes = {place for places in visits(seen).values() for place in places}
+    assert nodes == {raylet}
+    begun = sorted(int(path.name.partition("-")[2]) for path in seen.iterdir())
+    at_a_time = [sum(start <= moment < start + 1e9 for start in begun) for moment in begun]
+    assert max(at_a_time) == 4
 
 
 def test_the_winner_is_trained_on_every_node_and_goes_on_where_one_is_killed(cluster, tmp_path):
