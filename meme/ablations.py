@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import filelock
 import torch
@@ -20,7 +21,7 @@ from meme.config import Config, stable_id
 from meme.data import Images, TrainingData
 from meme.ensemble import Ensemble
 from meme.errors import UserError
-from meme.features import FeatureSpace, choose_features
+from meme.features import FeatureKind, FeatureSpace, choose_features
 from meme.files import write_text
 from meme.pipeline import OnMessage, Score, evaluate, open_reference, pick_device, train, training_data
 from meme.presets import SOFT_PROBABILITIES, experts_of, preset, preset_names
@@ -182,7 +183,7 @@ class Ablation:
     sampling_seeds: int = 1
     """Sampling seeds to average over, for each training seed others."""
     samples: int | None = None
-    features: str | None = None
+    features: FeatureKind | None = None
     equal_total: bool = False
     """All experts together get the steps of four, however many they are."""
     all_rows: bool = False
@@ -232,7 +233,8 @@ class Ablation:
 
     def config(self, row: str, seed: int = 0) -> Config:
         """What is trained and scored for ``row`` with training seed ``seed``."""
-        base, probabilities = preset(preset_name(self.family, ROWS[row].preset)), ROWS[row].probabilities
+        wanted, probabilities = ROWS[row].preset, ROWS[row].probabilities
+        base = preset(preset_name(self.family, wanted) or f"{self.family}-{wanted}")
         experts = experts_of(base.network, probabilities, base.diffusion.timesteps) if probabilities else base.experts
         data = self.data or base.data
         return base.with_(
@@ -392,12 +394,12 @@ def _score_id(config: Config, basis: Basis, seed: int) -> str:
 MEASURED = ("fid", "macs", "params", "features", "samples", "latency_ms")
 
 
-def _measured(score: Score) -> dict[str, float | int | str]:
+def _measured(score: Score) -> dict[str, Any]:
     """What is kept of a score."""
     return {name: getattr(score, name) for name in MEASURED}
 
 
-def _read_measured(path: Path) -> dict[str, float | int | str] | None:
+def _read_measured(path: Path) -> dict[str, Any] | None:
     """A kept score; None where there is none, or one of another version of this file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -187,8 +187,8 @@ def even_timesteps(timesteps: int, count: int = 10) -> list[int]:
     return sorted({number * timesteps // count for number in range(count)} | {timesteps - 1})
 
 
-def layers_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The stages of a ``Denoiser`` in the order of execution, named by part, number and blocks: ``enc 3 iFormer``."""
+def layers_of(network: Denoiser) -> list[tuple[str, nn.Module]]:
+    """The stages of a network in the order of execution, named by part, number and blocks: ``enc 3 iFormer``."""
     encoder = [(f"enc {number}", stage) for number, stage in enumerate(network.encoder, start=1)]
     decoder = [(f"dec {number}", stage) for number, stage in enumerate(network.decoder, start=1)]
     stages = [*encoder, ("middle", network.middle), *decoder]
@@ -196,7 +196,7 @@ def layers_of(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def listening(network: nn.Module, on_output: Callable[[int, Tensor], None]) -> Iterator[None]:
+def listening(network: Denoiser, on_output: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Inside, ``on_output(depth, features)`` is called with every stage's output (B, C, H, W); afterwards no trace is left."""
 
     def hook(depth: int) -> Callable:
@@ -232,7 +232,8 @@ class _Images:
             indices = self._indices[first : first + BATCH]
             x_0 = self._data.tensor(indices)
             epsilon = torch.stack([self._noise(index, x_0.shape[1:]) for index in indices])
-            yield tuple(each.to(device, memory_format=torch.channels_last) for each in (x_0, epsilon))
+            x_0, epsilon = (each.to(device, memory_format=torch.channels_last) for each in (x_0, epsilon))
+            yield x_0, epsilon
 
     def _noise(self, index: int, shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=generator(self._seed, "analysis noise", index))
@@ -241,7 +242,7 @@ class _Images:
 class _Layers:
     """The mean spectrum of every layer of one expert at every timestep."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Denoiser):
         self._names = [name for name, _ in layers_of(network)]
         self._shapes: dict[int, str] = {}  # by depth
         self._spectra: dict[tuple[int, int], MeanSpectrum] = {}  # by timestep and depth
@@ -290,7 +291,7 @@ class _Task:
 def _run(tasks: Sequence[_Task], images: _Images, on_progress: OnProgress) -> pd.DataFrame:
     """The spectra of all layers. Experts come in the outer loop, as an ensemble may load each of them when it is asked for."""
     seen = _Counter(len(images) * sum(task.passes for task in tasks), on_progress)
-    curves = []
+    curves: list[dict] = []
     for task in tasks:
         for number, times in task.asked.items():
             layers = _spectra_of(task.ensemble, number, times, images, seen)

@@ -172,7 +172,8 @@ def _check_weights(folder: Path) -> None:
     """That there are weights, all of them safetensors: diffusers believes an index, and would unpickle a file it names."""
     index = folder / _INDEX
     names = _read_json(index).get("weight_map") if index.exists() else {"all": _WEIGHTS}
-    _require(isinstance(names, dict) and names, f"first_stage.source: {index} names no weights; {_ALLOWED}")
+    if not isinstance(names, dict) or not names:
+        raise UserError(f"first_stage.source: {index} names no weights; {_ALLOWED}")
     for name in sorted(set(map(str, names.values()))):
         safe = name.endswith(".safetensors") and (folder / name).is_file()
         _require(safe, f"first_stage.source: {folder} lacks weights as safetensors, and no others are read; {_ALLOWED}")

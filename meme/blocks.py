@@ -5,7 +5,7 @@ in memory order channels_last, which the convolutions of CPUs and tensor cores p
 """
 
 import math
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 Resample = Literal["down", "up"]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def halved(x: Tensor) -> Tensor:
@@ -32,10 +33,16 @@ def unchanged(x: Tensor) -> Tensor:
 RESAMPLINGS = {"down": halved, "up": doubled, None: unchanged}
 
 
-def starts_at_zero(module: nn.Module) -> nn.Module:
-    """Mark a layer whose weights are initialised to zero, so that its residual branch starts as the identity."""
-    module.starts_at_zero = True
+def channels_last(module: Layer) -> Layer:
+    """``module``, its weights put into that memory order."""
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stubs do not know
     return module
+
+
+def starts_at_zero(layer: Layer) -> Layer:
+    """Mark a layer whose weights are initialised to zero, so that its residual branch starts as the identity."""
+    vars(layer)["starts_at_zero"] = True
+    return layer
 
 
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,8 +30,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str |
         raise
 
 
-def read_header(path: Path) -> dict[str, str | int]:
-    """The header of a file written by ``save_tensors``; ``UserError`` if it is not one."""
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a file written by ``save_tensors``, whatever its values are; ``UserError`` if it is not one."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["meme"])

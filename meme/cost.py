@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meme.architecture import Mixing
-from meme.blocks import Downsample, Upsample, doubled
+from meme.blocks import Downsample, Upsample, channels_last, doubled
 from meme.config import Config, ExpertConfig, ImageConfig, NetworkConfig
 from meme.denoiser import Denoiser
 from meme.iformer import LowMixer
@@ -141,8 +141,7 @@ def _expert_latency_ms(config: Config, number: int, device: torch.device) -> flo
 @torch.inference_mode()
 def _latency_ms(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig, batch_size: int, device: torch.device) -> float:
     """Of one network for one image in a batch: the quickest of a few passes, as what disturbs them only makes them slower."""
-    denoiser = Denoiser(image, network, expert).to(device).eval()
-    denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stubs do not know
+    denoiser = channels_last(Denoiser(image, network, expert).to(device).eval())
     x = torch.zeros(batch_size, image.channels, image.size, image.size, device=device)
     inputs = [x.contiguous(memory_format=torch.channels_last), torch.zeros(batch_size, device=device)]
     inputs += [torch.zeros(batch_size, dtype=torch.long, device=device)] if network.classes else []

@@ -98,4 +98,4 @@ def _difference(ours: float, paper: float | None) -> float | None:
 
 
 def _beside(paper: float | None, unit: float, difference: float | None) -> tuple[str, str]:
-    return ("", "") if paper is None else (f"{paper / unit:g}", f"{100 * difference:+.2f}")
+    return ("", "") if paper is None or difference is None else (f"{paper / unit:g}", f"{100 * difference:+.2f}")

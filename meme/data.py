@@ -66,6 +66,13 @@ class Images:
     source_side: int | None = None  # median of the shorter sides in pixels, before anything was resized
     colour_share: float | None = None  # of the source's images, those stored in colour
 
+    @property
+    def known_labels(self) -> np.ndarray:
+        """``labels`` of images that have them; ``ValueError`` of others."""
+        if self.labels is None:
+            raise ValueError(f"{self.name}: these images have no labels")
+        return self.labels
+
     def __len__(self) -> int:
         return len(self.pixels)
 

@@ -6,7 +6,16 @@ Shapes: ``B`` batch, ``C`` channels, ``H W`` space, ``E`` width of the time embe
 import torch
 from torch import Tensor, nn
 
-from meme.blocks import AttentionBlock, Downsample, Resample, ResidualBlock, Upsample, starts_at_zero, timestep_embedding
+from meme.blocks import (
+    AttentionBlock,
+    Downsample,
+    Resample,
+    ResidualBlock,
+    Upsample,
+    channels_last,
+    starts_at_zero,
+    timestep_embedding,
+)
 from meme.config import Config, ExpertConfig, ImageConfig, NetworkConfig
 from meme.iformer import IFormerBlock
 from meme.initialization import initialize
@@ -21,7 +30,7 @@ def build_expert(config: Config, number: int, *, seed: int | None = None) -> "De
     network = Denoiser(config.image, config.network, config.expert(number))
     if not any(weight.is_meta for weight in network.parameters()):
         initialize(network, config.training.seed if seed is None else seed)
-    return network.to(memory_format=torch.channels_last)
+    return channels_last(network)
 
 
 class Denoiser(nn.Module):
@@ -44,7 +53,7 @@ class Denoiser(nn.Module):
         self.encoder, skips = encode(network, expert)
         deepest, groups = network.widths[-1], network.norm_groups
         self.middle = Stage(
-            _residual(deepest, deepest, network), _attention(deepest, network), _residual(deepest, deepest, network)
+            [_residual(deepest, deepest, network), _attention(deepest, network), _residual(deepest, deepest, network)]
         )
         self.decoder = _decoder(network, skips)
         self.norm_out = nn.GroupNorm(groups, network.channels)
@@ -63,10 +72,11 @@ class Denoiser(nn.Module):
         x = self.middle(x, embedding, context)
         for stage in self.decoder:
             x = stage(torch.cat([x, skips.pop()], dim=1), embedding, context)
-        return self.conv_out(nn.functional.silu(self.norm_out(x)))
+        predicted: Tensor = self.conv_out(nn.functional.silu(self.norm_out(x)))
+        return predicted
 
 
-class Stage(nn.Sequential):
+class Stage(nn.ModuleList):
     """Layers in turn: residual blocks (and iFormer blocks that see it) are also given the time embedding, spatial transformers
     the class."""
 
@@ -90,7 +100,7 @@ def _encoder(network: NetworkConfig, expert: ExpertConfig) -> tuple[nn.ModuleLis
             width = level_width
             skips.append(width)
         if level < network.levels - 1:
-            stages.append(Stage(_residual(width, width, network, "down") if network.is_adm else Downsample(width, width)))
+            stages.append(Stage([_residual(width, width, network, "down") if network.is_adm else Downsample(width, width)]))
             skips.append(width)
     return stages, skips
 
@@ -104,13 +114,13 @@ def _iu_encoder(network: NetworkConfig, expert: ExpertConfig) -> tuple[nn.Module
     for level, width in enumerate(network.widths):
         for position in range(network.depth):
             is_iformer = position < network.iformers(level + 1)
-            stage = Stage(_iformer(level, network, expert) if is_iformer else _residual(width, width, network))
+            stage = Stage([_iformer(level, network, expert) if is_iformer else _residual(width, width, network)])
             if network.classes and 2**level in network.attention_downsamples:
                 stage.append(_attention(width, network))
             stages.append(stage)
             skips.append(width)
         if level < network.levels - 1:
-            stages.append(Stage(Downsample(width, network.widths[level + 1])))
+            stages.append(Stage([Downsample(width, network.widths[level + 1])]))
             skips.append(network.widths[level + 1])
     return stages, skips
 
@@ -130,10 +140,10 @@ def _decoder(network: NetworkConfig, skips: list[int]) -> nn.ModuleList:
 
 
 def _block(in_channels: int, out_channels: int, network: NetworkConfig, attend: bool) -> Stage:
-    layers = [_residual(in_channels, out_channels, network)]
+    layers: list[nn.Module] = [_residual(in_channels, out_channels, network)]
     if attend:
         layers.append(_attention(out_channels, network))
-    return Stage(*layers)
+    return Stage(layers)
 
 
 def _residual(in_channels: int, out_channels: int, network: NetworkConfig, resample: Resample | None = None) -> ResidualBlock:

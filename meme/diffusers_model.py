@@ -6,7 +6,7 @@ Shapes: ``B`` batch, ``C H W`` what is denoised, an image or its latent.
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ make_torchvision_importable()
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin, SchedulerMixin, VQModel  # noqa: E402
 from diffusers.configuration_utils import register_to_config  # noqa: E402
 
-Autoencoder = VQModel | AutoencoderKL
+Autoencoder: TypeAlias = VQModel | AutoencoderKL
 _VARIANCES = ("learned", "learned_range")  # of schedulers that take a variance beside the noise
 
 
@@ -41,11 +41,12 @@ class Experts(ModelMixin, ConfigMixin):
     def __init__(self, settings: dict[str, Any]):
         super().__init__()
         self.settings = Config.model_validate(settings)
-        self.experts = nn.ModuleList(build_expert(self.settings, number + 1) for number in range(len(self.settings.experts)))
-        self.ensemble = Ensemble(self.settings, self.experts)
+        experts = [build_expert(self.settings, number + 1) for number in range(len(self.settings.experts))]
+        self.experts = nn.ModuleList(experts)
+        self.ensemble = Ensemble(self.settings, experts)
         self.register_state_dict_post_hook(_contiguous)  # safetensors holds nothing else, and channels_last is not
 
-    def forward(self, x: Tensor, t: int | float, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
         """The noise predicted in x_t (B, C, H, W), with a learned variance (B, 2C, H, W); float32. ``labels`` (B,) from 0."""
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         return self.ensemble.denoise(x, t, labels)
@@ -74,6 +75,8 @@ class Experts(ModelMixin, ConfigMixin):
         """What was denoised, (B, C, H, W), as images: float32 (B, H, W, channels) in [0, 1], multiples of 1/255."""
         stage, image = self.settings.first_stage, self.settings.image
         if stage is not None:
+            if autoencoder is None:
+                raise ValueError("autoencoder: this ensemble denoises latents, which only their first stage can decode")
             pixels = self.settings.pixels
             shapes = {"latent_shape": _shape(image), "pixel_shape": _shape(pixels)}
             first_stage = FirstStage(config=stage, id="", model=autoencoder, device=autoencoder.device, **shapes)
@@ -83,7 +86,7 @@ class Experts(ModelMixin, ConfigMixin):
 
 def fresh_noise(scheduler: SchedulerMixin, settings: Config, count: int, seed: int, t: Tensor) -> dict[str, Any]:
     """Arguments of ``scheduler.step`` at ``t``, where it takes them: the sources of fresh noise, one an image, and DDIM's eta."""
-    sources = [generator(seed, "fresh noise", index, t.item()) for index in range(count)]
+    sources = [generator(seed, "fresh noise", index, str(t.item())) for index in range(count)]
     offered = {"generator": sources, "eta": settings.sampling.eta}
     return {name: offered[name] for name in offered.keys() & inspect.signature(scheduler.step).parameters.keys()}
 

@@ -3,12 +3,22 @@
 import contextlib
 import ctypes
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from meme.config import Config
+from meme.denoiser import Denoiser
+
+
+class ExpertSequence(Protocol):
+    """One expert for each interval, that of least noise first."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Denoiser: ...
+    def __iter__(self) -> Iterator[Denoiser]: ...
 
 
 class Ensemble:
@@ -17,13 +27,13 @@ class Ensemble:
     ``experts``: all resident, a list; or ``OneAtATime``.
     """
 
-    def __init__(self, config: Config, experts: Sequence[nn.Module]):
+    def __init__(self, config: Config, experts: ExpertSequence):
         if len(experts) != len(config.experts):
             raise ValueError(f"experts: the config has {len(config.experts)}, not {len(experts)}")
         self.config = config
         self.experts = experts
 
-    def denoise(self, x: Tensor, t: int, labels: Tensor | None = None) -> Tensor:
+    def denoise(self, x: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
         """What the expert at ``t``, one for the whole batch, predicts from x_t (B, C, H, W): noise (B, C, H, W), with a learned
         variance (B, 2C, H, W); float32 whatever the device. ``labels`` (B,) are for class-conditional experts."""
         expert = self.experts[expert_at(self.config, t) - 1]
@@ -38,17 +48,20 @@ class Ensemble:
         return [list(run) for _, run in itertools.groupby(timesteps, key=lambda t: expert_at(self.config, t))]
 
 
-class OneAtATime(Sequence[nn.Module]):
+class OneAtATime:
     """Experts of which only the one last asked for is in memory."""
 
-    def __init__(self, count: int, load: Callable[[int], nn.Module]):
+    def __init__(self, count: int, load: Callable[[int], Denoiser]):
         self._count, self._load = count, load
-        self._held: tuple[int, nn.Module] | None = None
+        self._held: tuple[int, Denoiser] | None = None
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> nn.Module:
+    def __iter__(self) -> Iterator[Denoiser]:
+        return map(self.__getitem__, range(self._count))
+
+    def __getitem__(self, index: int) -> Denoiser:
         """Expert ``index + 1``, loaded unless it is the one in memory."""
         if not 0 <= index < self._count:
             raise IndexError(index)
@@ -67,7 +80,7 @@ def _give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def expert_at(config: Config, t: int) -> int:
+def expert_at(config: Config, t: float) -> int:
     """Number of the expert (1 = least noise) whose interval holds timestep ``t``."""
     for number, expert in enumerate(config.experts, start=1):
         if expert.interval[0] <= t < expert.interval[1]:

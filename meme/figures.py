@@ -6,6 +6,7 @@ All figures show the relative log amplitude over the frequency on the half diago
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -143,15 +144,15 @@ def _panels(rows: int, columns: int, width: float = 2.6, height: float = 2.1, to
     """A figure of equal panels with common axes, read row by row; a panel's size and the title's room in inches."""
     figure = Figure(figsize=(width * columns + 0.9, height * rows + top), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel())
     for axes in panels:
         axes.grid(alpha=0.3)
         axes.set_xlim(-0.03, 1.03)
     return figure, panels
 
 
-def _plot(axes: Axes, curve: pd.DataFrame, **style) -> None:
-    marker = {"marker": "o", "markersize": 3.5} if len(curve) <= FEW_FREQUENCIES else {}
+def _plot(axes: Axes, curve: pd.DataFrame, **style: Any) -> None:
+    marker: dict[str, Any] = {"marker": "o", "markersize": 3.5} if len(curve) <= FEW_FREQUENCIES else {}
     axes.plot(curve["frequency"], curve["relative_log_amplitude"], **{"linewidth": 1.3} | marker | style)
 
 

@@ -5,6 +5,8 @@ the time embedding; the mixers work on (B, H, W, C), the memory order that linea
 that neither copies.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -182,7 +184,7 @@ def _average_pool(x: Tensor) -> Tensor:
 
 
 _HIGH_POOLS = {"max": _max_pool, "average": _average_pool, "none": unchanged}
-_LOW_POOLS = {"average": F.avg_pool2d, "max": F.max_pool2d}
+_LOW_POOLS: dict[LowPool, Callable[[Tensor, int], Tensor]] = {"average": F.avg_pool2d, "max": F.max_pool2d}
 
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
@@ -191,4 +193,4 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
 
 def _slice_of(layer: nn.Module, **tensors: tuple) -> None:
     """Say of which largest tensor (shape, index) each of a layer's tensors is the slice, for ``meme.initialization``."""
-    layer.slice_of = tensors
+    vars(layer)["slice_of"] = tensors

@@ -26,7 +26,8 @@ class DenoisingLoss:
         self.alphas = process.alphas_cumprod.to(device)
         weights = p2_weights(process.alphas_cumprod, training.p2_gamma, training.p2_k)
         self.weights = weights.to(device) if training.p2_gamma else None
-        self.posterior = Posterior.of(process, device) if config.network.learned_variance else None
+        self.learned_variance = config.network.learned_variance
+        self.posterior = Posterior.of(process, device)
 
     def __call__(self, predicted: Tensor, x_0: Tensor, x_t: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
         """``predicted``: (B, C, H, W), or (B, 2C, H, W) with a learned variance; the images (B, C, H, W); ``t`` (B,)."""
@@ -36,7 +37,7 @@ class DenoisingLoss:
             loss = F.mse_loss(noise, epsilon)  # Eq. 2
         else:
             loss = (_per_image(self.weights, t) * (noise - epsilon).square()).mean()
-        if self.posterior is not None:
+        if self.learned_variance:
             # The bound trains the variance only: its mean is held fixed (Nichol and Dhariwal 2021, Sec. 3.1).
             bound = self.variational_bound(noise.detach(), predicted[:, epsilon.shape[1] :], x_0, x_t, t)
             loss = loss + VARIATIONAL_WEIGHT * self.timesteps * bound.mean()

@@ -131,11 +131,11 @@ class _Drawn:
         if "fid" in self.metrics:
             self.pooled.add(views.pooled)
         if "sfid" in self.metrics:
-            self.spatial.add(views.spatial)
+            self.spatial.add(views.known_spatial)
         if not self.metrics.isdisjoint({"kid", "precision", "recall"}):
             self._features.append(views.pooled.cpu().numpy())
         if "inception_score" in self.metrics:
-            self._probabilities.append(views.probabilities.cpu().numpy())
+            self._probabilities.append(views.known_probabilities.cpu().numpy())
 
     @property
     def features(self) -> np.ndarray:

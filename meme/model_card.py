@@ -4,7 +4,7 @@ import statistics
 from importlib.metadata import version
 from pathlib import Path
 
-from meme.config import Config
+from meme.config import Config, FirstStageConfig
 from meme.metrics import NAMES
 
 _USE = """\
@@ -84,11 +84,11 @@ def _protocol(config: Config) -> str:
 
 def _licence(config: Config, licence: str) -> str:
     known = "not stated by whoever exported them" if licence == "unknown" else licence
-    stage = f" The first stage is `{_public_name(config)}`, under its own licence." if config.first_stage else ""
+    stage = f" The first stage is `{_public_name(config.first_stage)}`, under its own licence." if config.first_stage else ""
     return f"Weights: {known}; the terms of the training data apply to them. `pipeline.py`: Apache-2.0, as meme-nas.{stage}"
 
 
-def _public_name(config: Config) -> str:
+def _public_name(stage: FirstStageConfig) -> str:
     """The name of the first stage on the hub, or that of its folder: not where it lies on the exporter's disk."""
-    source = config.first_stage.source
+    source = stage.source
     return source.rstrip("/").rpartition("/")[2] if source.startswith(("/", "~", ".")) else source

@@ -4,7 +4,7 @@ Shapes: ``N`` images of the data, ``D`` features, ``S`` spatial features.
 """
 
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,14 +26,21 @@ FEATURES_KEPT = 50_000  # images whose features themselves are kept; statistics 
 
 @dataclass(frozen=True)
 class Reference:
-    """The parts that were asked for; the others are None."""
+    """The parts that were asked for: other statistics are a ``KeyError``, other features None."""
 
-    pooled: Statistics | None = None
-    """Of the features of all images."""
-    spatial: Statistics | None = None
-    """Of the spatial features of all images."""
+    statistics: Mapping[Part, Statistics]
     features: np.ndarray | None = None
     """float32 (min(N, 50,000), D), a read-only memory map: of all images, or of a fixed random choice in the data's order."""
+
+    @property
+    def pooled(self) -> Statistics:
+        """Of the features of all images."""
+        return self.statistics["pooled"]
+
+    @property
+    def spatial(self) -> Statistics:
+        """Of the spatial features of all images."""
+        return self.statistics["spatial"]
 
 
 def reference_statistics(images: Images, space: FeatureSpace) -> Statistics:
@@ -46,14 +53,15 @@ def reference(images: Images, space: FeatureSpace, parts: Collection[Part]) -> R
 
     Files are named by what determines them: the images' content and the feature space. An unreadable one is replaced.
     """
-    kept = {part: _read(part, images, space) for part in parts}
-    missing = {part for part in parts if kept[part] is None}
+    kept = {part: values for part in parts if (values := _read(part, images, space)) is not None}
+    missing = {part for part in parts if part not in kept}
     if missing:
         for part, values in _computed(images, space, missing).items():
             _write(_path(part, images, space), values)
             reread = _read(part, images, space)  # mapped from the file, where features in memory would be held twice
             kept[part] = values if reread is None else reread
-    return Reference(**kept)
+    statistics = {part: values for part, values in kept.items() if isinstance(values, Statistics)}
+    return Reference(statistics, next((values for values in kept.values() if isinstance(values, np.ndarray)), None))
 
 
 def kept_images(count: int) -> np.ndarray:
@@ -72,8 +80,9 @@ def _computed(images: Images, space: FeatureSpace, parts: set[Part]) -> dict[Par
         batch = needed[start : start + REFERENCE_BATCH]
         pixels = torch.from_numpy(images.pixels[batch])  # indexing copies, so a read-only memory map will do
         if "spatial" in parts:
-            found, middle, _ = space.views(pixels)
-            spatial.add(middle)
+            views = space.views(pixels)
+            found = views.pooled
+            spatial.add(views.known_spatial)
         else:
             found = space(pixels)
         if "pooled" in parts:
@@ -81,8 +90,9 @@ def _computed(images: Images, space: FeatureSpace, parts: set[Part]) -> dict[Par
         if features is not None:
             first, last = np.searchsorted(chosen, (batch[0], batch[-1] + 1))
             features[first:last] = found.cpu().numpy()[np.isin(batch, chosen)]
-    results = {"pooled": pooled, "spatial": spatial}
-    return {part: features if part == "features" else results[part].result() for part in parts}
+    results: dict[Part, Statistics | np.ndarray] = {} if features is None else {"features": features}
+    running: dict[Part, RunningStatistics] = {"pooled": pooled, "spatial": spatial}
+    return results | {part: statistics.result() for part, statistics in running.items() if part in parts}
 
 
 def _path(part: Part, images: Images, space: FeatureSpace) -> Path:
@@ -107,7 +117,7 @@ def _read(part: Part, images: Images, space: FeatureSpace) -> Statistics | np.nd
     return _read_statistics(path, space.dim if part == "pooled" else space.spatial_dim)
 
 
-def _read_statistics(path: Path, dim: int) -> Statistics | None:
+def _read_statistics(path: Path, dim: int | None) -> Statistics | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             kept = Statistics(file["mean"], file["covariance"], int(file["count"]))

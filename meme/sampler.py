@@ -17,7 +17,7 @@ from meme.config import Config, DiffusionConfig, ImageConfig, SamplingConfig
 from meme.diffusion import schedule_arguments
 from meme.seeding import generator
 
-Denoise = Callable[[Tensor, int], Tensor]
+Denoise = Callable[[Tensor, float], Tensor]
 """Predicted noise in x_t (B, C, H, W) at one t for the whole batch, or with a learned variance (B, 2C, H, W)."""
 FreshNoise = Callable[[int], list[torch.Generator]]
 """The sources of what a stochastic sampler adds at timestep t, one an image."""
@@ -104,13 +104,13 @@ def _remind(scheduler: SchedulerMixin, state: Tensor, taken: int) -> Tensor:
     return parts[0].contiguous(memory_format=torch.channels_last)
 
 
-def guided(denoise: Callable[[Tensor, int, Tensor], Tensor], labels: Tensor, scale: float, no_class: int) -> Denoise:
+def guided(denoise: Callable[[Tensor, float, Tensor], Tensor], labels: Tensor, scale: float, no_class: int) -> Denoise:
     """Classifier-free guidance (Ho and Salimans 2021, Eq. 6, w = scale - 1): from the prediction without a class toward, and
     beyond, that with the class. ``labels`` (B,); ``scale`` 1 asks only once."""
     if scale == 1:
         return lambda x, t: denoise(x, t, labels)
 
-    def denoise_guided(x: Tensor, t: int) -> Tensor:
+    def denoise_guided(x: Tensor, t: float) -> Tensor:
         twice = denoise(torch.cat([x, x]), t, torch.cat([labels, torch.full_like(labels, no_class)]))
         with_class, without = twice.chunk(2)
         return without + scale * (with_class - without)
@@ -125,7 +125,7 @@ def starting_noise(image: ImageConfig, seed: int, first: int, count: int) -> Ten
 
 
 def draw_images(
-    denoise: Callable[[Tensor, int, Tensor], Tensor],
+    denoise: Callable[[Tensor, float, Tensor], Tensor],
     count: int,
     config: Config,
     seed: int,
@@ -156,7 +156,7 @@ def draw_images(
 
 
 def pass_through(
-    denoise: Callable[[Tensor, int, Tensor], Tensor],
+    denoise: Callable[[Tensor, float, Tensor], Tensor],
     x: Tensor,
     indices: range,
     timesteps: Sequence[int],

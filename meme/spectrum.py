@@ -38,8 +38,8 @@ class MeanSpectrum:
     """The mean spectrum of images that come in batches; however they are cut, it is the same but for float64 rounding."""
 
     def __init__(self):
-        self._size: int | None = None  # S of all images
-        self._total: Tensor | float = 0.0  # (K,) float64: sum of log amplitudes
+        self._size = 0  # S of all images; 0 before the first
+        self._total = torch.zeros((), dtype=torch.float64)  # then (K,): sum of log amplitudes
         self._maps = 0  # images x channels in that sum
         self._images = 0
 
@@ -47,7 +47,7 @@ class MeanSpectrum:
         """Take in images of any real type (B, C, S, S); ``ValueError`` if they are not square or not as large as before."""
         logs = log_amplitudes(images)
         size = images.shape[-1]
-        if self._size not in (None, size):
+        if self._size not in (0, size):
             raise ValueError(f"images: {size} pixels a side cannot be averaged with {self._size}")
         self._size = size
         self._total = self._total + logs.sum(dim=(0, 1), dtype=torch.float64)

@@ -72,10 +72,11 @@ def survey(source: str, on_progress: Callable[[int, int], None] = lambda done, t
     """
     if source == "digits":
         digits = open_images("digits", size=8, channels=1)
-        spread, counts = Spread(8, 8, 8), np.bincount(digits.labels)
+        spread, counts = Spread(8, 8, 8), np.bincount(digits.known_labels)
         return Survey(source, len(digits), spread, spread, {"L": len(digits)}, _counted(digits.classes, counts), ())
     with open_layout(existing(source)) as layout:
-        skipped, modes, shorter, longer = list(layout.skipped), Counter(), [], []
+        skipped, modes = list(layout.skipped), Counter[str]()
+        shorter, longer = list[int](), list[int]()
         counts = np.zeros(max(1, len(layout.classes)), np.int64)
         for done, found in enumerate(decode_all(layout, size=_LOOK, channels=3), start=1):
             on_progress(done, len(layout.members))
@@ -86,9 +87,14 @@ def survey(source: str, on_progress: Callable[[int, int], None] = lambda done, t
             shorter.append(found.origin.side)
             longer.append(max(found.origin.width, found.origin.height))
             counts += np.bincount(found.labels, minlength=len(counts))
-    sides = (Spread.of(shorter), Spread.of(longer)) if shorter else (None, None)
     return Survey(
-        source, sum(modes.values()), *sides, dict(modes.most_common()), _counted(layout.classes, counts), tuple(skipped)
+        source,
+        sum(modes.values()),
+        Spread.of(shorter) if shorter else None,
+        Spread.of(longer) if longer else None,
+        dict(modes.most_common()),
+        _counted(layout.classes, counts),
+        tuple(skipped),
     )
 
 
@@ -112,7 +118,7 @@ def suggested_preset(found: Survey) -> str | None:
 def suggested_commands(found: Survey) -> list[str]:
     """What to run first: a search, which begins small, then the training of the preset; empty without a preset that fits."""
     name, path = suggested_preset(found), shlex.quote(found.source)
-    if name is None:
+    if name is None or found.shorter_side is None:
         return []
     if found.source == "digits":
         return ["python run_search.py", "python -m meme train digits-meme"]

@@ -138,14 +138,14 @@ def pairs(network: NetworkConfig, expert: Denoiser) -> Iterator[Pair]:
 def _layers(network: NetworkConfig, expert: Denoiser) -> Iterator[tuple[str, str, AttentionBlock | None]]:
     """The names of each layer here and there; with it the attention whose packed queries, keys and values it is."""
     yield from ((ours, theirs, None) for ours, theirs in _ENDS.items() if ours != "classes" or network.classes)
-    stages = {"middle": ("middle_block", expert.middle)}
+    stages: dict[str, tuple[str, nn.Module]] = {"middle": ("middle_block", expert.middle)}
     stages |= {f"decoder.{place}": (f"output_blocks.{place}", stage) for place, stage in enumerate(expert.decoder)}
     if not network.splits_channels:
         stages |= {f"encoder.{place}": (f"input_blocks.{place + 1}", stage) for place, stage in enumerate(expert.encoder)}
     for ours, (theirs, stage) in stages.items():
-        for position, layer in enumerate(stage):
+        for position, layer in enumerate(stage.children()):
             for here, there in _PARTS[type(layer)].items():
-                packed = layer if here == "qkv" else None
+                packed = layer if here == "qkv" and isinstance(layer, AttentionBlock) else None
                 yield f"{ours}.{position}.{here}".rstrip("."), f"{theirs}.{position}.{there}", packed
 
 

@@ -66,12 +66,13 @@ def train_expert(
     again after any interruption ends with the same weights. With a ``shard``, several processes make the same call, each with
     its own. Raises ``TrainingDiverged`` when the loss is not finite.
     """
-    finished = folder and expert_file(folder, number)
-    if finished and _holds(finished, config, number, data) == config.training.steps:
+    if folder is None:
+        return run_training(config, number, data, None, device, on_progress, checkpoint_seconds, shard).averaged.module.eval()
+    finished, state = expert_file(folder, number), folder / f"expert-{number}.training.safetensors"
+    if _holds(finished, config, number, data) == config.training.steps:
         return load_expert(config, number, folder, device)
-    state = folder and folder / f"expert-{number}.training.safetensors"
     training = run_training(config, number, data, state, device, on_progress, checkpoint_seconds, shard)
-    if finished and shard.is_first:
+    if shard.is_first:
         save_expert(training.averaged.module, config, number, data, finished)
         state.unlink(missing_ok=True)
         remove_partials(state)
@@ -143,6 +144,12 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
             saved_at = time.monotonic()
 
 
+class AveragedExpert(AveragedModel):
+    """An expert whose weights are the average of another's."""
+
+    module: Denoiser
+
+
 class Training:
     """Everything that changes while one expert is trained, and what its steps need."""
 
@@ -153,7 +160,7 @@ class Training:
         self.step = 0
         self.updating = False  # weights, averages and step do not belong together at this moment
         self.expert = starting_expert(config, number).to(self.device).train()
-        self.averaged = AveragedModel(self.expert)
+        self.averaged = AveragedExpert(self.expert)
         self.weights = in_one_piece(self.expert, gradients=True)
         self._averages = in_one_piece(self.averaged.module, gradients=False)
         self.optimizer = torch.optim.AdamW([self.weights], lr=0.0, weight_decay=config.training.weight_decay, fused=True)
@@ -329,8 +336,9 @@ def _holds(path: Path, config: Config, number: int, data: TrainingData) -> int:
         return 0
     found = read_header(path)
     step = found.get("step", 0)
-    whole = isinstance(step, int) and not isinstance(step, bool)
-    return step if whole and found == _header(config, number, data, step) else 0
+    if not isinstance(step, int) or isinstance(step, bool):
+        return 0
+    return step if found == _header(config, number, data, step) else 0
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meme_nas.pick import best_sum
-from meme_nas.surrogate import Surrogate
+from meme_nas.surrogate import Indices, Surrogate
 
 Array = NDArray[np.float64]
 Cascade = tuple[int, ...]
@@ -24,7 +24,7 @@ STRANDS = 4  # of cascades that share nothing, so many of which can run at once 
 class Assembly:
     """What there is to choose from."""
 
-    ready: tuple[Array, ...]
+    ready: tuple[Indices, ...]
     """For each expert the candidates that are trained."""
     costs: tuple[Array, ...]
     """(M, K) for each expert: what all its candidates add to the costs of a cascade."""

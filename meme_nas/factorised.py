@@ -68,11 +68,12 @@ class Factorised(Strategy):
     def other_signals(self, trials: Sequence[TrialRecord]) -> dict[str, list[float]]:
         """What the surrogate says, and the sum of the experts' interval losses."""
         last, end = len(self.rounds) - 1, self.rounds[-1]
-        model, cascades = self._model(last, end), [self._cascade(trial, end) for trial in trials]
-        if model is None or None in cascades:
+        model = self._model(last, end)
+        cascades = [cascade for trial in trials if (cascade := self._cascade(trial, end))]
+        if model is None or len(cascades) < len(trials):
             return {}
-        logs = [self._log(n) for n in self.numbers]
-        losses = [sum(log[place].outcome.loss for log, place in zip(logs, c, strict=True)) for c in cascades]
+        known = [self._rosters[n].known(end).losses for n in self.numbers]
+        losses = [float(sum(own[place] for own, place in zip(known, cascade, strict=True))) for cascade in cascades]
         return {"surrogate": [float(value) for value in model.predict(cascades)], "sum of interval losses": losses}
 
     # --- How far it is ----------------------------------------------------------------------------
@@ -234,9 +235,9 @@ class Factorised(Strategy):
         or before there is any the interval loss; and MACs."""
         end = self.rounds[max(0, place - 2)] if place else 0
         trials, model = self._log(number)[:end], self._model(place - 2, end)
-        credit = model.credit(number) if model else [trial.outcome and trial.outcome.loss for trial in trials]
+        credit = model.credit(number) if model else self._rosters[number].known(end).losses
         return [
-            (trial.choices, (float(value), float(trial.outcome.macs)))
+            (trial.choices, (float(value), float(trial.scored.values(["macs"])[0])))
             for trial, value in zip(trials, credit, strict=True)
             if trial.state == "complete"
         ]
@@ -279,15 +280,20 @@ class Factorised(Strategy):
         if place < 0:
             return None
         if (place, end) not in self._models:
-            kept = self._milestones(place)
-            self._models = {key: model for key, model in self._models.items() if key[0] >= place - RECENT or key[0] in kept}
-            kept = [t for t in self.study.trials if t.choices and t.candidates <= self.rounds[place] and t.state == "complete"]
-            rows = [(cascade, t.outcome.values(self.settings.objectives)[0]) for t in kept if (cascade := self._cascade(t, end))]
-            candidates = [self._rosters[n].known(end) for n in self.numbers]
-            rows, like = _informative(rows), self._milestones(place)[-1]
-            like = self._model(like, self.rounds[like]) if like < place else None
-            self._models[place, end] = Surrogate(candidates, *zip(*rows, strict=True), like) if rows else None
+            chosen_anew = self._milestones(place)
+            self._models = {k: model for k, model in self._models.items() if k[0] >= place - RECENT or k[0] in chosen_anew}
+            last = chosen_anew[-1]
+            like = self._model(last, self.rounds[last]) if last < place else None
+            self._models[place, end] = self._fitted(place, end, like)
         return self._models[place, end]
+
+    def _fitted(self, place: int, end: int, like: Surrogate | None) -> Surrogate | None:
+        kept = [t for t in self.study.trials if t.choices and t.candidates <= self.rounds[place] and t.state == "complete"]
+        rows = [(cascade, t.scored.values(self.settings.objectives)[0]) for t in kept if (cascade := self._cascade(t, end))]
+        if not rows:
+            return None
+        cascades, scores = zip(*_informative(rows), strict=True)
+        return Surrogate([self._rosters[n].known(end) for n in self.numbers], cascades, scores, like)
 
     def _milestones(self, place: int) -> list[int]:
         """Rounds up to ``place`` after which the surrogate's kernel is chosen anew: at first all, then ever fewer, as what has
@@ -301,10 +307,11 @@ class Factorised(Strategy):
         """Which candidates ``trial``, one of the study's, put together; None if some are not among the first ``end``."""
         self._places += [None] * (len(self.study.trials) - len(self._places))
         if self._places[trial.number] is None:
-            places = tuple(self._rosters[n].place(trial.choices) for n in self.numbers)
-            self._places[trial.number] = None if None in places else places
-        places = self._places[trial.number]
-        return None if places is None or max(places) >= end else places
+            places = [self._rosters[n].place(trial.choices) for n in self.numbers]
+            found = tuple(place for place in places if place is not None)
+            self._places[trial.number] = found if len(found) == len(places) else None
+        cascade = self._places[trial.number]
+        return None if cascade is None or max(cascade) >= end else cascade
 
     def _part(self, number: int, choices: Choices) -> Choices:
         return {name: choices[name] for name in self._own[number]}

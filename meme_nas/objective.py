@@ -134,7 +134,8 @@ class Objective:
         basis, bank = self._open(task.config)
         folder, count = trial_folder(self.folder, task.number, task.kind, task.rung), len(task.config.experts)
         begun_at, begun = time.time(), time.perf_counter()
-        progress, banked = ProgressFile(folder, count * len(task.seeds)), []
+        progress = ProgressFile(folder, count * len(task.seeds))
+        banked: list[list[Banked]] = []
         for seed in task.seeds:
             done = count * len(banked)
             banked.append([self._obtain(bank, task.config, n, seed, done + n, progress) for n in range(1, count + 1)])

@@ -39,6 +39,7 @@ def factorised(
     if not lowest:
         return Factorised(settings, study, space=space, yardsticks=yardsticks)
     in_full = candidates_in_full(settings, len(yardsticks))
+    rung: LowestRung | HigherRung
     rung = LowestRung(settings, study, lowest, in_full, space=space, yardsticks=_hand_made(space, lowest))
     for number in reversed(range(lowest)):
         own = _hand_made(space, number) if number else yardsticks
@@ -106,9 +107,10 @@ class HigherRung(Factorised):
     @property
     def spent(self) -> tuple[int, int]:
         """Training steps, those of the rungs below included."""
-        candidates, yardsticks, below = self._candidates_spent, self._yardsticks_spent, self.below.spent
+        (trained, planned), (extra, all_extra), below = self._candidates_spent, self._yardsticks_spent, self.below.spent
         further = self.steps - self.below.steps
-        return tuple(further * candidates[i] + self.steps * yardsticks[i] + below[i] for i in (0, 1))
+        done = further * trained + self.steps * extra + below[0]
+        return done, further * planned + self.steps * all_extra + below[1]
 
     @property
     def done(self) -> bool:

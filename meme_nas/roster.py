@@ -6,7 +6,7 @@ import numpy as np
 
 from meme.config import Config, ExpertConfig
 from meme_nas.costs import Array, Costs
-from meme_nas.surrogate import Candidates
+from meme_nas.surrogate import Candidates, Indices
 from meme_nas.trial_log import TrialLog, TrialRecord
 from search_spaces.domain import Choices, Domain, encoded, size
 
@@ -49,7 +49,7 @@ class Roster:
         self._catch_up()
         return len(self._first) >= size(self.domains)
 
-    def usable(self, end: int) -> Array:
+    def usable(self, end: int) -> Indices:
         """Which of the first ``end`` are trained, each the first of its choices."""
         trials = self.trials[:end]
         return np.array([i for i, t in enumerate(trials) if t.state == "complete" and self.place(t.choices) == i], dtype=int)
@@ -57,7 +57,7 @@ class Roster:
     def known(self, end: int) -> Candidates:
         """Choices and interval losses of the first ``end``."""
         self._catch_up()
-        losses = [trial.outcome.loss if trial.state == "complete" else np.nan for trial in self.trials[:end]]
+        losses = [trial.scored.loss if trial.state == "complete" else np.nan for trial in self.trials[:end]]
         return Candidates(np.array(self._encoded[:end]), np.array(losses))
 
     def costs(self, end: int) -> Array:

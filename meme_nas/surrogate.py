@@ -18,6 +18,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
 
 Array = NDArray[np.float64]
+Indices = NDArray[np.integer]
 
 # Shares of a contribution's variance: by its choices, by its interval loss, by itself; lengths in units of a choice's range.
 _SHARES = ((0.6, 0.2, 0.2), (0.3, 0.5, 0.2), (0.3, 0.2, 0.5))
@@ -54,7 +55,7 @@ class _Kernel:
     length: float
     noise: float
 
-    def between(self, a: Candidates, chosen_a: Array, b: Candidates, chosen_b: Array) -> Array:
+    def between(self, a: Candidates, chosen_a: Indices, b: Candidates, chosen_b: Indices) -> Array:
         """(len(chosen_a), len(chosen_b)) for candidates ``chosen_a`` of ``a``; both are candidates of the same expert."""
         smooth, linear, own = self.shares
         distance = cdist(a.choices[chosen_a], b.choices[chosen_b], "sqeuclidean")
@@ -62,7 +63,7 @@ class _Kernel:
         alike = chosen_a[:, None] == chosen_b[None]
         return smooth * np.exp(-0.5 * distance / self.length**2) + linear * loss + own * alike
 
-    def variances(self, own: Candidates, chosen: Array) -> Array:
+    def variances(self, own: Candidates, chosen: Indices) -> Array:
         """(len(chosen),) of each alone: the diagonal of ``between``."""
         smooth, linear, alone = self.shares
         return smooth + linear * own.standardised_losses[chosen] ** 2 + alone
@@ -91,7 +92,7 @@ class Surrogate:
         if like is not None and like._fit.scale.is_log in logs:
             logs, kernels = [like._fit.scale.is_log], [like._fit.kernel]
         fits = _fits(kernels, self.candidates, self._cascades, [_Scale.of(values, is_log) for is_log in logs], values)
-        self._fit = max(fits, key=lambda fit: fit.likelihood)
+        self._fit: _Fit = max(fits, key=lambda fit: fit.likelihood)
         self._scale = self._fit.scale.deviation
         self._credits: dict[int, Array] = {}
 
@@ -107,7 +108,7 @@ class Surrogate:
             self._credits[number] = self._scale * (self._cross(number - 1, everyone) @ self._fit.weights)
         return self._credits[number]
 
-    def _deviations(self, number: int, chosen: Array) -> Array:
+    def _deviations(self, number: int, chosen: Indices) -> Array:
         cross = self._cross(number - 1, chosen)
         known = np.einsum("ms,sm->m", cross, cho_solve(self._fit.factor, cross.T))
         variance = self._fit.kernel.variances(self.candidates[number - 1], chosen) - known
@@ -117,12 +118,12 @@ class Surrogate:
         """(len(cascades),) expected scores."""
         parts = [self.credit(number) for number in range(1, len(self.candidates) + 1)]
         rows = np.asarray(cascades, dtype=np.int64)
-        total = self._fit.scale.mean + sum(part[rows[:, place]] for place, part in enumerate(parts))
+        total = self._fit.scale.mean + sum((part[rows[:, place]] for place, part in enumerate(parts)), np.zeros(len(rows)))
         return np.exp(total) if self._fit.scale.is_log else total
 
     def draws(
-        self, count: int, source: np.random.Generator, ready: Sequence[Array], shortlist: int = 64
-    ) -> list[tuple[Array, Array]]:
+        self, count: int, source: np.random.Generator, ready: Sequence[Indices], shortlist: int = 64
+    ) -> list[tuple[Indices, Array]]:
         """``count`` draws from the posterior of every expert's contributions.
 
         For each expert: which of its ``ready`` candidates they are of (at most ``shortlist``, those that may be the best), and
@@ -159,7 +160,7 @@ class Surrogate:
         """Of a contribution under the prior, in units of the score."""
         return self._scale * math.sqrt(self._fit.amplitude)
 
-    def _shortlist(self, number: int, indices: Array, most: int) -> Array:
+    def _shortlist(self, number: int, indices: Indices, most: int) -> Indices:
         """Of thousands, deviations are asked only of those that are credited most, and of the newest."""
         if len(indices) > LONG_LIST * most:
             credited = indices[np.argsort(self.credit(number)[indices], kind="stable")[: (LONG_LIST - 1) * most]]
@@ -167,11 +168,11 @@ class Surrogate:
         hope = self.credit(number)[indices] - self._deviations(number, indices)
         return np.sort(indices[np.argsort(hope, kind="stable")[:most]])
 
-    def _prior(self, expert: int, chosen: Array) -> Array:
+    def _prior(self, expert: int, chosen: Indices) -> Array:
         own = self.candidates[expert]
         return self._fit.kernel.between(own, chosen, own, chosen)
 
-    def _cross(self, expert: int, chosen: Array) -> Array:
+    def _cross(self, expert: int, chosen: Indices) -> Array:
         own = self.candidates[expert]
         return self._fit.kernel.between(own, chosen, own, self._cascades[:, expert])
 
@@ -212,7 +213,7 @@ class _Fit:
 
 
 def _fits(
-    kernels: Sequence[_Kernel], candidates: Sequence[Candidates], cascades: Array, scales: Sequence[_Scale], scores: Array
+    kernels: Sequence[_Kernel], candidates: Sequence[Candidates], cascades: Indices, scales: Sequence[_Scale], scores: Array
 ) -> list[_Fit]:
     """Of every scale with every kernel. Kernels are weighted sums of few matrices, which are made once."""
     columns = [(own, cascades[:, expert]) for expert, own in enumerate(candidates)]

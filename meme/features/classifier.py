@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meme.blocks import channels_last
 from meme.data import Images
 from meme.errors import UserError
 from meme.features.space import SPATIAL_CHANNELS, FeatureSpace, OnMessage, Views, file_sha256
@@ -42,7 +43,7 @@ class _Classifier(nn.Module):
         super().__init__()
         channels, side = images.pixels.shape[1], min(images.pixels.shape[2:])
         self.dim = 128 if side >= 16 else 64
-        self.classes = int(images.labels.max()) + 1
+        self.classes = int(images.known_labels.max()) + 1
         self.embedding = _embedding(channels, side, self.dim)
         self.head = nn.Linear(self.dim, self.classes)
         self._middle = _middle(self.embedding)
@@ -71,7 +72,7 @@ def _embedding(channels: int, side: int, dim: int) -> nn.Sequential:
         channels = width
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     # Faster on CPUs, and set before training and loading alike: the layout decides the order of sums, so the last bits.
-    return network.to(memory_format=torch.channels_last)
+    return channels_last(network)
 
 
 def _convolution(channels: int, width: int, stride: int) -> list[nn.Module]:
@@ -115,7 +116,7 @@ def classifier_space(images: Images, device: torch.device, on_message: OnMessage
         dim=network.dim,
         network=network,
         device=device,
-        spatial_dim=network.views(blank).spatial.shape[1],
+        spatial_dim=network.views(blank).known_spatial.shape[1],
         classes=network.classes,
     )
 
@@ -126,7 +127,7 @@ def _train_classifier(network: _Classifier, images: Images) -> float:
     Always on the CPU, so that the space does not depend on the device. Another CPU or number of threads still rounds
     differently, hence the space's id is a hash of the weights themselves.
     """
-    labels = torch.tensor(images.labels)
+    labels = torch.tensor(images.known_labels)
     order = torch.randperm(len(labels), generator=generator(0, "held-out"))
     held_out, train = order[::HELD_OUT_SHARE], order[torch.arange(len(order)) % HELD_OUT_SHARE != 0]
     steps = min(max(MIN_STEPS, EPOCHS * len(train) // BATCH), MAX_STEPS)
@@ -160,7 +161,7 @@ def _shifted(pixels: Tensor, draw: torch.Generator) -> Tensor:
 @torch.no_grad()
 def _held_out_accuracy(network: _Classifier, images: Images, held_out: Tensor) -> float:
     guesses = torch.cat([network.logits(_pixels(images, batch)).argmax(1) for batch in held_out.split(256)])
-    return (guesses.numpy() == images.labels[held_out.numpy()]).mean().item()
+    return (guesses.numpy() == images.known_labels[held_out.numpy()]).mean().item()
 
 
 def _store(network: nn.Module, folder: Path, images: Images, accuracy: float) -> None:

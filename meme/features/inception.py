@@ -11,6 +11,7 @@ import tempfile
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,7 +96,7 @@ def inception_space(weights: Path | None, device: torch.device) -> FeatureSpace:
     )
 
 
-def _clean_fid_inception(weights: Path) -> nn.Module:
+def _clean_fid_inception(weights: Path) -> Any:
     make_torchvision_importable()
     from cleanfid.inception_torchscript import InceptionV3W
 
@@ -106,7 +107,7 @@ def _clean_fid_inception(weights: Path) -> nn.Module:
 
 
 @torch.no_grad()
-def _network(inception: nn.Module, device: torch.device) -> _Inception:
+def _network(inception: Any, device: torch.device) -> _Inception:
     probe = torch.rand(2, 3, INCEPTION_SIDE, INCEPTION_SIDE, generator=generator(0, "probe")) * 2 - 1
     pooled = inception.layers(probe).view(len(probe), DIM)
     trunk = _trunk_with_middle(inception.layers, probe, pooled)
@@ -115,8 +116,8 @@ def _network(inception: nn.Module, device: torch.device) -> _Inception:
     # Elsewhere than on CPUs the rearrangement is not measured.
     trunk = _rearranged(trunk, probe) if device.type == "cpu" else trunk.to(device)
     weight = getattr(getattr(inception.base, "output", None), "weight", None)
-    fits = isinstance(weight, Tensor) and weight.shape[1:] == (DIM,)
-    return _Inception(trunk, spatial, weight.to(device) if fits else None)
+    to_classes = weight.to(device) if isinstance(weight, Tensor) and weight.shape[1:] == (DIM,) else None
+    return _Inception(trunk, spatial, to_classes)
 
 
 def _trunk_with_middle(layers: nn.Module, probe: Tensor, pooled: Tensor) -> nn.Module | None:
@@ -125,7 +126,7 @@ def _trunk_with_middle(layers: nn.Module, probe: Tensor, pooled: Tensor) -> nn.M
     That is the 1x1 convolution ``mixed_6/conv`` at 17 x 17 (Dhariwal and Nichol 2021), which is first in the block's
     concatenation. Whether it is so here, and whether the layers do follow each other, is tried on the probe.
     """
-    blocks = dict(layers.named_children())
+    blocks: dict[str, Any] = dict(layers.named_children())
     if SPATIAL_BLOCK not in blocks:
         return None
     cut = list(blocks).index(SPATIAL_BLOCK)

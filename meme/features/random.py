@@ -62,5 +62,5 @@ def random_space(images: Images, device: torch.device) -> FeatureSpace:
         dim=sum(network.WIDTHS),
         network=network,
         device=device,
-        spatial_dim=network.views(blank).spatial.shape[1],
+        spatial_dim=network.views(blank).known_spatial.shape[1],
     )

@@ -4,7 +4,7 @@ Shapes: ``B`` images, ``C`` channels, ``H W`` space, ``D`` features, ``S`` spati
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -27,6 +27,22 @@ class Views(NamedTuple):
     """(B, S): an intermediate level before it is averaged over space, which sFID compares (Nash et al. 2021, 2103.03841)."""
     probabilities: Tensor | None
     """(B, K): of classes, rows sum to 1, for the inception score (Salimans et al. 2016, 1606.03498)."""
+
+    @property
+    def known_spatial(self) -> Tensor:
+        """``spatial`` of a space that has it; ``ValueError`` of another."""
+        return _known(self.spatial, "spatial features")
+
+    @property
+    def known_probabilities(self) -> Tensor:
+        """``probabilities`` of a space that has them; ``ValueError`` of another."""
+        return _known(self.probabilities, "class probabilities")
+
+
+def _known(view: Tensor | None, name: str) -> Tensor:
+    if view is None:
+        raise ValueError(f"views: this feature space has no {name}")
+    return view
 
 
 class FeatureNetwork(Protocol):
@@ -68,7 +84,16 @@ class FeatureSpace:
         """uint8 (B, C, H, W) -> all views in one pass, float32 on this space's device; the pooled one equals ``self(pixels)``."""
         with _exact_convolutions():
             parts = [self.network.views(part) for part in pixels.to(self.device).split(self.chunk)]
-        return Views(*(None if view[0] is None else torch.cat(view).float() for view in zip(*parts, strict=True)))
+        return Views(
+            torch.cat([part.pooled for part in parts]).float(),
+            _joined([part.spatial for part in parts]),
+            _joined([part.probabilities for part in parts]),
+        )
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there).float() if there else None
 
 
 def _exact_convolutions():

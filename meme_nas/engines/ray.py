@@ -114,7 +114,7 @@ class StudySearcher(_NotPickled, Searcher):
         self.fault: str | None = None
         """What no trial can run with, in a sentence; no more are started then."""
 
-    def suggest(self, trial_id: str) -> dict | str | None:
+    def suggest(self, trial_id: str) -> dict | str | None:  # type: ignore[override]  # Ray's own forgets its FINISHED
         if self.fault:
             return Searcher.FINISHED
         task = self._search.next_task()
@@ -174,7 +174,7 @@ class _KeepsWorkers(_NotPickled, FIFOScheduler):
 class TrialActor(tune.Trainable):
     """One worker: a Tune trial is one step, in which the objective does all of its work."""
 
-    def setup(self, config: dict, objective: Callable[[Task], Outcome]) -> None:
+    def setup(self, config: dict, objective: Callable[[Task], Outcome]) -> None:  # type: ignore[override]  # as with_parameters asks
         self._task, self._objective = config["task"], objective
 
     def reset_config(self, new_config: dict) -> bool:

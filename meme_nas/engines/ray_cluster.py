@@ -29,7 +29,7 @@ def join(address: str) -> str | None:
     is no cluster, or one of another version.
     """
     _check_address(address)
-    packages = [str(Path(package.__file__).parent) for package in (meme, meme_nas, search_spaces)]
+    packages = [package.__path__[0] for package in (meme, meme_nas, search_spaces)]
     try:
         context = ray.init(
             address=address,

@@ -150,7 +150,7 @@ class RayTraining:
                 name=f"expert-{number}",
                 storage_path=str(folder / RUNS),
                 failure_config=ray.train.FailureConfig(max_failures=DEATHS_ALLOWED),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # stubs are of Train's v1
             ),
         )
         try:
@@ -176,8 +176,16 @@ class _Work:
         torch.set_num_threads(self.threads)
         config = Config.model_validate_json(self.config)
         data = training_data(config, open_reference(config), self.device)
-        options = {"folder": self.folder, "device": self.device, "checkpoint_seconds": self.checkpoint_seconds}
-        train_expert(config, self.number, data, on_progress=self._report, shard=shard, **options)
+        train_expert(
+            config,
+            self.number,
+            data,
+            folder=self.folder,
+            device=self.device,
+            on_progress=self._report,
+            checkpoint_seconds=self.checkpoint_seconds,
+            shard=shard,
+        )
 
     def _report(self, progress: Progress) -> None:
         write_text(_progress_file(self.folder, self.number), json.dumps(asdict(progress)))
