@@ -22,7 +22,7 @@ from meme_nas.settings import SearchSettings
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "results" / "README.md"])
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-OTHERS = {"cd", "git", "source", "ssh", "time"}
+OTHERS = {"cd", "export", "git", "source", "ssh", "time"}
 """Programs of others that a reader has; what follows them is not looked at."""
 
 

@@ -26,6 +26,7 @@ class LocalEngine:
 
     def run(self, search: Source, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
         """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second."""
+        self._deaths.clear()  # another search may have tasks of the same names
         while not search.done:
             self._fill(search, objective)
             on_change()
