@@ -250,7 +250,7 @@ def ablate(
 
     Args:
         recipe: probabilities (Table 6), experts (Table 7), assignment (hard against soft) or architecture (Tables 1 and 2).
-        family: presets to train: digits, cifar10, ffhq, celebahq or celeba64.
+        family: presets to train: digits, thumbnails, cifar10, ffhq, celebahq or celeba64.
         data: digits, or a folder or zip of images.
         first_stage: the autoencoder of families that denoise latents: a folder or hub name.
         steps: training steps an expert; networks alone get as many times more as in the presets.

@@ -308,10 +308,12 @@ def describe_data(source: str) -> Survey:
     with _progress() as bar:
         task = bar.add_task("looking at files", total=None)
         found = survey(source, lambda done, total: bar.update(task, completed=done, total=total))
-    for label, text in survey_lines(found):
+    gpu = torch.cuda.is_available()
+    for label, text in survey_lines(found, gpu=gpu):
         console.print(f"{label:<14} {text}", markup=False)
     unreadable = [{"name": each.name, "reason": each.reason} for each in found.unreadable]
-    emit(asdict(found) | {"unreadable": unreadable, "preset": suggested_preset(found), "commands": suggested_commands(found)})
+    suggested = {"preset": suggested_preset(found), "commands": suggested_commands(found, gpu=gpu)}
+    emit(asdict(found) | {"unreadable": unreadable} | suggested)
     return found
 
 

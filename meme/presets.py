@@ -63,6 +63,8 @@ _DIGITS = {"multipliers": (1, 2), "depth": 1, "head_channels": 8, "norm_groups":
 _IU_DIGITS = _DIGITS | {"pool_strides": (2, 1)}
 _CIFAR = {"multipliers": (1, 2, 2), "depth": 1, "attention_downsamples": (2, 4), "head_channels": 16, "norm_groups": 16}
 _IU_CIFAR = _CIFAR | {"pool_strides": (2, 2, 1)}
+_THUMBNAILS = {"multipliers": (1, 2), "depth": 1, "attention_downsamples": (2,), "head_channels": 8, "norm_groups": 2}
+_IU_THUMBNAILS = _THUMBNAILS | {"pool_strides": (2, 1)}
 
 _F4_LATENTS = ImageConfig(channels=3, size=64)
 # Latent diffusion's VQ-f4 with 8192 codes, of FFHQ and CelebA-HQ alike; it does not scale these latents.
@@ -90,6 +92,12 @@ _SETTINGS = {
         SamplingConfig(steps=50, clip=True, batch_size=100),
         EvaluationConfig(samples=2_000),
     ),
+    # Images in colour for machines without a GPU.
+    "thumbnails": _Setting(
+        ImageConfig(channels=3, size=16),
+        SamplingConfig(steps=20, clip=True, batch_size=250),
+        EvaluationConfig(samples=1_000),
+    ),
     "digits": _Setting(
         ImageConfig(channels=1, size=8),
         SamplingConfig(steps=20, clip=True, batch_size=250),
@@ -113,6 +121,9 @@ _CIN_SMALL = TrainingConfig(steps=100_000, batch_size=128, learning_rate=1.28e-4
 _CIFAR_EXPERT = TrainingConfig(
     steps=20_000, batch_size=64, learning_rate=5e-4, warmup_steps=100, gradient_clip=1.0, ema_decay=0.999
 )
+_THUMBNAILS_EXPERT = TrainingConfig(
+    steps=4_000, batch_size=32, learning_rate=2e-3, warmup_steps=20, gradient_clip=1.0, ema_decay=0.995
+)
 _DIGITS_EXPERT = TrainingConfig(
     steps=2_000, batch_size=32, learning_rate=3e-3, warmup_steps=20, gradient_clip=1.0, ema_decay=0.995
 )
@@ -129,44 +140,52 @@ _ONE = (1.0,)
 
 # name:                      family, channels, network, p of every expert, training
 _ROWS: dict[str, tuple[Family, int, dict[str, Any], tuple[float, ...], TrainingConfig]] = {
-    "ffhq-ldm-l":                 ("ldm",    224, _LDM,          _ONE,  _FFHQ_LARGE),
-    "ffhq-ldm-s":                 ("ldm",    128, _LDM,          _ONE,  _alone(_FFHQ_SMALL)),
-    "ffhq-iu-ldm-s":              ("iu-net", 128, _IU_LDM,       _ONE,  _alone(_FFHQ_SMALL)),
-    "ffhq-multi-expert-hard":     ("ldm",    128, _LDM,          _HARD, _FFHQ_SMALL),
-    "ffhq-multi-expert":          ("ldm",    128, _LDM,          _SOFT, _FFHQ_SMALL),
-    "ffhq-meme-hard":             ("iu-net", 128, _IU_LDM,       _HARD, _FFHQ_SMALL),
-    "ffhq-meme":                  ("iu-net", 128, _IU_LDM,       _SOFT, _FFHQ_SMALL),
-    "ffhq-lite-ldm":              ("ldm",     64, _LDM,          _ONE,  _alone(_FFHQ_SMALL)),
-    "celebahq-ldm-l":             ("ldm",    224, _LDM,          _ONE,  _CELEBA_LARGE),
-    "celebahq-ldm-s":             ("ldm",    128, _LDM,          _ONE,  _alone(_CELEBA_SMALL)),
-    "celebahq-iu-ldm-s":          ("iu-net", 128, _IU_LDM,       _ONE,  _alone(_CELEBA_SMALL)),
-    "celebahq-multi-expert-hard": ("ldm",    128, _LDM,          _HARD, _CELEBA_SMALL),
-    "celebahq-multi-expert":      ("ldm",    128, _LDM,          _SOFT, _CELEBA_SMALL),
-    "celebahq-meme-hard":         ("iu-net", 128, _IU_LDM,       _HARD, _CELEBA_SMALL),
-    "celebahq-meme":              ("iu-net", 128, _IU_LDM,       _SOFT, _CELEBA_SMALL),
-    "celebahq-lite-ldm":          ("ldm",     64, _LDM,          _ONE,  _alone(_CELEBA_SMALL)),
-    "celeba64-adm-s":             ("adm",    128, _ADM,          _ONE,  _ADM_ANY),
-    "celeba64-iu-adm-s":          ("iu-adm", 128, _IU_ADM_ALONE, _ONE,  _ADM_ANY),
-    "celeba64-multi-expert":      ("adm",    128, _ADM,          _SOFT, _ADM_ANY),
-    "celeba64-meme":              ("iu-adm", 128, _IU_ADM,       _SOFT, _ADM_ANY),
-    "imagenet-ldm-l":             ("ldm",    256, _CIN,          _ONE,  _CIN_LARGE),
-    "imagenet-meme":              ("iu-net", 128, _IU_CIN,       _SOFT, _CIN_SMALL),
-    "cifar10-ldm-l":              ("ldm",     64, _CIFAR,        _ONE,  _alone(_CIFAR_EXPERT)),
-    "cifar10-ldm-s":              ("ldm",     32, _CIFAR,        _ONE,  _alone(_CIFAR_EXPERT)),
-    "cifar10-iu-ldm-s":           ("iu-net",  32, _IU_CIFAR,     _ONE,  _alone(_CIFAR_EXPERT)),
-    "cifar10-multi-expert-hard":  ("ldm",     32, _CIFAR,        _HARD, _CIFAR_EXPERT),
-    "cifar10-multi-expert":       ("ldm",     32, _CIFAR,        _SOFT, _CIFAR_EXPERT),
-    "cifar10-meme-hard":          ("iu-net",  32, _IU_CIFAR,     _HARD, _CIFAR_EXPERT),
-    "cifar10-meme":               ("iu-net",  32, _IU_CIFAR,     _SOFT, _CIFAR_EXPERT),
-    "cifar10-lite-ldm":           ("ldm",     16, _CIFAR,        _ONE,  _alone(_CIFAR_EXPERT)),
-    "digits-ldm-l":               ("ldm",     32, _DIGITS,       _ONE,  _alone(_DIGITS_EXPERT)),
-    "digits-ldm-s":               ("ldm",     16, _DIGITS,       _ONE,  _alone(_DIGITS_EXPERT)),
-    "digits-iu-ldm-s":            ("iu-net",  16, _IU_DIGITS,    _ONE,  _alone(_DIGITS_EXPERT)),
-    "digits-multi-expert-hard":   ("ldm",     16, _DIGITS,       _HARD, _DIGITS_EXPERT),
-    "digits-multi-expert":        ("ldm",     16, _DIGITS,       _SOFT, _DIGITS_EXPERT),
-    "digits-meme-hard":           ("iu-net",  16, _IU_DIGITS,    _HARD, _DIGITS_EXPERT),
-    "digits-meme":                ("iu-net",  16, _IU_DIGITS,    _SOFT, _DIGITS_EXPERT),
-    "digits-lite-ldm":            ("ldm",      8, _DIGITS,       _ONE,  _alone(_DIGITS_EXPERT)),
+    "ffhq-ldm-l":                   ("ldm",     224, _LDM,           _ONE,  _FFHQ_LARGE),
+    "ffhq-ldm-s":                   ("ldm",     128, _LDM,           _ONE,  _alone(_FFHQ_SMALL)),
+    "ffhq-iu-ldm-s":                ("iu-net",  128, _IU_LDM,        _ONE,  _alone(_FFHQ_SMALL)),
+    "ffhq-multi-expert-hard":       ("ldm",     128, _LDM,           _HARD, _FFHQ_SMALL),
+    "ffhq-multi-expert":            ("ldm",     128, _LDM,           _SOFT, _FFHQ_SMALL),
+    "ffhq-meme-hard":               ("iu-net",  128, _IU_LDM,        _HARD, _FFHQ_SMALL),
+    "ffhq-meme":                    ("iu-net",  128, _IU_LDM,        _SOFT, _FFHQ_SMALL),
+    "ffhq-lite-ldm":                ("ldm",      64, _LDM,           _ONE,  _alone(_FFHQ_SMALL)),
+    "celebahq-ldm-l":               ("ldm",     224, _LDM,           _ONE,  _CELEBA_LARGE),
+    "celebahq-ldm-s":               ("ldm",     128, _LDM,           _ONE,  _alone(_CELEBA_SMALL)),
+    "celebahq-iu-ldm-s":            ("iu-net",  128, _IU_LDM,        _ONE,  _alone(_CELEBA_SMALL)),
+    "celebahq-multi-expert-hard":   ("ldm",     128, _LDM,           _HARD, _CELEBA_SMALL),
+    "celebahq-multi-expert":        ("ldm",     128, _LDM,           _SOFT, _CELEBA_SMALL),
+    "celebahq-meme-hard":           ("iu-net",  128, _IU_LDM,        _HARD, _CELEBA_SMALL),
+    "celebahq-meme":                ("iu-net",  128, _IU_LDM,        _SOFT, _CELEBA_SMALL),
+    "celebahq-lite-ldm":            ("ldm",      64, _LDM,           _ONE,  _alone(_CELEBA_SMALL)),
+    "celeba64-adm-s":               ("adm",     128, _ADM,           _ONE,  _ADM_ANY),
+    "celeba64-iu-adm-s":            ("iu-adm",  128, _IU_ADM_ALONE,  _ONE,  _ADM_ANY),
+    "celeba64-multi-expert":        ("adm",     128, _ADM,           _SOFT, _ADM_ANY),
+    "celeba64-meme":                ("iu-adm",  128, _IU_ADM,        _SOFT, _ADM_ANY),
+    "imagenet-ldm-l":               ("ldm",     256, _CIN,           _ONE,  _CIN_LARGE),
+    "imagenet-meme":                ("iu-net",  128, _IU_CIN,        _SOFT, _CIN_SMALL),
+    "cifar10-ldm-l":                ("ldm",      64, _CIFAR,         _ONE,  _alone(_CIFAR_EXPERT)),
+    "cifar10-ldm-s":                ("ldm",      32, _CIFAR,         _ONE,  _alone(_CIFAR_EXPERT)),
+    "cifar10-iu-ldm-s":             ("iu-net",   32, _IU_CIFAR,      _ONE,  _alone(_CIFAR_EXPERT)),
+    "cifar10-multi-expert-hard":    ("ldm",      32, _CIFAR,         _HARD, _CIFAR_EXPERT),
+    "cifar10-multi-expert":         ("ldm",      32, _CIFAR,         _SOFT, _CIFAR_EXPERT),
+    "cifar10-meme-hard":            ("iu-net",   32, _IU_CIFAR,      _HARD, _CIFAR_EXPERT),
+    "cifar10-meme":                 ("iu-net",   32, _IU_CIFAR,      _SOFT, _CIFAR_EXPERT),
+    "cifar10-lite-ldm":             ("ldm",      16, _CIFAR,         _ONE,  _alone(_CIFAR_EXPERT)),
+    "thumbnails-ldm-l":             ("ldm",      32, _THUMBNAILS,    _ONE,  _alone(_THUMBNAILS_EXPERT)),
+    "thumbnails-ldm-s":             ("ldm",      16, _THUMBNAILS,    _ONE,  _alone(_THUMBNAILS_EXPERT)),
+    "thumbnails-iu-ldm-s":          ("iu-net",   16, _IU_THUMBNAILS, _ONE,  _alone(_THUMBNAILS_EXPERT)),
+    "thumbnails-multi-expert-hard": ("ldm",      16, _THUMBNAILS,    _HARD, _THUMBNAILS_EXPERT),
+    "thumbnails-multi-expert":      ("ldm",      16, _THUMBNAILS,    _SOFT, _THUMBNAILS_EXPERT),
+    "thumbnails-meme-hard":         ("iu-net",   16, _IU_THUMBNAILS, _HARD, _THUMBNAILS_EXPERT),
+    "thumbnails-meme":              ("iu-net",   16, _IU_THUMBNAILS, _SOFT, _THUMBNAILS_EXPERT),
+    "thumbnails-lite-ldm":          ("ldm",       8, _THUMBNAILS,    _ONE,  _alone(_THUMBNAILS_EXPERT)),
+    "digits-ldm-l":                 ("ldm",      32, _DIGITS,        _ONE,  _alone(_DIGITS_EXPERT)),
+    "digits-ldm-s":                 ("ldm",      16, _DIGITS,        _ONE,  _alone(_DIGITS_EXPERT)),
+    "digits-iu-ldm-s":              ("iu-net",   16, _IU_DIGITS,     _ONE,  _alone(_DIGITS_EXPERT)),
+    "digits-multi-expert-hard":     ("ldm",      16, _DIGITS,        _HARD, _DIGITS_EXPERT),
+    "digits-multi-expert":          ("ldm",      16, _DIGITS,        _SOFT, _DIGITS_EXPERT),
+    "digits-meme-hard":             ("iu-net",   16, _IU_DIGITS,     _HARD, _DIGITS_EXPERT),
+    "digits-meme":                  ("iu-net",   16, _IU_DIGITS,     _SOFT, _DIGITS_EXPERT),
+    "digits-lite-ldm":              ("ldm",       8, _DIGITS,        _ONE,  _alone(_DIGITS_EXPERT)),
 }  # fmt: skip
 
 

@@ -18,6 +18,7 @@ _NAMED = 20  # classes, or unreadable files, that a person is shown
 _SPLITS = {"train", "test", "val", "valid", "validation", "dev"}
 # Presets for images of one's own by the pixels a side they train at, largest first.
 _BY_SIZE = (("ffhq-meme", 256), ("celeba64-meme", 64), ("cifar10-meme", 32))
+SMALLEST = "thumbnails-meme"  # in colour: for small images, and for machines without a GPU
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,18 @@ def suggested_preset(found: Survey) -> str | None:
     side = found.shorter_side.median
     if side >= 256 and len(found.classes) == 1000:
         return "imagenet-meme"
-    fitting = next((name for name, size in _BY_SIZE if side >= size), None)
-    if fitting is None and side * LARGEST_ENLARGEMENT < 32 and found.colour_share <= 0.5:
-        return "digits-meme"
-    return fitting or "cifar10-meme"
+    if fitting := next((name for name, size in _BY_SIZE if side >= size), None):
+        return fitting
+    if side * LARGEST_ENLARGEMENT >= 32:
+        return "cifar10-meme"
+    return "digits-meme" if found.colour_share <= 0.5 else SMALLEST
 
 
-def suggested_commands(found: Survey) -> list[str]:
-    """What to run first: a search, which begins small, then the training of the preset; empty without a preset that fits."""
+def suggested_commands(found: Survey, *, gpu: bool = True) -> list[str]:
+    """What to run first: a search, which begins small, then the training of the preset; empty without a preset that fits.
+
+    Without a ``gpu`` the search is of the smallest network for colour.
+    """
     name, path = suggested_preset(found), shlex.quote(found.source)
     if name is None or found.shorter_side is None:
         return []
@@ -127,11 +132,13 @@ def suggested_commands(found: Survey) -> list[str]:
     if name == "digits-meme":
         return [f"python run_search.py --data {path} --preset digits-meme", train]
     if found.shorter_side.median * LARGEST_ENLARGEMENT < preset(name).pixels.size:  # fewer pixels than any preset for colour
-        return [f"python run_search.py --data {path} --image-size 8"]
+        return [f"python run_search.py --data {path} --preset {name} --image-size 8"]
+    if name == SMALLEST or not gpu:
+        return [f"python run_search.py --data {path} --preset {SMALLEST}", train]
     return [f"python run_search.py --data {path}", train]
 
 
-def survey_lines(found: Survey) -> list[tuple[str, str]]:
+def survey_lines(found: Survey, *, gpu: bool = True) -> list[tuple[str, str]]:
     """``found`` for a person: labels and what stands beside them, names fit to print."""
     lines = [("images", f"{found.images:,} in {printable(found.source)}")]
     if found.shorter_side and found.longer_side:
@@ -146,7 +153,7 @@ def survey_lines(found: Survey) -> list[tuple[str, str]]:
     if len(found.unreadable) > _NAMED:
         lines.append(("", f"and {len(found.unreadable) - _NAMED:,} more, which --json names"))
     lines.append(("preset", suggested_preset(found) or "none: the images are too small, or none can be read"))
-    return lines + [("start with", command) for command in suggested_commands(found)]
+    return lines + [("start with", command) for command in suggested_commands(found, gpu=gpu)]
 
 
 def _listed(counts: dict[str, int]) -> str:

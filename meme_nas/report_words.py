@@ -191,12 +191,14 @@ def latency_text(milliseconds: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``41 s``, ``3.2 min``, ``1.5 h``; a dash for None."""
+    """``41 s``, ``3.2 min``, ``1.5 h``, ``4.2 days``; a dash for None."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
     if seconds < 100:
         return f"{seconds:.{1 if seconds < 10 else 0}f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    if seconds < 6000:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 100 * 3600 else f"{seconds / 86400:,.1f} days"
 
 
 def splits_text(trial: TrialRecord) -> str:

@@ -23,19 +23,21 @@ from meme.ensemble import Ensemble
 from meme.features import FeatureSpace
 from meme.files import written_whole
 from meme.pipeline import evaluate, pick_device, train
+from meme.survey import SMALLEST
 from meme_nas.audit import SEEDS, Audit, agreements, audited_winner, signals_of
 from meme_nas.bank import ExpertBank
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.engines import Engine
 from meme_nas.export import Kept, export_configs
+from meme_nas.forecast import search_seconds
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.portrait import portrait
 from meme_nas.promotion import factorised
 from meme_nas.report import page, write_report
-from meme_nas.report_words import audit_verdict, metric_name, quantity
+from meme_nas.report_words import audit_verdict, duration, metric_name, quantity
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import Study, recorded_settings, trial_folder
@@ -46,6 +48,7 @@ from search_spaces.domain import size
 from search_spaces.space import build_space
 
 STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorised": factorised, "joint": Joint}
+LONG = 2 * 3600  # seconds; longer searches are told of a smaller network
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 
@@ -64,6 +67,8 @@ def run(settings: SearchSettings) -> Summary:
         ExpertBank(bank_of(settings), basis.data, basis.held_out)  # one of other data is refused before anything runs
         search = STRATEGIES[settings.strategy_name](settings, study)
         audit = Audit(settings, search) if settings.audit_factor else None
+        if not search.spent[0] and not settings.ray_address:  # other machines are not timed from here
+            remarks.print("\n".join(_forecast(settings)))
         with _watched(settings, search, basis):
             _search(settings, search, audit, basis)
             summary = _finish(settings, search, audit, basis)
@@ -405,3 +410,17 @@ def describe(settings: SearchSettings) -> None:
         f"then {proxy.evaluation.samples} samples x {proxy.sampling.steps} steps: about {quantity(training + sampling)} MACs"
     )
     console.print(f"trials at a time {workers_for(settings)} on {pick_device(settings.device)}")
+    console.print("\n".join(_forecast(settings)))
+
+
+def _forecast(settings: SearchSettings) -> list[str]:
+    """How long the search will take on this machine, and where that is very long without a GPU, what would take less."""
+
+    seconds = search_seconds(settings, workers_for(settings))
+    audit = ", its audit not counted" if settings.audit_factor else ""
+    lines = [f"the search takes about {duration(seconds)} on this machine{audit}"]
+    if seconds > LONG and pick_device(settings.device).type == "cpu" and settings.preset_name not in (SMALLEST, "digits-meme"):
+        smallest = settings.model_copy(update={"preset": SMALLEST, "image_size": None})
+        shorter = duration(search_seconds(smallest, workers_for(smallest)))
+        lines.append(f"without a GPU, --preset {SMALLEST} ({smallest.full_config().image.size} pixels a side) takes {shorter}")
+    return lines

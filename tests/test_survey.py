@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -75,7 +76,8 @@ def test_what_a_person_and_a_program_are_told(mixed, capsys):
         "unreadable     2 files",
         "               dogs/half.png: truncated",
         "preset         celeba64-meme",
-        f"start with     python run_search.py --data {mixed}",
+        f"start with     python run_search.py --data {mixed}"
+        + ("" if torch.cuda.is_available() else " --preset thumbnails-meme"),
     ):
         assert line in said.splitlines()
     main(["data", str(mixed), "--json"])
@@ -248,10 +250,10 @@ def found_with(side, mode, classes=0):
 
 
 @settings(max_examples=40)
-@given(st.integers(1, 2000), st.sampled_from(["RGB", "L", "RGBA", "1"]), st.sampled_from([0, 2, 1000]))
-def test_what_is_suggested_is_taken_and_fits(side, mode, classes):
+@given(st.integers(1, 2000), st.sampled_from(["RGB", "L", "RGBA", "1"]), st.sampled_from([0, 2, 1000]), st.booleans())
+def test_what_is_suggested_is_taken_and_fits(side, mode, classes, gpu):
     found = found_with(side, mode, classes)
-    name, commands = suggested_preset(found), suggested_commands(found)
+    name, commands = suggested_preset(found), suggested_commands(found, gpu=gpu)
     assert bool(name) == bool(commands) == (side >= 4)
     for command in commands:
         words = shlex.split(command)

@@ -1,0 +1,58 @@
+"""What a search says of its length before it begins: every training and score of the budget, at a speed timed here."""
+
+import pytest
+import torch
+
+from meme_nas import forecast
+from meme_nas.forecast import search_seconds
+from meme_nas.run import describe
+from meme_nas.settings import SearchSettings
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    """A training step takes a millisecond an image."""
+    monkeypatch.setattr(forecast, "_training_seconds_an_image", lambda config, device: 1e-3)
+
+
+def test_all_that_the_budget_pays_for_is_counted(speed):
+    trained = 50 * 4 * 125 * 32  # trials, experts, steps, images
+    drawn = 250 * 20  # images, sampler steps, of a cascade
+    factorised = (trained + 50 * 4 * drawn / 3) / 1000
+    assert search_seconds(SearchSettings(), 1) == pytest.approx(factorised)
+    assert search_seconds(SearchSettings(), 4) == pytest.approx(factorised / 4)
+    assert search_seconds(SearchSettings(strategy="joint"), 1) == pytest.approx((trained + 50 * drawn / 3) / 1000)
+    longer = search_seconds(SearchSettings(proxy_steps=250), 1) - factorised
+    assert longer == pytest.approx(trained / 1000)
+
+
+def test_the_speed_is_timed_with_the_threads_of_a_trial(monkeypatch):
+    used, timed = [], forecast.run_training
+    monkeypatch.setattr(forecast, "run_training", lambda *rest: (used.append(torch.get_num_threads()), timed(*rest))[1])
+    before = torch.get_num_threads()
+    assert 0 < search_seconds(SearchSettings(cpus_per_trial=1), 1) < 24 * 3600
+    assert set(used) == {1} and torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("preset, images", [("digits-meme", 32), ("cifar10-meme", 61), ("ffhq-meme", 1)])
+def test_on_a_cpu_no_more_of_a_batch_is_timed_than_takes_a_moment(preset, images, monkeypatch):
+    seen = []
+    monkeypatch.setattr(forecast, "_timed", lambda config, steps, device: seen.append(config.training.batch_size) or steps)
+    assert search_seconds(SearchSettings(preset=preset, data="somewhere", device="cpu"), 1) > 0
+    assert set(seen) == {images}
+
+
+def test_networks_that_know_classes_are_timed_too():
+    config = SearchSettings(preset="digits-meme").full_config().with_(network={"classes": 10}, training={"batch_size": 2})
+    assert forecast._training_seconds_an_image(config, torch.device("cpu")) > 0
+
+
+def test_a_long_search_without_a_gpu_is_told_of_a_smaller_network(monkeypatch, capsys):
+    monkeypatch.setattr(forecast, "_training_seconds_an_image", lambda config, device: 0.001 if config.image.size < 32 else 0.02)
+    describe(SearchSettings(data="somewhere", device="cpu", engine="local", workers=2))
+    said = capsys.readouterr().out
+    assert "takes about 49.1 h on this machine, its audit not counted" in said
+    assert "without a GPU, --preset thumbnails-meme (16 pixels a side) takes 16.1 min" in said
+    describe(SearchSettings(preset="thumbnails-meme", data="somewhere", device="cpu", engine="local", workers=2, audit_factor=0))
+    said = capsys.readouterr().out
+    assert said.rstrip().endswith("on this machine") and "without a GPU" not in said
