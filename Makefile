@@ -1,5 +1,5 @@
-# make search [BUDGET=50] [ARGS="--data PATH ..."], make test [PROCESSES=2], make check, make docs; make .venv is the installation
-# alone.
+# make search [BUDGET=50] [ARGS="--data PATH ..."], make test [PROCESSES=2], make test-slow, make check, make docs; make .venv is
+# the installation alone.
 
 PYTHON ?= python3
 BUDGET ?= 50
@@ -7,14 +7,20 @@ ARGS ?=
 PROCESSES ?= 2
 BIN := .venv/bin
 
-.PHONY: search test check docs .venv
+.PHONY: search test test-slow check docs .venv
 
 search: .venv
 	$(BIN)/python run_search.py --budget $(BUDGET) $(ARGS)
 
 # Each process with files of its own, so that what the tests of one share is made once.
+PYTEST = $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+
 test: .venv
-	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
+	$(PYTEST) -m 'not slow'
+
+# Whole searches, killed processes, clusters: what CI runs after the others.
+test-slow: .venv
+	$(PYTEST) -m slow
 
 check: .venv
 	$(BIN)/ruff check .

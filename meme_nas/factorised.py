@@ -4,8 +4,9 @@ The loss of a multi-expert model splits over the intervals, so M candidates of e
 of M ensembles. FID does not split exactly, so cascades are scored together, those first of which a surrogate expects most.
 
 It goes in rounds. The candidates of a round are proposed from what the surrogate credits earlier ones with, its cascades chosen
-from all candidates so far. So that no worker waits, a round is proposed while the one before is being trained and scored: it
-knows what the round before that came to. Every answer follows from the study on disk and the settings alone.
+from all candidates so far, the second half of them when the first is scored. So that no worker waits, a round is proposed while
+the one before is being trained and scored: it knows what the round before that came to. Every answer follows from the study on
+disk and the settings alone.
 """
 
 import random
@@ -29,7 +30,8 @@ from meme_nas.trial_log import TrialRecord
 from search_spaces.domain import Choices, draw, encoded, neighbours
 
 KEPT = 2  # one of so many candidates goes on to the next rung, to so many times the steps
-ROUND = 2  # candidates of each expert, unless more trials run at a time than that keeps busy
+ROUND = 2  # trainings of an expert in a round, for each that runs at a time: with fewer, workers wait
+WAVES = 2  # in which the cascades of a round are chosen
 ATTEMPTS = 60  # to propose a candidate that is new
 CREDULOUS_ATTEMPTS = 10  # of them by the proposer, before chance takes over
 MOST_CASCADES = 800  # that the surrogate is fitted to
@@ -55,13 +57,13 @@ class Factorised(Strategy):
         self._proposers = {
             n: Proposer(self._own[n], "tpe" if settings.proposer == "model" else settings.proposer) for n in self.numbers
         }
-        self._round = max(ROUND, -(-(settings.proposal_lag or LEAST_LAG) // len(self.numbers)))
+        self._round = -(-ROUND * (settings.proposal_lag or LEAST_LAG) // len(self.numbers))
         self._rosters = {n: Roster(self.study.experts(n), n, self._own[n], self.costs) for n in self.numbers}
         self._ends: list[int] = []
         self._places: list[Cascade | None] = []  # of every trial, which candidates it put together
         self._by_round: dict[int, list[int]] = {}  # numbers of cascades, by how many candidates they were chosen from
         self._rounds_over = 0
-        self._batches: dict[int, list[Cascade]] = {}
+        self._waves: dict[tuple[int, int], list[Cascade]] = {}
         self._models: dict[tuple[int, int], Surrogate | None] = {}
         self._interrupted += [trial for n in self.numbers for trial in self._log(n) if not trial.finished]
 
@@ -146,8 +148,13 @@ class Factorised(Strategy):
             return True
         if not (self._yardsticks_done and self._trained(place)):
             return False
-        started = self._of_round(place)
-        return len(started) >= len(self._batch(place)) and all(trial.finished for trial in started)
+        batch, is_whole = self._batch(place)
+        return is_whole and self._ended(place, len(batch))
+
+    def _ended(self, place: int, count: int) -> bool:
+        """Whether the first ``count`` cascades of round ``place`` are finished."""
+        started = self._of_round(place)[:count]
+        return len(started) == count and all(trial.finished for trial in started)
 
     def _of_round(self, place: int) -> list[TrialRecord]:
         return [self.study.trials[number] for number in self._cascades.get(self.rounds[place], ())]
@@ -178,7 +185,7 @@ class Factorised(Strategy):
         place = next((place for place in range(self._rounds_over, len(self.rounds)) if not self._scored(place)), None)
         if place is None or not (self._yardsticks_done and self._trained(place)):
             return None
-        started, batch = self._of_round(place), self._batch(place)
+        started, (batch, _) = self._of_round(place), self._batch(place)
         if len(started) >= len(batch):
             return None
         chosen = {n: self._log(n)[index].choices for n, index in zip(self.numbers, batch[len(started)], strict=True)}
@@ -257,18 +264,34 @@ class Factorised(Strategy):
 
     # --- Cascades ---------------------------------------------------------------------------------
 
-    def _batch(self, place: int) -> list[Cascade]:
-        """The cascades of round ``place``, given those of the rounds before."""
+    def _batch(self, place: int) -> tuple[list[Cascade], bool]:
+        """The cascades of round ``place`` as far as they can be chosen by now, and whether those are all.
+
+        They come in waves: what a wave came to, among it the first scores of the round's own candidates, the next one knows.
+        """
+        chosen: list[Cascade] = []
+        for wave in range(WAVES):
+            if not self._ended(place, len(chosen)):
+                return chosen, False
+            chosen = chosen + self._wave(place, wave, chosen)
+        return chosen, True
+
+    def _wave(self, place: int, wave: int, before: list[Cascade]) -> list[Cascade]:
+        """Cascades of one wave of round ``place``, given those of the rounds and of the waves ``before`` it."""
         end = self.rounds[place]
-        if end not in self._batches:
+        if (end, wave) not in self._waves:
             earlier = [trial for trial in self.study.trials if trial.choices and trial.candidates < end]
-            known = {cascade for trial in earlier if (cascade := self._cascade(trial, end))}
+            known = {cascade for trial in earlier if (cascade := self._cascade(trial, end))} | {*before}
             new = end - (self.rounds[place - 1] if place else 0)
-            source = np.random.default_rng(derive_seed(self.settings.seed, "cascades", end))
+            source = np.random.default_rng(derive_seed(self.settings.seed, "cascades", end, wave))
             assembly = self._assembly(end)
             count = self.settings.cascades_per_candidate * new if all(map(len, assembly.ready)) else 0
-            self._batches[end] = assembly.choose(count, known, self._model(place - 1, end), source)
-        return self._batches[end]
+            count = count * (wave + 1) // WAVES - count * wave // WAVES
+            model = self._model(place - 1, end)
+            if before:
+                model = self._fitted(place, end, model, len(before))
+            self._waves[end, wave] = assembly.choose(count, known, model, source)
+        return self._waves[end, wave]
 
     def _assembly(self, end: int) -> Assembly:
         rosters = self._rosters.values()
@@ -281,14 +304,16 @@ class Factorised(Strategy):
             return None
         if (place, end) not in self._models:
             chosen_anew = self._milestones(place)
-            self._models = {k: model for k, model in self._models.items() if k[0] >= place - RECENT or k[0] in chosen_anew}
             last = chosen_anew[-1]
+            self._models = {k: model for k, model in self._models.items() if k[0] >= place - RECENT or k[0] == last}
             like = self._model(last, self.rounds[last]) if last < place else None
             self._models[place, end] = self._fitted(place, end, like)
         return self._models[place, end]
 
-    def _fitted(self, place: int, end: int, like: Surrogate | None) -> Surrogate | None:
-        kept = [t for t in self.study.trials if t.choices and t.candidates <= self.rounds[place] and t.state == "complete"]
+    def _fitted(self, place: int, end: int, like: Surrogate | None, newest: int | None = None) -> Surrogate | None:
+        """To the cascades of rounds 0 to ``place``, of the last of them the first ``newest``."""
+        earlier = [trial for trial in self.study.trials if trial.choices and trial.candidates < self.rounds[place]]
+        kept = [trial for trial in earlier + self._of_round(place)[:newest] if trial.state == "complete"]
         rows = [(cascade, t.scored.values(self.settings.objectives)[0]) for t in kept if (cascade := self._cascade(t, end))]
         if not rows:
             return None

@@ -61,6 +61,7 @@ def test_trials_run_on_every_node(engine, tmp_path):
     assert ray_cluster.room(1, 0) == 2 and ray_cluster.room(2, 0) == 0 and not ray_cluster.has_gpus()
 
 
+@pytest.mark.slow
 def test_a_node_killed_mid_trial_loses_only_the_trials_it_ran(cluster, engine, tmp_path):
     seen = tmp_path / "seen"
     seen.mkdir()
@@ -92,6 +93,7 @@ def test_a_node_killed_mid_trial_loses_only_the_trials_it_ran(cluster, engine, t
     assert ray_cluster.room(1, 0) == 2
 
 
+@pytest.mark.slow
 def test_four_trials_share_the_cluster_s_one_gpu(cluster, tmp_path):
     """One that Ray only counts: what is tested is where trials run, and how many at a time."""
     node = cluster.add_node(num_cpus=6, num_gpus=1)
@@ -116,6 +118,7 @@ def test_four_trials_share_the_cluster_s_one_gpu(cluster, tmp_path):
     assert max(at_a_time) == 4
 
 
+@pytest.mark.slow
 def test_the_winner_is_trained_on_every_node_and_goes_on_where_one_is_killed(cluster, tmp_path):
     """Its experts, one on each node; they come out as in one process."""
     cluster.add_node(num_cpus=1)  # so that two are left
@@ -169,6 +172,7 @@ def search_command(cluster, folder: Path) -> tuple[list[str], dict[str, str]]:
     return [*command, "--ray-address", cluster.address, "--study", str(folder)], os.environ | {"PYTHONPATH": str(root)}
 
 
+@pytest.mark.slow
 def test_a_search_command_joins_the_cluster(cluster, tmp_path):
     command, surroundings = search_command(cluster, tmp_path / "study")
     done = subprocess.run(command, capture_output=True, text=True, env=surroundings, check=False)

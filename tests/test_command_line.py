@@ -146,6 +146,7 @@ def test_quiet_leaves_only_results(config, tmp_path, capsys):
     assert said.err == ""
 
 
+@pytest.mark.slow
 def test_a_search_prints_one_json_object(tmp_path, capsys):
     study = tmp_path / "study"
     small = ["--engine", "local", "--workers", "1", "--proxy-steps", "2", "--samples", "16", "--budget", "2"]

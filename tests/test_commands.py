@@ -60,6 +60,7 @@ def test_a_trial_can_be_opened_and_scored_to_the_same_number(study):
     assert score.fid == pytest.approx(trial.outcome.fid, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp_path, capsys, monkeypatch):
     audit, before = run_module._run_audit, []
 
@@ -83,6 +84,7 @@ def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp
     assert len(read_trials(tmp_path)) == len(trials)
 
 
+@pytest.mark.slow
 def test_a_bank_shared_by_two_studies_trains_nothing_twice(tmp_path, monkeypatch):
     options = ["--budget", "4", "--bank", str(tmp_path / "bank"), "--study"]
     run_search.main([*options, str(tmp_path / "a"), *SMALL])
@@ -104,6 +106,7 @@ def test_the_same_command_goes_on(study, capsys):
     assert len(read_trials(study)) == 5
 
 
+@pytest.mark.slow
 def test_a_search_over_every_dimension_leaves_configs_that_meme_alone_loads(tmp_path, study):
     names = ["split", "p", "pool_stride", "low_pool", "high_pool", "time", "experts", "boundaries"]
     run_search.main(["--budget", "4", "--study", str(tmp_path), *SMALL, "--dimensions", *names])

@@ -9,6 +9,8 @@ from meme_nas.objective import Objective
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study
 
+pytestmark = pytest.mark.slow
+
 BUDGET = 5
 
 

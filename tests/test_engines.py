@@ -140,6 +140,7 @@ def finished(folder):
         return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["local", "ray"])
 def test_killed_search_goes_on_and_proposes_what_the_unbroken_one_did(name, tmp_path, unbroken):
     if name == "ray":

@@ -21,6 +21,7 @@ from meme_nas.settings import SearchSettings
 from meme_nas.study import Study
 
 
+@pytest.mark.slow
 def test_a_killed_search_loses_nothing_and_ends_as_the_unbroken_one(tmp_path):
     tally = Tally()
     Killer(tmp_path, "local", random.Random(1), tally, ["joint"]).kill(1)
@@ -28,6 +29,7 @@ def test_a_killed_search_loses_nothing_and_ends_as_the_unbroken_one(tmp_path):
     assert tally.kills == 1
 
 
+@pytest.mark.slow
 def test_a_search_on_a_full_disk_stops_and_goes_on_where_room_is_made(tmp_path):
     tally = Tally()
     if not full_disk(tmp_path, tally):
@@ -35,6 +37,7 @@ def test_a_search_on_a_full_disk_stops_and_goes_on_where_room_is_made(tmp_path):
     assert tally.details == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_sigterm_ends_a_search_with_143_and_the_same_command_goes_on(tmp_path, engine):
     if engine == "ray":

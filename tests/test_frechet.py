@@ -58,7 +58,8 @@ def test_distance_is_clean_fids_own(count, dim):
     a, b = random_features(1, count, dim), random_features(2, count, dim)
     with pytest.warns(DeprecationWarning, match="disp"):
         expected = fid_from_feats(a, b)
-    assert frechet_distance(statistics([a]), statistics([b])) == pytest.approx(expected, rel=1e-9)
+    closeness = 1e-9 if count > dim else 1e-7  # of a singular product, roots of rounding errors are in clean-fid's sum
+    assert frechet_distance(statistics([a]), statistics([b])) == pytest.approx(expected, rel=closeness)
 
 
 def test_distance_of_diagonal_gaussians_has_a_closed_form():

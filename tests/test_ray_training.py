@@ -49,6 +49,7 @@ def weights(config: Config, folder: Path) -> list[dict[str, torch.Tensor]]:
     return [load_tensors(folder / f"expert-{number}.safetensors") for number in range(1, len(config.experts) + 1)]
 
 
+@pytest.mark.slow
 def test_experts_side_by_side_are_those_trained_in_turn_though_the_command_is_stopped_and_a_process_killed(tmp_path):
     killed = []
 
@@ -67,6 +68,7 @@ def test_experts_side_by_side_are_those_trained_in_turn_though_the_command_is_st
     assert left == {"config.yaml", "expert-1.safetensors", "expert-2.safetensors"}
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does_with_the_whole_batch_though_the_command_is_stopped(tmp_path):
     trained_on_ray(ALONE, tmp_path / "ray", lambda progress: None, workers_per_expert=2)
     [found], [alone] = weights(ALONE, tmp_path / "ray"), trained_here(ALONE, tmp_path / "alone")
