@@ -26,7 +26,7 @@ from meme.data import open_images
 from meme.files import write_text
 from meme.validation import hold_out
 from meme_nas.bank import Banked, ExpertBank
-from meme_nas.factorised import Factorised
+from meme_nas.factorised import ROUND_GROWTH, Factorised
 from meme_nas.objective import Objective
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study
@@ -72,18 +72,18 @@ def fill(search: Factorised, each: int, made_up: MadeUp) -> None:
             search.record(made_up.outcome(search._task(trial)))
 
 
-def further(settings: SearchSettings, study: Study, rounds: int, made_up: MadeUp) -> dict[str, float]:
-    """CPU seconds of the driver, of ``rounds`` more rounds: in all for opening and the first, a candidate for the others."""
+def further(settings: SearchSettings, study: Study, made_up: MadeUp) -> dict[str, float]:
+    """CPU seconds of the driver, of the rounds that are left: in all for opening and the first, a candidate for the others."""
     begun = time.process_time()
     search = Factorised(settings, study)
     start, spent = len(search._log(1)), [time.process_time() - begun]
-    while len(spent) <= rounds and not search.done:
+    ends = [end for end in search.rounds if end > start]
+    for end in ends:
         begun = time.process_time()
-        while not search.done and len(search._log(1)) < start + search._round * len(spent) + 1:
+        while not search.done and len(search._log(1)) < min(end + 1, ends[-1]):
             search.record(made_up.outcome(search.next_task()))
         spent.append(time.process_time() - begun)
-    later = spent[2:]
-    each = sum(later) / (len(later) * search._round * len(search.numbers))
+    each = sum(spent[2:-1]) / ((ends[-2] - ends[0]) * len(search.numbers))
     return {"open": spent[0], "first_round": spent[1], "candidate_and_its_cascades": each}
 
 
@@ -131,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     each = options.candidates // 4
     dimensions = ("split", "p", "pool_stride", "low_pool", "high_pool", "time")  # which span 145,800 candidates of each expert
-    budget = each + 2 * options.rounds + 6
+    budget = each + (options.rounds + 1) * max(2, each // ROUND_GROWTH) + 2
     settings = SearchSettings(strategy="factorised", dimensions=dimensions, budget=budget, device="cpu")
     with tempfile.TemporaryDirectory() as scratch:
         folder, study, made_up = Path(scratch), Study.in_memory(), MadeUp()
@@ -141,7 +141,7 @@ def main() -> None:
         found = lookups(folder, settings, options.candidates)
         fill(Factorised(settings, study), each, made_up)
         print(f"filled: {each} candidates an expert, {len(study.trials)} cascades", flush=True)
-        driver = further(settings, study, options.rounds, made_up)
+        driver = further(settings, study, made_up)
     scored = settings.cascades_per_candidate / 4  # cascades for each candidate of one expert
     ours, theirs = driver["candidate_and_its_cascades"] + (1 + 4 * scored) * found, training + scored * cascade
     figures = {**driver, "lookup": found, "training": training, "cascade": cascade, "share": ours / theirs}

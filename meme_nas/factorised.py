@@ -31,6 +31,7 @@ from search_spaces.domain import Choices, draw, encoded, neighbours
 
 KEPT = 2  # one of so many candidates goes on to the next rung, to so many times the steps
 ROUND = 2  # trainings of an expert in a round, for each that runs at a time: with fewer, workers wait
+ROUND_GROWTH = 16  # candidates of each expert, for each so many that there are: later ones change what is known by less
 WAVES = 2  # in which the cascades of a round are chosen
 ATTEMPTS = 60  # to propose a candidate that is new
 CREDULOUS_ATTEMPTS = 10  # of them by the proposer, before chance takes over
@@ -92,7 +93,8 @@ class Factorised(Strategy):
         if not self._ends:
             self._ends = [end for end in sorted(self._cascades) if end <= self.candidates]
             while not self._ends or self._ends[-1] < self.candidates:
-                self._ends.append(min(self.candidates, (self._ends[-1] if self._ends else 0) + self._round))
+                last = self._ends[-1] if self._ends else 0
+                self._ends.append(min(self.candidates, last + max(self._round, last // ROUND_GROWTH)))
         return self._ends
 
     @property

@@ -203,6 +203,11 @@ def test_rounds_are_as_long_as_keeps_all_workers_busy(tmp_path):
         assert Factorised(settings, opened(settings)).rounds == ends
 
 
+def test_rounds_grow_with_what_is_known(tmp_path):
+    settings = settings_in(tmp_path, budget=52)
+    assert Factorised(settings, opened(settings)).rounds == [*range(1, 32), *range(32, 50, 2), 50]
+
+
 def test_several_training_seeds_share_the_budget(tmp_path):
     tasks = []
     search = run_through(settings_in(tmp_path, budget=12, training_seeds=3, seed=5), lambda t: tasks.append(t) or score(t))
