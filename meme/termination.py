@@ -1,4 +1,7 @@
-"""SIGTERM, as clusters and containers send it before they kill, treated as Ctrl-C: what is running ends in good order."""
+"""SIGTERM, as clusters and containers send it before they kill, treated as Ctrl-C: what is running ends in good order.
+
+And both put off where they would break it.
+"""
 
 import signal
 import threading
@@ -33,6 +36,27 @@ def terminated_by_sigterm() -> Iterator[None]:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
+@contextmanager
+def interrupted_afterwards() -> Iterator[None]:
+    """Ctrl-C and SIGTERM that come within the context are taken at its end, when what belongs together is together again.
+
+    Of the main thread, which alone is interrupted by them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _raise(number: int, frame: object) -> None:

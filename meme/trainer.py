@@ -24,6 +24,7 @@ from meme.losses import DenoisingLoss
 from meme.seeding import derive_seed
 from meme.sharding import WHOLE, Shard
 from meme.takeover import start_from
+from meme.termination import interrupted_afterwards
 
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
 
@@ -101,7 +102,7 @@ def run_training(
         _run(training, on_progress, state if shard.is_first else None, checkpoint_seconds)
     except TrainingDiverged:
         raise
-    except BaseException:  # also Ctrl-C: what was trained is not lost, unless it came while weights were half updated
+    except BaseException:  # also Ctrl-C: what was trained is not lost, unless an error left weights half updated
         if state and shard.is_first and not training.updating:
             training.save(state)
         raise
@@ -124,12 +125,13 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
         loss.backward()
         if settings.gradient_clip:
             torch.nn.utils.clip_grad_norm_(training.weights, settings.gradient_clip)
-        training.updating = True
-        training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=False)  # the weights' own gradients are views of this one
-        training.average()
-        training.step += 1
-        training.updating = False
+        with interrupted_afterwards():
+            training.updating = True
+            training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=False)  # the weights' own gradients are views of this one
+            training.average()
+            training.step += 1
+            training.updating = False
         losses += loss.detach()
         if training.step % REPORT_EVERY == 0 or training.step == settings.steps:
             mean = shard.mean(losses) / (training.step - reported)

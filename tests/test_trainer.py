@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from meme.config import Config
 from meme.data import batch_indices, open_images
 from meme.errors import UserError
 from meme.presets import preset
+from meme.termination import terminated_by_sigterm
 from meme.trainer import Training, TrainingDiverged, expert_file, learning_rate, load_expert, train_expert
 
 SMALL = preset("digits-meme").with_(
@@ -343,17 +345,42 @@ def test_a_training_killed_between_reports_continues_from_its_timed_checkpoint(t
     assert is_average_of(train()[0], unbroken(SMALL))
 
 
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def interruption(request):
+    """A signal that raises KeyboardInterrupt, also where the tests run in the background, whose shell has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with terminated_by_sigterm():
+        yield request.param
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_while_weights_are_updated_waits_for_them(interruption, train, unfinished, unbroken, monkeypatch):
+    def average(training):
+        if training.averaged.n_averaged == 4:
+            signal.raise_signal(interruption)
+        averaged(training)
+
+    averaged = Training.average
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "average", average)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    expert, reports = train()
+    assert is_average_of(expert, unbroken(SMALL))
+    assert steps_of(reports)[0] == 6  # the fifth step is whole and kept
+
+
 @pytest.mark.parametrize("checkpoint_seconds", [0.0, 60.0])
-def test_ctrl_c_within_a_step_does_not_count_that_step_twice(checkpoint_seconds, train, unbroken, tmp_path, monkeypatch):
+def test_an_error_within_a_step_does_not_count_that_step_twice(checkpoint_seconds, train, unbroken, tmp_path, monkeypatch):
     def interrupted(training):
         if training.averaged.n_averaged == 5:
-            raise KeyboardInterrupt
+            raise MemoryError
         average(training)
 
     average = Training.average
     with monkeypatch.context() as patch:
         patch.setattr(Training, "average", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(MemoryError):
             train(checkpoint_seconds=checkpoint_seconds)
     expert, reports = train()
     assert is_average_of(expert, unbroken(SMALL))
