@@ -68,14 +68,16 @@ def pareto_figure(summary: Summary) -> Figure | None:
 
 
 def progress_figure(summary: Summary) -> Figure | None:
-    """The search's own scores over trial numbers and the best so far; None while no trial is complete."""
+    """The search's own scores over trial numbers, and the best so far of the space that is searched, in which not all yardsticks
+    are; None while no trial is complete."""
     complete = _complete(summary)
     if not complete:
         return None
+    searched = [trial for trial in complete if trial.choices]
     candidates = [trial for trial in complete if not trial.is_yardstick]
     marked = [_mark(summary, trial, _number, search_score(trial)) for trial in _marked(summary, finalists=False)]
     return {
-        "data": [_points("candidates", candidates, _number, _POINT), _running_best(complete), *marked],
+        "data": [_points("candidates", candidates, _number, _POINT), _running_best(searched), *marked],
         "layout": _layout(
             xaxis=_axis("trial", range=[-1, complete[-1].number + 1]),
             yaxis=_score_axis(summary, complete, title=metric_name(summary)),

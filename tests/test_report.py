@@ -328,6 +328,12 @@ def test_spectra_of_winner_and_hand_made_pattern_share_colours():
     assert spectra_figure(searched()) is None
 
 
+def test_the_best_so_far_is_of_the_space_that_is_searched():
+    trials = [trial(0, "hand-made", 12.8), trial(1, "single-model", 9.0), trial(2, fid=13.0), trial(3, fid=11.0)]
+    best = next(trace for trace in progress_figure(summary(trials))["data"] if trace["name"] == "best so far")
+    assert (best["x"], best["y"]) == ([0, 2, 3], [12.8, 12.8, 11.0])
+
+
 def test_hypervolume_is_the_share_of_the_box_that_searched_trials_beat():
     content = searched()
     trace = hypervolume_figure(content)["data"][0]
