@@ -1,11 +1,13 @@
-# make search [BUDGET=50] [ARGS="--data PATH ..."], make test [PROCESSES=2], make test-slow, make check, make docs; make .venv is
-# the installation alone.
+# make search [BUDGET=50] [ARGS="--data PATH ..."], make test [PROCESSES=2], make test-slow, make check, make docs; each installs
+# what it needs. make .venv is the installation for a search alone.
 
 PYTHON ?= python3
 BUDGET ?= 50
 ARGS ?=
 PROCESSES ?= 2
 BIN := .venv/bin
+# Modules are compiled when they are first imported: most never are, and compiling them all takes as long as the rest.
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 .PHONY: search test test-slow check docs .venv
 
@@ -15,14 +17,14 @@ search: .venv
 # Each process with files of its own, so that what the tests of one share is made once.
 PYTEST = $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile
 
-test: .venv
+test: .venv/developing
 	$(PYTEST) -m 'not slow'
 
 # Whole searches, killed processes, clusters: what CI runs after the others.
-test-slow: .venv
+test-slow: .venv/developing
 	$(PYTEST) -m slow
 
-check: .venv
+check: .venv/developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -33,13 +35,17 @@ docs: .venv/documents
 
 # Sphinx and its theme are for this target alone, and not installed before it.
 .venv/documents: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(INSTALL) '.[docs]'
+	touch $@
+
+.venv/developing: .venv/installed
+	$(INSTALL) '.[dev]'
 	touch $@
 
 .venv: .venv/installed
 
-# The stamp is written last: an installation that broke off is repeated.
+# What a search needs. The stamp is written last: an installation that broke off is repeated.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) .
 	touch $@
