@@ -70,5 +70,6 @@ class SearchDisplay:
         done, budget = self._search.spent
         if done <= self._begun_at_done:
             return "time left unknown"
-        seconds = (budget - done) * (time.monotonic() - self._begun_at) / (done - self._begun_at_done)
+        # An interrupted trial is run again though a smaller budget now has no room for it.
+        seconds = max(0, budget - done) * (time.monotonic() - self._begun_at) / (done - self._begun_at_done)
         return f"{duration(seconds)} left"
