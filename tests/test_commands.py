@@ -73,7 +73,7 @@ def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp
     said = capsys.readouterr().out
     trials = read_trials(tmp_path)
     assert [trial.kind for trial in trials[:3]] == ["hand-made", "multi-expert", "single-model"]
-    assert len(trials) == 3 + 3 * 4 and all(trial.state == "complete" for trial in trials)
+    assert len(trials) == 3 + 2 * 4 and all(trial.state == "complete" for trial in trials)
     [report] = before
     assert "data:image/png" in report and "What the proxy is worth" not in report, "one to read meanwhile"
     assert "proxy's ranking" in said and "What the proxy is worth" in (tmp_path / "report.html").read_text()
