@@ -6,7 +6,7 @@ BUDGET ?= 50
 ARGS ?=
 PROCESSES ?= 2
 BIN := .venv/bin
-# Modules are compiled when they are first imported: most never are, and compiling them all takes as long as the rest.
+# Modules are compiled when they are first imported: most never are.
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable
 
 .PHONY: search test test-slow check docs .venv

@@ -40,7 +40,10 @@ def _training_seconds_an_image(config: Config, device: torch.device) -> float:
         images = min(images, max(1, int(MOST_MACS_ON_A_CPU / PASSES_A_STEP / ensemble_cost(config).macs)))
     config = config.with_(training={"batch_size": images})
     _timed(config, 1, device)  # the first step allocates
-    return (_timed(config, 1 + TIMED_STEPS, device) - _timed(config, 1, device)) / TIMED_STEPS / images
+    seconds = (_timed(config, 1 + TIMED_STEPS, device) - _timed(config, 1, device)) / TIMED_STEPS
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # trials are about to need the memory
+    return seconds / images
 
 
 def _timed(config: Config, steps: int, device: torch.device) -> float:

@@ -30,7 +30,7 @@ from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.engines import Engine
 from meme_nas.export import Kept, export_configs
-from meme_nas.forecast import search_seconds
+from meme_nas.forecast import PASSES_A_STEP, search_seconds
 from meme_nas.joint import Joint
 from meme_nas.objective import STATES, Basis, Objective, open_basis, restore_ensemble
 from meme_nas.pareto import front
@@ -400,8 +400,7 @@ def describe(settings: SearchSettings) -> None:
     for name, value in {**settings.in_force(), "data": config.data, "study": settings.folder, "budget": settings.budget}.items():
         console.print(f"{name:<16} {value}", markup=False)
     images_trained = proxy.training.steps * proxy.training.batch_size * len(proxy.experts)
-    # A training step costs about three forward passes.
-    training = 3 * images_trained * cost.macs
+    training = PASSES_A_STEP * images_trained * cost.macs
     sampling = proxy.evaluation.samples * proxy.sampling.steps * cost.macs
     console.print(f"space            {len(space.domains)} dimensions, {size(space.domains):.3g} points")
     console.print(f"hand-made        {quantity(cost.params)} parameters, {quantity(cost.macs)} MACs an image and step")
@@ -415,7 +414,6 @@ def describe(settings: SearchSettings) -> None:
 
 def _forecast(settings: SearchSettings) -> list[str]:
     """How long the search will take on this machine, and where that is very long without a GPU, what would take less."""
-
     seconds = search_seconds(settings, workers_for(settings))
     audit = ", its audit not counted" if settings.audit_factor else ""
     lines = [f"the search takes about {duration(seconds)} on this machine{audit}"]

@@ -354,7 +354,7 @@ def interruption(request):
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interruption_while_weights_are_updated_waits_for_them(interruption, train, unfinished, unbroken, monkeypatch):
+def test_an_interruption_while_weights_are_updated_waits_for_them(interruption, train, unbroken, monkeypatch):
     def average(training):
         if training.averaged.n_averaged == 4:
             signal.raise_signal(interruption)
