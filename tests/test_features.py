@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
+import filelock
 import numpy as np
 import pytest
 import safetensors.torch
@@ -91,6 +93,25 @@ def test_damaged_cache_is_trained_again_to_the_same_features(quick_training, mon
         path.write_bytes(path.read_bytes()[:-9])
         assert choose_features("classifier", images, on_message=messages.append).feature_id == first.feature_id
     assert len(messages) == 2
+
+
+def test_who_finds_it_being_trained_waits_and_trains_nothing(quick_training, monkeypatch, tmp_path):
+    monkeypatch.setenv("MEME_CACHE", str(tmp_path))
+    images = noise_images(size=16)
+    first = choose_features("classifier", images)
+    (folder,) = (tmp_path / "features").iterdir()
+    kept = {path.name: path.read_bytes() for path in folder.glob("*.*") if path.name != ".lock"}
+    for name in kept:
+        (folder / name).unlink()
+    monkeypatch.setattr(classifier, "_train_classifier", lambda *_: pytest.fail("trained again"))
+    with ThreadPoolExecutor(1) as pool:
+        with filelock.FileLock(folder / ".lock"):  # as the process that trains it holds
+            waiting = pool.submit(choose_features, "classifier", images)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            for name, content in kept.items():
+                (folder / name).write_bytes(content)
+        assert waiting.result(timeout=20).feature_id == first.feature_id
 
 
 def test_training_leaves_the_global_random_state_alone(quick_training, monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ Shapes: ``B`` images, ``C`` channels, ``H W`` space, ``D`` features, ``S`` spati
 import json
 from pathlib import Path
 
+import filelock
 import numpy as np
 import safetensors.torch
 import torch
@@ -104,9 +105,7 @@ def classifier_space(images: Images, device: torch.device, on_message: OnMessage
         network = _Classifier(images)
         folder = cache_folder() / "features" / f"{CLASSIFIER_RECIPE}-{images.content_id}"
         if not _restore(network, folder):
-            accuracy = _train_classifier(network, images)
-            _store(network, folder, images, accuracy)
-            on_message(f"Training a feature classifier on {images.name} once (cached): held-out accuracy {accuracy:.1%}")
+            _train_once(network, folder, images, on_message)
     network.eval().requires_grad_(False).to(device)
     blank = torch.zeros(1, *images.pixels.shape[1:], dtype=torch.uint8, device=device)
     return FeatureSpace(
@@ -119,6 +118,17 @@ def classifier_space(images: Images, device: torch.device, on_message: OnMessage
         spatial_dim=network.views(blank).known_spatial.shape[1],
         classes=network.classes,
     )
+
+
+def _train_once(network: _Classifier, folder: Path, images: Images, on_message: OnMessage) -> None:
+    """Train ``network`` and cache it; where another process is at it already, wait and take what it leaves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder / ".lock"):
+        if _restore(network, folder):
+            return
+        accuracy = _train_classifier(network, images)
+        _store(network, folder, images, accuracy)
+    on_message(f"Training a feature classifier on {images.name} once (cached): held-out accuracy {accuracy:.1%}")
 
 
 def _train_classifier(network: _Classifier, images: Images) -> float:
