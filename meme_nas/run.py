@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -105,9 +106,7 @@ def _search(settings: SearchSettings, search: Strategy, audit: Audit | None, bas
             if not search.done:
                 _run_trials(settings, search, objective, engine, workers)
             if audit and not audit.done:
-                path = settings.folder / "report.html"
-                write_report(_so_far(settings, search, _facts(settings, basis.images, basis.space)), path)
-                remarks.print(f"the report before the audit: {path}", markup=False)
+                _report_before_audit(settings, search, basis)
                 _run_audit(audit, objective, engine)
     finally:
         engine.close()
@@ -143,6 +142,14 @@ def _so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) -
         facts=facts,
         metric=settings.first_objective,
     )
+
+
+def _report_before_audit(settings: SearchSettings, search: Strategy, basis: Basis) -> None:
+    """Something to read and to look at while the audit runs."""
+    so_far = _so_far(settings, search, _facts(settings, basis.images, basis.space))
+    path = settings.folder / "report.html"
+    write_report(replace(so_far, portraits=_portraits(settings, so_far.trials, so_far.winner, basis)), path)
+    remarks.print(f"the report before the audit: {path}", markup=False)
 
 
 def _objective(settings: SearchSettings) -> Objective:
