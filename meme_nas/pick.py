@@ -16,9 +16,10 @@ ROUNDS = 40  # of the price search; prices double or halve at first, then settle
 def best_sum(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> tuple[int, ...]:
     """One candidate of each expert with the least sum of ``values`` (M,) whose ``costs`` (M, K) sum to ``limits`` (K,) or less.
 
-    Each kind of cost that is over its limit is given a price, which is raised until it no longer is (Lagrange relaxation), so the
-    result is good, and the best wherever no limit is in the way. Where no cascade keeps the limits, it is the one that oversteps
-    them least in proportion.
+    Each kind of cost that is over its limit is given a price, which is raised until it no longer is (Lagrange relaxation); then
+    single candidates are exchanged while that is better and keeps the limits, as candidates that are alike change together at a
+    price. So the result is good, and the best wherever no limit is in the way. Where no cascade keeps the limits, it is the one
+    that oversteps them least in proportion.
     """
     prices = np.zeros(len(limits))
     unit = _spread(values) / np.maximum(_spreads(costs), 1e-12)  # at this price cost matters as much as value
@@ -33,8 +34,23 @@ def best_sum(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> 
         prices = np.where(over, prices + steps, np.maximum(prices - steps, 0.0))
         steps *= np.where(over == (prices > 0), 0.8, 0.9)
     if found:
-        return min(found, key=lambda chosen: _value(values, chosen))
+        return _exchanged(values, costs, limits, min(found, key=lambda chosen: _value(values, chosen)))
     return _least_over(values, costs, limits)
+
+
+def _exchanged(values: Sequence[Array], costs: Sequence[Array], limits: Array, chosen: tuple[int, ...]) -> tuple[int, ...]:
+    """``chosen``, with one candidate at a time exchanged for what lowers the sum most within the limits, until nothing does."""
+    while True:
+        total, best = _total(costs, chosen), (0.0, chosen)
+        for expert, (value, cost) in enumerate(zip(values, costs, strict=True)):
+            gain = value - value[chosen[expert]]
+            fits = (total - cost[chosen[expert]] + cost <= limits * (1 + 1e-12)).all(axis=1)
+            place = int(np.where(fits, gain, np.inf).argmin())
+            if fits[place] and gain[place] < best[0]:
+                best = float(gain[place]), (*chosen[:expert], place, *chosen[expert + 1 :])
+        if best[1] == chosen:
+            return chosen
+        chosen = best[1]
 
 
 def _cheapest(values: Sequence[Array], costs: Sequence[Array], prices: Array) -> tuple[int, ...]:
