@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from meme_nas.kernel import Indices
 from meme_nas.pick import best_sum
-from meme_nas.surrogate import Indices, Surrogate
+from meme_nas.surrogate import Surrogate
 
 Array = NDArray[np.float64]
 Cascade = tuple[int, ...]

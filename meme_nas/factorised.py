@@ -15,6 +15,7 @@ from functools import cache
 
 import moocore
 import numpy as np
+from scipy.spatial.distance import cdist
 
 from meme.config import Config
 from meme.errors import UserError
@@ -36,9 +37,10 @@ WAVES = 2  # in which the cascades of a round are chosen
 ATTEMPTS = 60  # to propose a candidate that is new
 CREDULOUS_ATTEMPTS = 10  # of them by the proposer, before chance takes over
 MOST_CASCADES = 800  # that the surrogate is fitted to
-EVERY_ROUND, MILESTONES = 32, 1.25  # rounds, and by what their number grows until the surrogate's kernel is chosen anew
+EVERY_ROUND, MILESTONES = 16, 1.25  # rounds, and by what their number grows until the surrogate's kernel is chosen anew
 RECENT = 4  # rounds whose surrogates may be asked again
 POOL, PARENTS = 200, 4  # points drawn by chance, and candidates whose neighbours join them
+LEAST_KNOWN = 2  # candidates of an expert; a surrogate of fewer knows no choice from another
 
 
 class Factorised(Strategy):
@@ -213,25 +215,31 @@ class Factorised(Strategy):
     def _proposals(self, number: int, index: int, place: int) -> Iterator[Choices]:
         """For candidate ``index`` of expert ``number``: first the proposer's, then points drawn by chance."""
         seeds = [derive_seed(self.settings.seed, "candidate", number, index, attempt) for attempt in range(ATTEMPTS)]
-        model = self._model(place - 2, self.rounds[place - 2]) if place >= 2 else None
-        if self.settings.proposer == "model" and model is not None:
-            yield from self._imagined(number, model, seeds[0])
+        if self.settings.proposer == "model":
+            yield from self._imagined(number, place, random.Random(seeds[0]))
         else:
             for seed in seeds[:CREDULOUS_ATTEMPTS]:
                 yield self._proposers[number].propose_after(self._signals(number, place), seed)
         for seed in seeds[CREDULOUS_ATTEMPTS:]:
             yield draw(self._own[number], random.Random(seed))
 
-    def _imagined(self, number: int, model: Surrogate, seed: int) -> list[Choices]:
-        """The best under a draw from the model, of points not tried: some drawn by chance, and neighbours of the best."""
-        own, chance = self._own[number], random.Random(seed)
-        best = [self._log(number)[index].choices for index in np.argsort(model.credit(number))[:PARENTS]]
+    def _imagined(self, number: int, place: int, chance: random.Random) -> list[Choices]:
+        """Points not tried, those first of which the surrogate expects most; before it can tell, those farthest from what is
+        tried. A draw from the surrogate instead of what it expects picks what it knows least of, and was slower."""
+        own, tried = self._own[number], [trial.choices for trial in self._log(number)]
+        known = self.rounds[place - 2] if place >= 2 else 0
+        model = self._model(place - 2, known) if known >= LEAST_KNOWN else None
+        best = [tried[index] for index in np.argsort(model.credit(number))[:PARENTS]] if model else []
         pool = [draw(own, chance) for _ in range(POOL)] + [near for choices in best for near in neighbours(own, choices)]
         pool = [choices for choices in pool if self._rosters[number].place(choices) is None]
         if not pool:
             return []
-        drawn = model.draw_new(number, np.array([encoded(own, choices) for choices in pool]), np.random.default_rng(seed))
-        return [pool[index] for index in np.argsort(drawn, kind="stable")[:CREDULOUS_ATTEMPTS]]
+        points = np.array([encoded(own, choices) for choices in pool])
+        if model:
+            order = model.expected(number, points)
+        else:
+            order = -cdist(points, np.array([encoded(own, choices) for choices in tried])).min(axis=1)
+        return [pool[index] for index in np.argsort(order, kind="stable")[:CREDULOUS_ATTEMPTS]]
 
     def _is_new(self, number: int, choices: Choices) -> bool:
         """Whether no earlier candidate is the same expert, and a cascade with it can keep the limits."""

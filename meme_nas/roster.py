@@ -6,7 +6,7 @@ import numpy as np
 
 from meme.config import Config, ExpertConfig
 from meme_nas.costs import Array, Costs
-from meme_nas.surrogate import Candidates, Indices
+from meme_nas.kernel import Candidates, Indices
 from meme_nas.trial_log import TrialLog, TrialRecord
 from search_spaces.domain import Choices, Domain, encoded, size
 

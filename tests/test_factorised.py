@@ -7,23 +7,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 from toys import score
 
 from meme.errors import UserError
 from meme.presets import preset
+from meme_nas import kernel
 from meme_nas.assembly import Assembly
 from meme_nas.costs import Costs
 from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
+from meme_nas.kernel import Candidates
 from meme_nas.pareto import front, hypervolumes
 from meme_nas.pick import best_sum
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import winner
 from meme_nas.study import Study
-from meme_nas.surrogate import Candidates, Surrogate
+from meme_nas.surrogate import Surrogate
 from search_spaces.domain import Choice, Integer, Real, encoded
 from search_spaces.splits import SplitSpace
 
@@ -290,6 +292,7 @@ columns = st.lists(st.lists(st.tuples(st.floats(-5, 5), st.floats(0, 5)), min_si
 
 
 @given(columns, st.floats(0, 20))
+@example([[(0.0, 0.0), (-1.0, 3.0)]] * 3, 6.0)  # at every price all three or none, where two fit
 @settings(max_examples=150)
 def test_the_best_sum_keeps_its_limit_and_is_near_the_best(table, limit):
     values = [np.array([value for value, _ in column]) for column in table]
@@ -330,6 +333,31 @@ def test_the_surrogate_ranks_cascades_it_has_not_seen():
     others = np.random.default_rng(1).integers(0, 10, (200, 4))
     expected = sum(truth[n][others[:, n]] for n in range(4))
     assert kendalltau(Surrogate(known, cascades, scores).predict(others), expected).statistic > 0.85
+
+
+def test_it_learns_which_choices_matter_to_which_expert():
+    """So that it knows candidates apart that nobody has trained."""
+    source = np.random.default_rng(0)
+    choices = [source.random((10, 3)) for _ in range(4)]
+    new = source.random((50, 3))
+
+    def truth(expert, x):
+        return 0.3 * np.abs(x[:, expert % 3] - 0.3)  # one choice each, and not the same one
+
+    cascades = source.integers(0, 10, (40, 4))
+    scores = sum(truth(n, choices[n])[cascades[:, n]] for n in range(4)) + 0.002 * source.standard_normal(40)
+    losses = [source.random(10) for _ in range(4)]  # which say nothing
+    model = Surrogate([Candidates(x, loss) for x, loss in zip(choices, losses, strict=True)], cascades, scores)
+    for n in range(4):
+        assert kendalltau(model.expected(n + 1, new), truth(n, new)).statistic > 0.6
+
+
+def test_many_scores_choose_the_kernel_by_some_of_them(monkeypatch):
+    known, truth, cascades, scores = sums(scored=120)
+    monkeypatch.setattr(kernel, "MOST_TO_CLIMB", 40)
+    others = np.random.default_rng(1).integers(0, 10, (200, 4))
+    expected = sum(truth[n][others[:, n]] for n in range(4))
+    assert kendalltau(Surrogate(known, cascades, scores).predict(others), expected).statistic > 0.9
 
 
 def test_contributions_come_with_an_honest_deviation():
