@@ -31,13 +31,14 @@ from meme.config import Config
 from meme.files import written_whole
 from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
+from meme_nas.kernel import Candidates
 from meme_nas.pareto import hypervolumes
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy
 from meme_nas.study import Study
-from meme_nas.surrogate import Candidates, Surrogate
+from meme_nas.surrogate import Surrogate
 from meme_nas.trial import Outcome, Task
-from search_spaces.domain import Choice, Choices, Integer
+from search_spaces.domain import Choices, Integer, Real
 
 EXPERTS = range(1, 5)
 BASE_CANDIDATES = ((8, 16, 0.6), (8, 16, 0.6), (8, 32, 0.2), (8, 32, 0.2))  # the hand-made pattern on the table's grid
@@ -65,7 +66,7 @@ class TableSpace:
         for number in EXPERTS:
             found[f"expert{number}.level1.low"] = Integer(LEVEL_1[0], LEVEL_1[-1], LEVEL_1[1])
             found[f"expert{number}.level2.low"] = Integer(LEVEL_2[0], LEVEL_2[-1], LEVEL_2[1])
-            found[f"expert{number}.p"] = Choice(PROBABILITIES)
+            found[f"expert{number}.p"] = Real(PROBABILITIES[0], PROBABILITIES[-1], PROBABILITIES[1] - PROBABILITIES[0])
         return found
 
     def config(self, choices: Choices, name: str) -> Config:
@@ -118,8 +119,7 @@ class Table:
         self.best = min(self.fid(cascade) for cascade in self._promising())
 
     def candidates(self) -> list[Candidates]:
-        kinds = np.eye(len(PROBABILITIES))
-        rows = [[LEVEL_1.index(a) / 2, LEVEL_2.index(b) / 2, *kinds[PROBABILITIES.index(p)]] for a, b, p in CANDIDATES]
+        rows = [[LEVEL_1.index(a) / 2, LEVEL_2.index(b) / 2, PROBABILITIES.index(p) / 2] for a, b, p in CANDIDATES]
         grid = np.array(rows)
         return [Candidates(grid, losses) for losses in self.losses]
 
