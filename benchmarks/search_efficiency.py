@@ -43,6 +43,7 @@ from search_spaces.domain import Choices, Integer, Real
 EXPERTS = range(1, 5)
 BASE_CANDIDATES = ((8, 16, 0.6), (8, 16, 0.6), (8, 32, 0.2), (8, 32, 0.2))  # the hand-made pattern on the table's grid
 FOLDS = 5
+P_STEP = 0.4  # between the table's probabilities
 STRATEGIES = {
     "random": ("joint", "random", False),
     "joint TPE": ("joint", "tpe", False),
@@ -66,7 +67,7 @@ class TableSpace:
         for number in EXPERTS:
             found[f"expert{number}.level1.low"] = Integer(LEVEL_1[0], LEVEL_1[-1], LEVEL_1[1])
             found[f"expert{number}.level2.low"] = Integer(LEVEL_2[0], LEVEL_2[-1], LEVEL_2[1])
-            found[f"expert{number}.p"] = Real(PROBABILITIES[0], PROBABILITIES[-1], PROBABILITIES[1] - PROBABILITIES[0])
+            found[f"expert{number}.p"] = Real(PROBABILITIES[0], PROBABILITIES[-1], P_STEP)
         return found
 
     def config(self, choices: Choices, name: str) -> Config:
