@@ -48,6 +48,7 @@ def engine(cluster, tmp_path):
     engine.close()
 
 
+@pytest.mark.slow
 def test_trials_run_on_every_node(engine, tmp_path):
     seen = tmp_path / "seen"
     seen.mkdir()
@@ -181,6 +182,7 @@ def test_a_search_command_joins_the_cluster(cluster, tmp_path):
     assert [trial.state for trial in read_trials(tmp_path / "study")] == ["complete"] * 3
 
 
+@pytest.mark.slow
 def test_the_full_training_asks_the_cluster_for_its_gpus_after_the_search_has_left_it(cluster):
     assert not ray.is_initialized()
     training = training_of(SearchSettings(ray_address=cluster.address, cpus_per_trial=2))
@@ -189,6 +191,7 @@ def test_the_full_training_asks_the_cluster_for_its_gpus_after_the_search_has_le
     assert (training.address, training.cpus, training.on_gpus) == (cluster.address, 2, False)
 
 
+@pytest.mark.slow
 def test_a_study_that_the_nodes_do_not_see_is_refused(cluster, tmp_path):
     """The command has a file system of its own in the place of the study's folder."""
     private = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {tmp_path} && exec "$@"', "sh"]
@@ -200,6 +203,7 @@ def test_a_study_that_the_nodes_do_not_see_is_refused(cluster, tmp_path):
     assert f"error: study: {tmp_path}/study is not visible from the cluster's node" in done.stderr
 
 
+@pytest.mark.slow
 def test_inputs_that_a_node_lacks_are_refused(cluster, tmp_path):
     ray_cluster.join(cluster.address)
     with pytest.raises(UserError, match="data: /nowhere/images is not visible from the cluster's node"):

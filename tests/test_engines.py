@@ -75,6 +75,7 @@ def test_a_trial_whose_worker_dies_is_run_again(engine, tmp_path):
     assert [trial.state for trial in trials] == ["complete"] * 8
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_is_replaced_though_trials_are_shorter_than_its_start(engine, tmp_path):
     seen = tmp_path / "seen"
     seen.mkdir()
@@ -84,6 +85,7 @@ def test_a_worker_that_died_is_replaced_though_trials_are_shorter_than_its_start
     assert len(workers[2]) == 2 and len({workers[number][-1] for number in range(10, 16)}) == 2
 
 
+@pytest.mark.slow
 def test_a_trial_that_always_kills_its_worker_fails_alone(engine, tmp_path):
     trials = search_with(engine, tmp_path / "study", Troubled(dies_always=3, folder=tmp_path))
     assert [trial.number for trial in trials if trial.state == "failed"] == [3]

@@ -66,6 +66,7 @@ def test_what_fails_is_the_browsers_answer_and_a_taken_port_a_sentence():
             Watch(page, lambda: 0, urlsplit(watch.address).port)
 
 
+@pytest.mark.slow
 def test_a_search_is_watched_while_it_runs(tmp_path):
     """A browser that follows sees trials come; the end of the search ends the server."""
     small = "--engine local --workers 1 --strategy joint --features random"
