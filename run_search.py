@@ -18,7 +18,8 @@ EXAMPLE = "python run_search.py --data path/to/images --budget 50"
 def main(arguments: list[str] | None = None) -> None:
     with exits_with_a_sentence(SearchSettings):
         settings, output = read_settings(SearchSettings, arguments, "run_search.py", GROUPS, EXAMPLE)
-        from meme_nas.run import describe, retrain_winner, run  # torch, Optuna and all: seconds that --help shall not take
+        from meme_nas.forecast import describe  # torch, Optuna and all: seconds that --help shall not take
+        from meme_nas.run import retrain_winner, run
         from meme_nas.summary import as_record
 
         with printing(output):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from meme_nas.run import workers_for
+from meme_nas.placement import workers_for
 from meme_nas.settings import SearchSettings
 from meme_nas.study import read_everything
 from meme_nas.trial_log import TrialRecord

@@ -1,4 +1,5 @@
-"""How long a search will take here: from a few training steps of the hand-made pattern, timed on images of zeros."""
+"""What a search will be and take, said before it begins; its time from a few training steps of the hand-made pattern, timed on
+images of zeros."""
 
 import time
 from collections.abc import Iterator
@@ -8,15 +9,54 @@ import numpy as np
 import torch
 
 from meme.config import Config
+from meme.console import console
 from meme.cost import ensemble_cost
 from meme.data import Images
 from meme.pipeline import pick_device
+from meme.survey import SMALLEST
 from meme.trainer import run_training
+from meme_nas.placement import workers_for
+from meme_nas.report_words import duration, quantity
 from meme_nas.settings import SearchSettings
+from search_spaces.domain import size
+from search_spaces.space import build_space
 
+LONG = 2 * 3600  # seconds; longer searches are told of a smaller network
 PASSES_A_STEP = 3  # forward, and twice as much backward
 TIMED_STEPS = 2
 MOST_MACS_ON_A_CPU = 5e10  # in a timed step, about a second; of larger batches a part is timed
+
+
+def describe(settings: SearchSettings) -> None:
+    """What ``--dry-run`` prints: the settings in force, the size of the space and the cost of one trial. Trains nothing."""
+    config = settings.full_config()
+    proxy, cost = settings.as_proxy(config), ensemble_cost(config)
+    space = build_space(config, settings.dimensions)
+    for name, value in {**settings.in_force(), "data": config.data, "study": settings.folder, "budget": settings.budget}.items():
+        console.print(f"{name:<16} {value}", markup=False)
+    images_trained = proxy.training.steps * proxy.training.batch_size * len(proxy.experts)
+    training = PASSES_A_STEP * images_trained * cost.macs
+    sampling = proxy.evaluation.samples * proxy.sampling.steps * cost.macs
+    console.print(f"space            {len(space.domains)} dimensions, {size(space.domains):.3g} points")
+    console.print(f"hand-made        {quantity(cost.params)} parameters, {quantity(cost.macs)} MACs an image and step")
+    console.print(
+        f"one trial        {len(proxy.experts)} experts x {proxy.training.steps} steps x {proxy.training.batch_size} images, "
+        f"then {proxy.evaluation.samples} samples x {proxy.sampling.steps} steps: about {quantity(training + sampling)} MACs"
+    )
+    console.print(f"trials at a time {workers_for(settings)} on {pick_device(settings.device)}")
+    console.print("\n".join(forecast_lines(settings)))
+
+
+def forecast_lines(settings: SearchSettings) -> list[str]:
+    """How long the search will take on this machine, and where that is very long without a GPU, what would take less."""
+    seconds = search_seconds(settings, workers_for(settings))
+    audit = ", its audit not counted" if settings.audit_factor else ""
+    lines = [f"the search takes about {duration(seconds)} on this machine{audit}"]
+    if seconds > LONG and pick_device(settings.device).type == "cpu" and settings.preset_name not in (SMALLEST, "digits-meme"):
+        smallest = settings.model_copy(update={"preset": SMALLEST, "image_size": None})
+        shorter = duration(search_seconds(smallest, workers_for(smallest)))
+        lines.append(f"without a GPU, --preset {SMALLEST} ({smallest.full_config().image.size} pixels a side) takes {shorter}")
+    return lines
 
 
 def search_seconds(settings: SearchSettings, workers: int) -> float:

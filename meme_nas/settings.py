@@ -182,6 +182,11 @@ class SearchSettings(Settings):
         return self.study or Path("results") / self.preset_name
 
     @property
+    def bank_folder(self) -> Path:
+        """Folder of the experts that the search trains."""
+        return self.bank or self.folder / "bank"
+
+    @property
     def inputs(self) -> tuple[Path, ...]:
         """Files and folders outside the study's that trials use, wherever they run."""
         data = Path(_absolute(self.data)) if self.data and self.data != "digits" else None

@@ -17,7 +17,7 @@ from meme.pipeline import open_reference, train
 from meme.presets import preset
 from meme.trainer import Progress
 from meme_nas.joint import Joint
-from meme_nas.run import room_for_trials, training_of
+from meme_nas.placement import room_for_trials, training_of
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study, read_trials
 

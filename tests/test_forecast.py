@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from meme_nas import forecast
-from meme_nas.forecast import search_seconds
-from meme_nas.run import describe
+from meme_nas.forecast import describe, search_seconds
 from meme_nas.settings import SearchSettings
 
 

@@ -17,7 +17,7 @@ from meme.cost import ensemble_cost
 from meme.data import open_images
 from meme.errors import UserError
 from meme.presets import preset, yardsticks
-from meme_nas import run
+from meme_nas import conclusion
 from meme_nas.costs import Costs
 from meme_nas.export import Kept, export_configs
 from meme_nas.joint import Joint
@@ -361,7 +361,7 @@ def test_a_report_leaves_out_the_versions_of_what_is_not_installed(monkeypatch):
             raise PackageNotFoundError(name)
         return "1.0"
 
-    monkeypatch.setattr(run, "version", version)
+    monkeypatch.setattr(conclusion, "version", version)
     images = open_images("digits", size=8, channels=1)
-    facts = run._facts(SearchSettings(engine="local"), images, SimpleNamespace(name="pixels"))
+    facts = conclusion.facts_of(SearchSettings(engine="local"), images, SimpleNamespace(name="pixels"))
     assert "optuna 1.0" in facts["versions"] and "ray" not in facts["versions"]

@@ -1,0 +1,177 @@
+"""What a search comes to: finalists scored again, configs exported, the report, and what is said of it."""
+
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from meme.config import Config
+from meme.console import console, remarks
+from meme.data import Images
+from meme.ensemble import Ensemble
+from meme.features import FeatureSpace
+from meme.files import written_whole
+from meme.pipeline import evaluate, pick_device
+from meme_nas.audit import Audit, agreements, audited_winner, signals_of
+from meme_nas.bank import ExpertBank
+from meme_nas.export import export_configs
+from meme_nas.objective import STATES, Basis, restore_ensemble
+from meme_nas.pareto import front
+from meme_nas.portrait import portrait
+from meme_nas.report import write_report
+from meme_nas.report_words import audit_verdict, metric_name, quantity
+from meme_nas.settings import SearchSettings
+from meme_nas.strategy import Strategy, winner
+from meme_nas.study import trial_folder
+from meme_nas.summary import Portrait, Rescored, Summary
+from meme_nas.trial_log import TrialRecord
+
+FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
+
+
+def so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) -> Summary:
+    """What is known without scoring anything again."""
+    trials = list(search.study.trials)  # the search may go on adding to its own
+    return Summary(
+        title=f"MEME search: {settings.preset_name}",
+        folder=settings.folder,
+        trials=trials,
+        winner=winner(trials, settings.objectives),
+        importance=search.study.importance(),
+        facts=facts,
+        metric=settings.first_objective,
+    )
+
+
+def report_before_audit(settings: SearchSettings, search: Strategy, basis: Basis) -> None:
+    """Something to read and to look at while the audit runs."""
+    summary = so_far(settings, search, facts_of(settings, basis.images, basis.space))
+    path = settings.folder / "report.html"
+    write_report(replace(summary, portraits=_portraits(settings, summary.trials, summary.winner, basis)), path)
+    remarks.print(f"the report before the audit: {path}", markup=False)
+
+
+def conclude(settings: SearchSettings, search: Strategy, audit: Audit | None, basis: Basis) -> Summary:
+    """Export configs, score winner and yardsticks with fresh noise, copy the winner's samples, write the report."""
+    folder, trials = settings.folder, search.study.trials
+    audited = audit.results() if audit else []
+    best = audited_winner(audited, settings.objectives) or winner(trials, settings.objectives)
+    export_configs(folder, trials, settings, best)
+    summary = Summary(
+        title=f"MEME search: {settings.preset_name}",
+        folder=folder,
+        trials=trials,
+        winner=best,
+        finalists=_score_again(settings, trials, best, basis),
+        importance=search.study.importance(),
+        facts=facts_of(settings, basis.images, basis.space),
+        audited=audited,
+        agreements=agreements(audited, signals_of(audited, search)) if audited else [],
+        portraits=_portraits(settings, trials, best, basis),
+        metric=settings.first_objective,
+    )
+    if best:
+        with written_whole(folder / "samples.png") as partial:
+            shutil.copyfile(trial_folder(folder, best.number) / "samples.png", partial)
+    write_report(summary, folder / "report.html")
+    shutil.rmtree(folder / STATES, ignore_errors=True)  # of use while cascades are scored only
+    return summary
+
+
+def _score_again(
+    settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis
+) -> list[Rescored]:
+    """Winner and yardsticks, each with the same fresh sampling seeds: the winner was picked for its score with the old one."""
+    bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
+    chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
+    finalists = []
+    with remarks.status("scoring winner and yardsticks with fresh noise"):
+        for trial in chosen:
+            restore_ensemble(trial_folder(settings.folder, trial.number), bank, pick_device(settings.device))
+            by_training = [_fresh_scores(settings, trial.config, seed, basis, bank) for seed in settings.seeds]
+            means = tuple(map(statistics.fmean, zip(*by_training, strict=True)))
+            finalists.append(Rescored(trial, means, settings.full_config().evaluation.samples))
+    return finalists
+
+
+def _banked(config: Config, bank: ExpertBank, device: torch.device) -> Ensemble:
+    numbers = range(1, len(config.experts) + 1)
+    return Ensemble(config, [bank.load(config, n, bank.obtain(config, n, device), device) for n in numbers])
+
+
+def _portraits(settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis) -> list[Portrait]:
+    """Of the winner, and of the hand-made pattern beside it, both of which were just scored again."""
+    device = pick_device(settings.device)
+    hand_made = [trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete" and trial is not best]
+    chosen = [*([best] if best else []), *hand_made]
+    bank, seed = ExpertBank(settings.bank_folder, basis.data, basis.held_out), {"seed": settings.seed}
+    ensembles = ((trial, _banked(trial.config.with_(training=seed), bank, device)) for trial in chosen)
+    return [portrait(trial, ensemble, basis.data, FRESH_SEEDS[0], device) for trial, ensemble in ensembles]
+
+
+def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, basis: Basis, bank: ExpertBank) -> list[float]:
+    """Of an ensemble in the bank, one a fresh sampling seed, with as many samples as its full training would be scored by."""
+    device, metric = pick_device(settings.device), settings.first_objective
+    config = config.with_(training={"seed": training_seed}, evaluation={"samples": settings.full_config().evaluation.samples})
+    ensemble = _banked(config, bank, device)
+    scores = (evaluate(ensemble, basis.images, basis.space, metrics=(metric,), seed=seed, device=device) for seed in FRESH_SEEDS)
+    return [score.measured[metric].value for score in scores]
+
+
+def facts_of(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
+    full = settings.full_config()
+    config = settings.as_proxy(full)
+    used = ("meme-nas", "torch", "numpy", "optuna", "ray", "diffusers", "clean-fid", "ptflops")
+    versions = ", ".join(f"{name} {found}" for name in used if (found := _installed(name)))
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "data": f"{images.name}: {len(images)} images, {config.image.channels} x {config.image.size} x {config.image.size}",
+        "feature space": space.name,
+        "minimised": ", ".join(settings.objectives),
+        "scored on": f"{config.evaluation.samples} samples, {config.sampling.sampler} {config.sampling.steps} steps",
+        "winner and yardsticks on": f"{full.evaluation.samples} samples",
+        "proxy training": f"{config.training.steps} steps of {config.training.batch_size} an expert",
+        "full training": f"{full.training.steps} steps an expert",
+        "versions": f"Python {platform.python_version()}, {versions}",
+        "hardware": f"{os.cpu_count()} cores, {_gpu()}",
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+
+
+def say_results(settings: SearchSettings, summary: Summary) -> None:
+    folder, best, metric = settings.folder, summary.winner, metric_name(summary)
+    if best is None:
+        console.print(f"no trial was scored; the reasons are in {folder / 'trials.csv'}")
+        return
+    for finalist in summary.finalists:
+        name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
+        macs = quantity(finalist.trial.scored.macs)
+        console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
+    console.print(f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
+    if summary.audited:
+        console.print(audit_verdict(summary.agreements))
+    console.print(
+        f"{len(front(summary.trials, settings.objectives))} trials on the Pareto front. Look at {folder / 'report.html'}"
+    )
+    if not settings.retrain:
+        console.print(f"train the winner in full: python -m meme train {folder / 'winner.yaml'}")
+
+
+def _installed(name: str) -> str | None:
+    """The version of a package; None where it is not installed, as Ray need not be, nor this project where it is run in place."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
