@@ -80,7 +80,7 @@ class Assembly:
         for turn in range(count):
             values, limits = [drawn[turn] for _, drawn in draws], self.winner_limits
             if turn >= (1 - FRONT_SHARE) * count:
-                prices = _random_prices(values, costs, source)
+                prices = random_prices(values, costs, source)
                 values, limits = [value + cost @ prices for value, cost in zip(values, costs, strict=True)], self.limits
             for places in _best_first(values, best_sum(values, costs, limits)):
                 cascade = tuple(int(kept[place]) for (kept, _), place in zip(draws, places, strict=True))
@@ -104,7 +104,7 @@ def _best_first(values: Sequence[Array], best: Cascade) -> Iterator[Cascade]:
         yield (*best[:expert], place, *best[expert + 1 :])
 
 
-def _random_prices(values: Sequence[Array], costs: Sequence[Array], source: np.random.Generator) -> Array:
+def random_prices(values: Sequence[Array], costs: Sequence[Array], source: np.random.Generator) -> Array:
     """(K,) such that each kind of cost weighs between a hundredth of what the values do and ten times as much."""
     spread = sum(np.ptp(value) for value in values)
     ranges = np.maximum(sum(np.ptp(cost, axis=0) for cost in costs), 1e-12)

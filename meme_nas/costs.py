@@ -38,6 +38,11 @@ class Costs:
         """(K,) what expert ``number`` adds to the costs of its ensemble."""
         return np.array([_share(kind, config, number, self.settings.device) for kind in self.kinds])
 
+    def counted(self, config: Config, number: int) -> Array:
+        """(K',) the same, of what is minimised and takes no timing: it can be asked for hundreds of candidates."""
+        kinds = [kind for kind in self.kinds if kind in self.settings.objectives and kind != "latency_ms"]
+        return np.array([_share(kind, config, number, self.settings.device) for kind in kinds])
+
     def total(self, config: Config) -> Array:
         """(K,) of the whole ensemble."""
         return sum((self.of(config, number) for number in range(1, len(config.experts) + 1)), np.zeros(len(self.kinds)))

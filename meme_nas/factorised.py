@@ -20,7 +20,7 @@ from scipy.spatial.distance import cdist
 from meme.config import Config
 from meme.errors import UserError
 from meme.seeding import derive_seed
-from meme_nas.assembly import Assembly, Cascade
+from meme_nas.assembly import Array, Assembly, Cascade, random_prices
 from meme_nas.proposals import Proposer
 from meme_nas.roster import Roster
 from meme_nas.settings import LEAST_LAG, SearchSettings
@@ -40,6 +40,7 @@ MOST_CASCADES = 800  # that the surrogate is fitted to
 EVERY_ROUND, MILESTONES = 16, 1.25  # rounds, and by what their number grows until the surrogate's kernel is chosen anew
 RECENT = 4  # rounds whose surrogates may be asked again
 POOL, PARENTS = 200, 4  # points drawn by chance, and candidates whose neighbours join them
+FRONT_TURN = 4  # one of so many candidates is proposed for the front, and not for the winner
 LEAST_KNOWN = 2  # candidates of an expert; a surrogate of fewer knows no choice from another
 
 
@@ -224,8 +225,9 @@ class Factorised(Strategy):
             yield draw(self._own[number], random.Random(seed))
 
     def _imagined(self, number: int, place: int, chance: random.Random) -> list[Choices]:
-        """Points not tried, those first of which the surrogate expects most; before it can tell, those farthest from what is
-        tried. A draw from the surrogate instead of what it expects picks what it knows least of, and was slower."""
+        """Points not tried, those first of which the surrogate expects most, in some turns at a price of their costs; before it
+        can tell, those farthest from what is tried. A draw from the surrogate in the place of what it expects picks what it knows
+        least of, and was slower."""
         own, tried = self._own[number], [trial.choices for trial in self._log(number)]
         known = self.rounds[place - 2] if place >= 2 else 0
         model = self._model(place - 2, known) if known >= LEAST_KNOWN else None
@@ -237,9 +239,16 @@ class Factorised(Strategy):
         points = np.array([encoded(own, choices) for choices in pool])
         if model:
             order = model.expected(number, points)
+            if (len(tried) + number) % FRONT_TURN == 0:
+                order = order + self._priced(number, pool, order, chance)
         else:
             order = -cdist(points, np.array([encoded(own, choices) for choices in tried])).min(axis=1)
         return [pool[index] for index in np.argsort(order, kind="stable")[:CREDULOUS_ATTEMPTS]]
+
+    def _priced(self, number: int, pool: Sequence[Choices], values: Array, chance: random.Random) -> Array:
+        """What the candidates in ``pool``, worth ``values``, cost at prices that are drawn at random."""
+        costs = np.array([self.costs.counted(self._with({number: choices}, ""), number) for choices in pool])
+        return costs @ random_prices([values], [costs], np.random.default_rng(chance.randrange(2**32)))
 
     def _is_new(self, number: int, choices: Choices) -> bool:
         """Whether no earlier candidate is the same expert, and a cascade with it can keep the limits."""
