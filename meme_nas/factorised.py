@@ -41,6 +41,7 @@ EVERY_ROUND, MILESTONES = 16, 1.25  # rounds, and by what their number grows unt
 RECENT = 4  # rounds whose surrogates may be asked again
 POOL, PARENTS = 200, 4  # points drawn by chance, and candidates whose neighbours join them
 FRONT_TURN = 4  # one of so many candidates is proposed for the front, and not for the winner
+PRICED = 16  # points drawn by chance, and as many of the most expected, that are looked at for it: to count costs takes time
 LEAST_KNOWN = 2  # candidates of an expert; a surrogate of fewer knows no choice from another
 
 
@@ -225,28 +226,35 @@ class Factorised(Strategy):
             yield draw(self._own[number], random.Random(seed))
 
     def _imagined(self, number: int, place: int, chance: random.Random) -> list[Choices]:
-        """Points not tried, those first of which the surrogate expects most, in some turns at a price of their costs; before it
-        can tell, those farthest from what is tried. A draw from the surrogate in the place of what it expects picks what it knows
-        least of, and was slower."""
-        own, tried = self._own[number], [trial.choices for trial in self._log(number)]
+        """Points not tried, best first: in most turns those of which the surrogate expects most (a draw from it picks what it
+        knows least of, and was slower), in some those that are cheap beside it; before it can tell, those farthest from what is
+        tried."""
         known = self.rounds[place - 2] if place >= 2 else 0
         model = self._model(place - 2, known) if known >= LEAST_KNOWN else None
-        best = [tried[index] for index in np.argsort(model.credit(number))[:PARENTS]] if model else []
-        pool = [draw(own, chance) for _ in range(POOL)] + [near for choices in best for near in neighbours(own, choices)]
-        pool = [choices for choices in pool if self._rosters[number].place(choices) is None]
+        pool = self._untried(number, model, chance)
         if not pool:
             return []
-        points = np.array([encoded(own, choices) for choices in pool])
-        if model:
-            order = model.expected(number, points)
-            if (len(tried) + number) % FRONT_TURN == 0:
-                order = order + self._priced(number, pool, order, chance)
+        points = np.array([encoded(self._own[number], choices) for choices in pool])
+        if model is None:
+            tried = np.array([encoded(self._own[number], trial.choices) for trial in self._log(number)])
+            order = -cdist(points, tried).min(axis=1)
         else:
-            order = -cdist(points, np.array([encoded(own, choices) for choices in tried])).min(axis=1)
+            order = model.expected(number, points)
+            if (len(self._log(number)) + number) % FRONT_TURN == 0:
+                some = np.union1d(np.arange(len(pool))[:PRICED], np.argsort(order, kind="stable")[:PRICED])
+                pool, order = [pool[index] for index in some], order[some]
+                order = order + self._prices(number, pool, order, chance)
         return [pool[index] for index in np.argsort(order, kind="stable")[:CREDULOUS_ATTEMPTS]]
 
-    def _priced(self, number: int, pool: Sequence[Choices], values: Array, chance: random.Random) -> Array:
-        """What the candidates in ``pool``, worth ``values``, cost at prices that are drawn at random."""
+    def _untried(self, number: int, model: Surrogate | None, chance: random.Random) -> list[Choices]:
+        """Points drawn by chance, and neighbours of those that are credited most."""
+        own, log = self._own[number], self._log(number)
+        best = [log[index].choices for index in np.argsort(model.credit(number))[:PARENTS]] if model else []
+        pool = [draw(own, chance) for _ in range(POOL)] + [near for choices in best for near in neighbours(own, choices)]
+        return [choices for choices in pool if self._rosters[number].place(choices) is None]
+
+    def _prices(self, number: int, pool: Sequence[Choices], values: Array, chance: random.Random) -> Array:
+        """What the candidates in ``pool``, worth ``values``, cost, each kind of cost at a price drawn at random."""
         costs = np.array([self.costs.counted(self._with({number: choices}, ""), number) for choices in pool])
         return costs @ random_prices([values], [costs], np.random.default_rng(chance.randrange(2**32)))
 
