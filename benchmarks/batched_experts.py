@@ -80,8 +80,9 @@ class OnStreams(InTurn):
 
 class AtOnce:
     def __init__(self, built: list[nn.Module]):
-        self.parameters, self.buffers = stack_module_state(built)
-        self.network = copy.deepcopy(built[0])
+        plain = [network.to(memory_format=torch.contiguous_format) for network in built]  # torch.func knows no other layout
+        self.parameters, self.buffers = stack_module_state(plain)
+        self.network = copy.deepcopy(plain[0])
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-4, fused=True)
         self._gradients = vmap(grad(self._loss))
 
@@ -101,7 +102,7 @@ class AtOnce:
 def largest_difference(config: Config, count: int, device: str) -> float:
     """Between the two ways' gradients, relative to each weight's largest."""
     inputs, built = batch(config, count, device), networks(config, count, device)
-    stacked = AtOnce(built).gradients(inputs)
+    stacked = AtOnce(networks(config, count, device)).gradients(inputs)
     InTurn(built).gradients(inputs)
     differences = []
     for place, network in enumerate(built):
