@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from meme.architecture import OVERRIDES, ExpertConfig
 from meme.config import even_intervals
+from meme_nas.settings import MOST_AUDITED
 from meme_nas.summary import Agreement, Summary
 from meme_nas.trial_log import TrialRecord
 
@@ -24,6 +25,7 @@ _RIVALS = {
     "single-model": "a single model trained as long as all experts together",
 }
 TRUSTED_TAU = 0.3  # lower end of an interval
+LEAST_JUDGED = 6  # configurations; fewer are often ordered alike by chance, and then the interval has no width
 SPREAD_NOTE = (
     "± is the standard deviation over sampling seeds; it does not cover the chance in training. "
     "“Not distinguishable” means that the intervals mean ± sd overlap."
@@ -138,6 +140,11 @@ def audit_verdict(found: Sequence[Agreement]) -> str:
     if not found:
         return "Too few configurations were audited to say how far the proxy's ranking can be trusted."
     score = found[0]
+    if score.count < LEAST_JUDGED:
+        return (
+            f"{score.count} audited configurations are too few to say whether the proxy's ranking deserves trust; longer "
+            f"training with several seeds has Kendall's tau {score.tau:.2f} with it (--audit-size {MOST_AUDITED} takes more)."
+        )
     said = f"Kendall's tau {score.tau:.2f}, 95% interval {score.low:.2f} to {score.high:.2f}, {score.count} configurations"
     if score.low > TRUSTED_TAU:
         return f"The proxy's ranking deserves trust: longer training with several seeds agrees with it ({said})."

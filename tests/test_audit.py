@@ -121,6 +121,11 @@ def test_three_configurations_say_nothing():
     assert "some trust" in audit_verdict([Agreement("x", 0.5, 0.1, 0.9, 8)])
 
 
+def test_few_configurations_that_agree_are_no_proof():
+    """Chance orders four alike in one of 24 cases, and every bootstrap sample of those agrees."""
+    assert audit_verdict([Agreement("x", 1.0, 1.0, 1.0, 4)]).startswith("4 audited configurations are too few to say")
+
+
 def test_the_winner_is_the_finalist_with_the_best_mean_within_the_hand_made_costs():
     results = [
         Rescored(record(0, 3.0, 1.0, "hand-made"), (2.0, 2.2)),
