@@ -25,7 +25,7 @@ from meme_nas.bank import ExpertBank
 from meme_nas.export import export_configs
 from meme_nas.objective import STATES, Basis, restore_ensemble
 from meme_nas.pareto import front
-from meme_nas.portrait import portrait
+from meme_nas.portrait import portrait, portrait_macs
 from meme_nas.report import write_report
 from meme_nas.report_words import audit_verdict, metric_name, quantity
 from meme_nas.settings import SearchSettings
@@ -34,6 +34,7 @@ from meme_nas.study import trial_folder
 from meme_nas.summary import Portrait, Rescored, Summary
 from meme_nas.trial_log import TrialRecord
 
+MOST_LIVE_MACS = 5e11  # of a portrait, some ten seconds of a CPU core
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 
@@ -108,13 +109,47 @@ def _banked(config: Config, bank: ExpertBank, device: torch.device) -> Ensemble:
 
 
 def _portraits(settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis) -> list[Portrait]:
-    """Of the winner, and of the hand-made pattern beside it, both of which were just scored again."""
+    """Of the winner, and of the hand-made pattern beside it, whose experts the bank has or trains again."""
     device = pick_device(settings.device)
-    hand_made = [trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete" and trial is not best]
-    chosen = [*([best] if best else []), *hand_made]
     bank, seed = ExpertBank(settings.bank_folder, basis.data, basis.held_out), {"seed": settings.seed}
-    ensembles = ((trial, _banked(trial.config.with_(training=seed), bank, device)) for trial in chosen)
+    ensembles = ((trial, _banked(trial.config.with_(training=seed), bank, device)) for trial in _portrayed(trials, best))
     return [portrait(trial, ensemble, basis.data, FRESH_SEEDS[0], device) for trial, ensemble in ensembles]
+
+
+def _portrayed(trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[TrialRecord]:
+    hand_made = [trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete" and trial is not best]
+    return [*([best] if best else []), *hand_made]
+
+
+class LivePortraits:
+    """Of the best so far and of the hand-made pattern, while the search runs: on the CPU, of experts that are there, each made
+    once and only where that takes a moment."""
+
+    def __init__(self, settings: SearchSettings, basis: Basis):
+        self._data, self._seed = basis.data, {"seed": settings.seed}
+        self._bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
+        self._made: dict[int, Portrait] = {}
+
+    def of(self, trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[Portrait]:
+        chosen = _portrayed(trials, best)
+        for trial in chosen:
+            if trial.number not in self._made and (ensemble := self._ensemble(trial)):
+                self._made[trial.number] = portrait(trial, ensemble, self._data, FRESH_SEEDS[0])
+        self._made = {
+            trial.number: replace(self._made[trial.number], trial=trial) for trial in chosen if trial.number in self._made
+        }
+        return list(self._made.values())
+
+    def _ensemble(self, trial: TrialRecord) -> Ensemble | None:
+        """As trained; None where an expert was evicted, or the portrait would take long."""
+        config = trial.config.with_(training=self._seed)
+        if config.first_stage or portrait_macs(config) > MOST_LIVE_MACS:
+            return None
+        found = [self._bank.find(config, number) for number in range(1, len(config.experts) + 1)]
+        if not all(found):
+            return None
+        experts = [self._bank.load(config, number, each) for number, each in enumerate(found, start=1) if each]
+        return Ensemble(config, experts)
 
 
 def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, basis: Basis, bank: ExpertBank) -> list[float]:

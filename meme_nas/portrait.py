@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from meme.analysis import Data, features
+from meme.config import Config
+from meme.cost import ensemble_cost
 from meme.ensemble import Ensemble, expert_at
 from meme.grids import grid
 from meme.pipeline import decoder
@@ -24,6 +26,12 @@ ANALYSED = 256  # images that spectra are averaged over
 def portrait(trial: TrialRecord, ensemble: Ensemble, data: Data, seed: int, device: torch.device | str = "cpu") -> Portrait:
     """Of ``trial``, whose trained ``ensemble`` this is; the images are the first ones of those drawn with ``seed``."""
     return Portrait(trial, tuple(_film(ensemble, seed, device)), tuple(_spectra(ensemble, data, seed)))
+
+
+def portrait_macs(config: Config) -> float:
+    """What a portrait takes."""
+    passes = IMAGES * config.sampling.steps + ANALYSED * len(config.experts)
+    return passes * ensemble_cost(config).macs
 
 
 @torch.inference_mode()

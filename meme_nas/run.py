@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 from threadpoolctl import threadpool_limits
 
@@ -10,7 +11,7 @@ from meme.console import remarks
 from meme.features import FeatureSpace
 from meme_nas.audit import SEEDS, Audit
 from meme_nas.bank import ExpertBank
-from meme_nas.conclusion import conclude, facts_of, report_before_audit, say_results, so_far
+from meme_nas.conclusion import LivePortraits, conclude, facts_of, report_before_audit, say_results, so_far
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.engines import Engine
@@ -98,10 +99,11 @@ def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> Abstra
     """The report of what is known so far, served while it lasts, where that was asked for."""
     if not settings.watch:
         return nullcontext()
-    facts = facts_of(settings, basis.images, basis.space)
+    facts, portraits = facts_of(settings, basis.images, basis.space), LivePortraits(settings, basis)
 
     def live_page() -> str:
-        return page(so_far(settings, search, facts), live=True)
+        summary = so_far(settings, search, facts)
+        return page(replace(summary, portraits=portraits.of(summary.trials, summary.winner)), live=True)
 
     watch = Watch(live_page, lambda: search.study.ensembles.finished, settings.watch_port)
     remarks.print(f"the report so far: {watch.address}", markup=False)

@@ -96,7 +96,7 @@ class Summary:
     agreements: list[Agreement] = field(default_factory=list)
     """How well what the search knew ranks them as that did, its score first; empty where there are too few."""
     portraits: list[Portrait] = field(default_factory=list)
-    """Of the winner and the hand-made pattern; empty while the search runs."""
+    """Of the winner and the hand-made pattern; while the search runs, where that takes a moment."""
     metric: str = "fid"
     """What is minimised first, fid or kid."""
 

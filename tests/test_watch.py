@@ -81,6 +81,7 @@ def test_a_search_is_watched_while_it_runs(tmp_path):
         with browser(tmp_path / "profile") as tab:
             tab.open(address)
             tab.wait_for("document.querySelectorAll('.trials tr.complete').length > 0", seconds=90)  # the page reloads itself
+            tab.wait_for("document.querySelectorAll('.film').length > 0 && document.querySelector('#spectra')", seconds=90)
             assert tab.complaints == []
         assert json.loads(ask(address, "/version")[1]) >= 1
         search.communicate(timeout=180)
