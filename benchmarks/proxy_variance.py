@@ -30,7 +30,7 @@ from meme.config import Config
 from meme_nas.objective import Objective
 from meme_nas.settings import SearchSettings
 from meme_nas.trial import Task, attempt
-from search_spaces.domain import draw
+from search_spaces.domain import draw, size
 from search_spaces.space import PAPER, build_space
 
 BOOTSTRAPS = 2_000
@@ -57,6 +57,8 @@ class Design:
 def design(config: Config, dimensions: tuple[str, ...], candidates: int, cascades: int) -> Design:
     space, source = build_space(config, dimensions), random.Random(0)
     experts = range(1, len(config.experts) + 1)
+    if cascades > candidates ** len(experts) or candidates > min(size(space.experts_domains(number)) for number in experts):
+        raise SystemExit(f"there are not {candidates} candidates an expert, or not {cascades} cascades of them")
     found: list[list[Config]] = []
     for number in experts:
         drawn = {config.architecture_id: config}
@@ -138,6 +140,14 @@ def tau_between(first: np.ndarray, later: np.ndarray) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
+def contributions(plan: Design, logs: np.ndarray) -> list[list[float]]:
+    """What every candidate of each expert adds to log FID (cascades, training seeds, sampling seeds), less its expert's mean."""
+    chosen = np.array(plan.cascades)
+    columns = np.concatenate([np.eye(len(own))[chosen[:, index]] for index, own in enumerate(plan.candidates)], axis=1)
+    fitted = np.linalg.lstsq(columns, logs.mean(axis=(1, 2)), rcond=None)[0].reshape(len(plan.candidates), -1)
+    return [[round(float(value), 3) for value in row - row.mean()] for row in fitted]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="digits-meme")
@@ -166,6 +176,10 @@ def main() -> None:
         print(f"{length} steps: median FID {np.exp(np.median(logs)):.3f}; variance of log FID, in units of 0.0001")
         for kept, value in sorted(found.items(), key=lambda pair: -pair[1]):
             print(f"  {' x '.join(FACTORS[axis] for axis in sorted(kept)):<48} {1e4 * value:9.2f}")
+        for number, (own, parts) in enumerate(zip(plan.candidates, contributions(plan, logs), strict=True), start=1):
+            experts = [config.experts[number - 1] for config in own]
+            told = [f"{expert.low_channels} @ {expert.p:g}: {part:+.3f}" for expert, part in zip(experts, parts, strict=True)]
+            print(f"  expert {number}, what its candidates add to log FID: {', '.join(told)}")
         shares = {count: round(share(found, found[frozenset({0})], count), 3) for count in range(1, len(seeds) + 1)}
         result[str(length)] = {"architecture_share": shares}
         if length != steps[0]:

@@ -34,7 +34,7 @@ from meme_nas.study import trial_folder
 from meme_nas.summary import Portrait, Rescored, Summary
 from meme_nas.trial_log import TrialRecord
 
-MOST_LIVE_MACS = 5e11  # of a portrait, some ten seconds of a CPU core
+MOST_LIVE_MACS = 1e11  # of a portrait; a larger one would keep trials from a core for longer than a look is worth
 FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 
@@ -66,18 +66,13 @@ def conclude(settings: SearchSettings, search: Strategy, audit: Audit | None, ba
     audited = audit.results() if audit else []
     best = audited_winner(audited, settings.objectives) or winner(trials, settings.objectives)
     export_configs(folder, trials, settings, best)
-    summary = Summary(
-        title=f"MEME search: {settings.preset_name}",
-        folder=folder,
-        trials=trials,
+    summary = replace(
+        so_far(settings, search, facts_of(settings, basis.images, basis.space)),
         winner=best,
         finalists=_score_again(settings, trials, best, basis),
-        importance=search.study.importance(),
-        facts=facts_of(settings, basis.images, basis.space),
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
         portraits=_portraits(settings, trials, best, basis),
-        metric=settings.first_objective,
     )
     if best:
         with written_whole(folder / "samples.png") as partial:
@@ -162,6 +157,7 @@ def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, 
 
 
 def facts_of(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
+    """What a reader must know beside the scores, to believe them and to repeat them: see ``Summary.facts``."""
     full = settings.full_config()
     config = settings.as_proxy(full)
     used = ("meme-nas", "torch", "numpy", "optuna", "ray", "diffusers", "clean-fid", "ptflops")

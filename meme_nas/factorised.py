@@ -226,8 +226,8 @@ class Factorised(Strategy):
             yield draw(self._own[number], random.Random(seed))
 
     def _imagined(self, number: int, place: int, chance: random.Random) -> list[Choices]:
-        """Points not tried, best first: in most turns those of which the surrogate expects most (a draw from it picks what it
-        knows least of, and was slower), in some those that are cheap beside it; before it can tell, those farthest from what is
+        """Points not tried, best first: in most turns those of which the surrogate expects most (a draw from it would
+        pick what it knows least of), in some those that are cheap beside it; before it can tell, those farthest from what is
         tried."""
         known = self.rounds[place - 2] if place >= 2 else 0
         model = self._model(place - 2, known) if known >= LEAST_KNOWN else None
