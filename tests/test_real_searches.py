@@ -44,7 +44,7 @@ def search(tmp_path_factory):
 
     def command(folder, *options):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run, "_engine", lambda settings, workers: InThisProcess())
+            patch.setattr(run, "open_engine", lambda settings, workers: InThisProcess())
             run_search.main(["--data", str(images), "--study", str(folder), *TINY, *options])
         return folder
 
