@@ -27,59 +27,80 @@ BOOTSTRAPS = 2_000
 
 
 class Audit:
-    """Hands out the longer trainings to an engine, as a strategy hands out trials."""
+    """Hands out the longer trainings to an engine, as a strategy hands out trials: each is a configuration with one seed, so that
+    many workers share them."""
 
-    unit = "configurations"
+    unit = "audits"
 
     def __init__(self, settings: SearchSettings, search: Strategy):
         self.settings, self.study, self._search = settings, search.study, search
         self._log = search.study.audit()
         self._left = [trial for trial in self._log.records if not trial.finished]
 
+    @property
+    def seeds(self) -> range:
+        """The search's last one and others."""
+        first = self.settings.seed + self.settings.training_seeds - 1
+        return range(first, first + SEEDS)
+
     @cached_property
     def chosen(self) -> list[TrialRecord]:
         """Hand-made pattern and winner, the best others, and a random sample of the rest."""
         return pick(self.study.trials, self.settings)
 
+    @cached_property
+    def _planned(self) -> dict[str, tuple[TrialRecord, Config]]:
+        """Every longer training by the id of its config, with the trial it is of."""
+        configs = [(trial, self._longer(trial, seed)) for trial in self.chosen for seed in self.seeds]
+        return {config.architecture_id: (trial, config) for trial, config in configs}
+
+    def _longer(self, trial: TrialRecord, seed: int) -> Config:
+        return trial.config.with_(training={"steps": self.settings.audit_factor * trial.config.training.steps, "seed": seed})
+
+    @property
+    def _begun(self) -> dict[str, TrialRecord]:
+        """Those of the trainings that were started, now or by an earlier audit of the study."""
+        found = {record.architecture_id: record for record in self._log.records if _of_one_seed(record)}
+        return {key: found[key] for key in self._planned if key in found}
+
     @property
     def done(self) -> bool:
-        return self._finished == len(self.chosen)
+        finished, planned = self.spent
+        return finished == planned
 
     @property
     def spent(self) -> tuple[int, int]:
-        return self._finished, len(self.chosen)
-
-    @property
-    def _finished(self) -> int:
-        audited = [self._of(trial) for trial in self.chosen]
-        return sum(trial is not None and trial.finished for trial in audited)
+        """Longer trainings that are done, and all that are to be."""
+        return sum(record.finished for record in self._begun.values()), len(self._planned)
 
     def next_task(self) -> Task | None:
         if self._left:
-            return self._task(self._left.pop(0))
-        trial = next((trial for trial in self.chosen if self._of(trial) is None), None)
-        if trial is None:
-            return None
-        return self._task(self._log.start(self._longer(trial), "audit", trial.choices, self._search.distributions))
-
-    def _longer(self, trial: TrialRecord) -> Config:
-        return trial.config.with_(training={"steps": self.settings.audit_factor * trial.config.training.steps})
-
-    def _of(self, trial: TrialRecord) -> TrialRecord | None:
-        """The longer training of ``trial``, if it has begun; another audit of the study may have had it already."""
-        wanted = self._longer(trial).architecture_id
-        return next((record for record in self._log.records if record.architecture_id == wanted), None)
+            return _task(self._left.pop(0))
+        begun = self._begun
+        for key, (trial, config) in self._planned.items():
+            if key not in begun:
+                return _task(self._log.start(config, "audit", trial.choices, self._search.distributions))
+        return None
 
     def record(self, outcome: Outcome) -> TrialRecord:
         return self._log.finish(outcome)
 
     def results(self) -> list[Rescored]:
-        pairs = [(trial, self._of(trial)) for trial in self.chosen]
-        return [Rescored(trial, record.scored.fids) for trial, record in pairs if record and record.state == "complete"]
+        """Of the configurations that were trained with every seed."""
+        scores: dict[int, list[float]] = {}
+        for key, record in self._begun.items():
+            if record.state == "complete":
+                scores.setdefault(self._planned[key][0].number, []).extend(record.scored.fids)
+        return [Rescored(trial, tuple(own)) for trial in self.chosen if len(own := scores.get(trial.number, [])) == SEEDS]
 
-    def _task(self, trial: TrialRecord) -> Task:
-        first = self.settings.seed + self.settings.training_seeds - 1  # the search's last seed, and others
-        return Task(trial.number, trial.config, "audit", seeds=tuple(range(first, first + SEEDS)))
+
+def _task(trial: TrialRecord) -> Task:
+    return Task(trial.number, trial.config, "audit", seeds=(trial.config.training.seed,))
+
+
+def _of_one_seed(record: TrialRecord) -> bool:
+    """Studies from before every seed was a trial of its own have some that are the mean of all."""
+    return record.outcome is None or len(record.outcome.fids) <= 1
 
 
 def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialRecord]:

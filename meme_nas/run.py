@@ -147,7 +147,7 @@ def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective
 def _run_audit(audit: Audit, objective: Objective, engine: Engine) -> None:
     words = f"audit: {len(audit.chosen)} configurations, trained {audit.settings.audit_factor} times longer with {SEEDS} seeds"
     with remarks.status(words) as status:
-        engine.run(audit, objective, lambda: status.update(f"{words}: {audit.spent[0]} done"))
+        engine.run(audit, objective, lambda: status.update(f"{words}: {' of '.join(map(str, audit.spent))} done"))
     if not audit.done:
         raise KeyboardInterrupt
 

@@ -53,10 +53,13 @@ def test_finalists_and_a_random_sample_are_trained_longer_with_several_seeds(tmp
         tasks.append(audit.next_task())
         audit.record(longer(tasks[-1]))
     proxy = search.space.base.training.steps
-    assert len(tasks) == 6 == audit.spent[0]
-    assert all(task.config.training.steps == 2 * proxy and task.seeds == (0, 1, 2) for task in tasks)
-    assert tasks[0].config.experts == search.space.base.experts
-    assert {task.kind for task in tasks} == {"audit"}
+    assert len(tasks) == 6 * 3 and audit.spent == (18, 18)
+    assert all(task.config.training.steps == 2 * proxy and task.kind == "audit" for task in tasks)
+    assert [task.seeds for task in tasks] == 6 * [(0,), (1,), (2,)]
+    assert all(task.config.training.seed == task.seeds[0] for task in tasks)
+    assert all(task.config.experts == search.space.base.experts for task in tasks[:3])
+    assert [each.trial for each in audit.results()] == audit.chosen
+    assert all(np.ptp(each.scores) == pytest.approx(0.02) for each in audit.results()), "one score a seed"
 
 
 @pytest.mark.parametrize(("budget", "count"), [(1, 4), (8, 4), (30, 5), (50, 8), (1_000, 8)])
@@ -86,8 +89,25 @@ def test_an_interrupted_audit_goes_on_and_a_finished_one_is_not_repeated(tmp_pat
     while not again.done:
         tasks.append(again.next_task())
         again.record(longer(tasks[-1]))
-    assert len(tasks) == 5
+    assert len(tasks) == 6 * 3 - 1
     assert Audit(settings, search).done and len(Audit(settings, search).results()) == 6
+
+
+def test_a_configuration_that_failed_with_one_seed_is_left_out(tmp_path):
+    settings, search = searched(tmp_path)
+    audit = Audit(settings, search)
+    audit.record(audit.next_task().failed("out of memory"))
+    while not audit.done:
+        audit.record(longer(audit.next_task()))
+    assert [each.trial for each in audit.results()] == audit.chosen[1:]
+
+
+def test_an_audit_from_before_seeds_were_trials_is_made_again(tmp_path):
+    settings, search = searched(tmp_path)
+    task = Audit(settings, search).next_task()
+    search.study.audit().finish(replace(longer(task), fids=(1.0, 2.0, 3.0)))
+    audit = Audit(settings, search)
+    assert audit.spent == (0, 18) and audit.next_task().config == task.config
 
 
 def test_a_ranking_that_holds_is_trusted(tmp_path):
@@ -140,4 +160,4 @@ def test_the_winner_is_the_finalist_with_the_best_mean_within_the_hand_made_cost
 def test_after_a_search_with_several_seeds_the_audit_takes_the_last_of_them_and_two_others(tmp_path):
     settings, search = searched(tmp_path, budget=18, training_seeds=3)
     audit = Audit(settings, search)
-    assert audit.next_task().seeds == (2, 3, 4)
+    assert [audit.next_task().seeds for _ in range(3)] == [(2,), (3,), (4,)]
