@@ -1,7 +1,7 @@
 """One search from settings to results: set up, run, audit; what it comes to is said by ``meme_nas.conclusion``."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 
 from threadpoolctl import threadpool_limits
@@ -14,7 +14,6 @@ from meme_nas.bank import ExpertBank
 from meme_nas.conclusion import LivePortraits, conclude, facts_of, report_before_audit, say_results, so_far
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
-from meme_nas.engines import Engine
 from meme_nas.export import Kept
 from meme_nas.forecast import forecast_lines
 from meme_nas.joint import Joint
@@ -23,6 +22,7 @@ from meme_nas.placement import open_engine, room_for_trials, training_of, worker
 from meme_nas.promotion import factorised
 from meme_nas.report import page
 from meme_nas.settings import LEAST_LAG, SearchSettings
+from meme_nas.stages import OnChange, Stage, Stages
 from meme_nas.strategy import Strategy
 from meme_nas.study import Study, recorded_settings
 from meme_nas.summary import Summary
@@ -73,26 +73,56 @@ def _basis(settings: SearchSettings, config: Config) -> Basis:
 
 
 def _search(settings: SearchSettings, search: Strategy, audit: Audit | None, basis: Basis) -> None:
-    """Let an engine work through the budget, then through the audit, before which there is a report to read meanwhile."""
+    """Let an engine work through the budget, then through the audit."""
     if search.done:
         remarks.print(f"the budget of {settings.budget} is spent; give a larger --budget to go on")
         if audit is None or audit.done:
             return
     workers = workers_for(settings)
+    stages = [] if search.done else [Stage(search, lambda: _search_shown(settings, search, workers))]
+    if audit:
+        stages.append(Stage(audit, lambda: _audit_shown(settings, search, audit, basis)))
     objective, engine = _objective(settings), open_engine(settings, workers)
     try:
-        with threadpool_limits(1, user_api="blas"):  # more would wait for cores that trials have
-            if not search.done:
-                _run_trials(settings, search, objective, engine, workers)
-            if audit and not audit.done:
-                report_before_audit(settings, search, basis)
-                _run_audit(audit, objective, engine)
+        with threadpool_limits(1, user_api="blas"), Stages(stages) as source:  # more would wait for cores that trials have
+            engine.run(source, objective, source.on_change)
+            if not source.done:  # Ray Tune swallows interruptions and returns
+                raise KeyboardInterrupt
     finally:
         engine.close()
     if search.repeats:
         remarks.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
     if search.exhausted:
         remarks.print("the search ends early: no candidate is left that is new and keeps the limits")
+
+
+@contextmanager
+def _search_shown(settings: SearchSettings, search: Strategy, workers: int) -> Iterator[OnChange]:
+    """Show each trial and keep trials.csv current."""
+    with SearchDisplay(search, workers, remarks) as display:
+        seen, kept = -1, Kept(settings.folder, settings.objectives)
+
+        def on_change() -> None:
+            nonlocal seen
+            display.update()
+            finished = search.study.ensembles.finished
+            if finished != seen:
+                seen = finished
+                kept.update(search.study.trials)
+
+        try:
+            yield on_change
+        finally:
+            on_change()
+
+
+@contextmanager
+def _audit_shown(settings: SearchSettings, search: Strategy, audit: Audit, basis: Basis) -> Iterator[OnChange]:
+    """Leave a report to read meanwhile, and show how far the audit is."""
+    report_before_audit(settings, search, basis)
+    words = f"audit: {len(audit.chosen)} configurations, trained {settings.audit_factor} times longer with {SEEDS} seeds"
+    with remarks.status(words) as status:
+        yield lambda: status.update(f"{words}: {' of '.join(map(str, audit.spent))} done")
 
 
 def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> AbstractContextManager[Watch | None]:
@@ -121,35 +151,6 @@ def _objective(settings: SearchSettings) -> Objective:
         settings.first_objective,
         settings.bank_gib,
     )
-
-
-def _run_trials(settings: SearchSettings, search: Strategy, objective: Objective, engine: Engine, workers: int) -> None:
-    """Show each trial and keep trials.csv current."""
-    with SearchDisplay(search, workers, remarks) as display:
-        seen, kept = -1, Kept(settings.folder, settings.objectives)
-
-        def on_change() -> None:
-            nonlocal seen
-            display.update()
-            finished = search.study.ensembles.finished
-            if finished != seen:
-                seen = finished
-                kept.update(search.study.trials)
-
-        try:
-            engine.run(search, objective, on_change)
-        finally:
-            on_change()
-    if not search.done:  # Ray Tune swallows interruptions and returns
-        raise KeyboardInterrupt
-
-
-def _run_audit(audit: Audit, objective: Objective, engine: Engine) -> None:
-    words = f"audit: {len(audit.chosen)} configurations, trained {audit.settings.audit_factor} times longer with {SEEDS} seeds"
-    with remarks.status(words) as status:
-        engine.run(audit, objective, lambda: status.update(f"{words}: {' of '.join(map(str, audit.spent))} done"))
-    if not audit.done:
-        raise KeyboardInterrupt
 
 
 def retrain_winner(settings: SearchSettings) -> None:

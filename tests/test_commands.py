@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +63,15 @@ def test_a_trial_can_be_opened_and_scored_to_the_same_number(study):
 
 @pytest.mark.slow
 def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp_path, capsys, monkeypatch):
-    audit, before = run_module._run_audit, []
+    shown, before = run_module._audit_shown, []
 
-    def look(*arguments) -> None:
-        before.append((tmp_path / "report.html").read_text())
-        audit(*arguments)
+    @contextmanager
+    def look(*arguments):
+        with shown(*arguments) as on_change:
+            before.append((tmp_path / "report.html").read_text())
+            yield on_change
 
-    monkeypatch.setattr(run_module, "_run_audit", look)
+    monkeypatch.setattr(run_module, "_audit_shown", look)
     run_search.main(["--budget", "5", "--study", str(tmp_path), "--audit-size", "4", *TINY])
     said = capsys.readouterr().out
     trials = read_trials(tmp_path)
