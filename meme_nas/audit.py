@@ -1,8 +1,9 @@
 """How far the proxy's ranking can be trusted: some configurations trained longer, with several seeds, and ranked anew.
 
-The finalists and a random sample of other candidates are trained ``audit_factor`` times as long as in the search: with the seed
-they were searched with, where their experts go on from the bank, and with two others. What the search knew of them is then
-compared with how they turned out, by Kendall's tau with a bootstrap interval over configurations.
+The finalists and a random sample of other candidates, drawn evenly over the range of their scores, are trained ``audit_factor``
+times as long as in the search: with the seed they were searched with, where their experts go on from the bank, and with two
+others. What the search knew of them is then compared with how they turned out, by Kendall's tau with a bootstrap interval over
+configurations.
 """
 
 import random
@@ -45,7 +46,7 @@ class Audit:
 
     @cached_property
     def chosen(self) -> list[TrialRecord]:
-        """Hand-made pattern and winner, the best others, and a random sample of the rest."""
+        """Hand-made pattern and winner, the best others, and a random sample of the rest, evenly over the range of scores."""
         return pick(self.study.trials, self.settings)
 
     @cached_property
@@ -111,9 +112,22 @@ def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialR
     most = min(FINALISTS, settings.audited // 2 - 1)  # and room is left for the others
     first = [trial for trial in scored if trial.kind == "hand-made"] + ([best] if best else []) + ranked[:most]
     finalists = list({trial.number: trial for trial in first}.values())
-    rest = [trial for trial in scored if trial not in finalists]
+    rest = [trial for trial in ranked if trial not in finalists]
     count = min(len(rest), max(0, settings.audited - len(finalists)))
-    return finalists + random.Random(derive_seed(settings.seed, "audit")).sample(rest, count)
+    return finalists + _spread(rest, count, settings.objectives, random.Random(derive_seed(settings.seed, "audit")))
+
+
+def _spread(ranked: Sequence[TrialRecord], count: int, objectives: Sequence[str], source: random.Random) -> list[TrialRecord]:
+    """``count`` of the trials at random, but evenly over the range of their scores as far as there are such: most of what a
+    search has scored is nearly as good as its best, and how those rank among each other is chance."""
+    if not count:
+        return []
+    scores = [trial.scored.values(objectives)[0] for trial in ranked]
+    parts = np.digitize(scores, np.linspace(scores[0], scores[-1], count + 1)[1:-1])
+    chosen = [
+        source.choice([trial for trial, own in zip(ranked, parts, strict=True) if own == part]) for part in np.unique(parts)
+    ]
+    return chosen + source.sample([trial for trial in ranked if trial not in chosen], count - len(chosen))
 
 
 def agreements(audited: Sequence[Rescored], signals: Mapping[str, Sequence[float]], seed: int = 0) -> list[Agreement]:

@@ -71,6 +71,17 @@ def test_the_audit_grows_with_the_budget_up_to_eight_configurations(budget, coun
     assert {0, 1} <= set(chosen) and max(chosen) > 3, "hand-made, best and at least one that is no finalist"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_sample_reaches_over_the_range_of_scores_though_most_are_alike(seed):
+    """Drawn from all alike, it would be of what is nearly as good as the winner, whose order is chance."""
+    alike = [record(number, fid=2.0 + number / 1e4) for number in range(1, 180)]
+    trials = [record(0, fid=2.6, kind="hand-made"), *alike, *(record(number, fid=number / 80) for number in range(180, 240, 10))]
+    chosen = pick(trials, SearchSettings(budget=50, seed=seed))
+    others = sorted(trial.outcome.fid for trial in chosen[4:])
+    assert len(chosen) == 8 and others[0] < 2.3 and others[-1] > 2.6
+    assert min(np.diff(others)) > 0.01
+
+
 def test_the_choice_is_the_same_whenever_it_is_asked_for(tmp_path):
     settings, search = searched(tmp_path)
     first = [trial.number for trial in pick(search.study.trials, settings)]
