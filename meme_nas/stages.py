@@ -18,7 +18,7 @@ class Stage:
 
     source: Source
     shown: Callable[[], AbstractContextManager[OnChange]]
-    """Entered before the stage's first task and left after its last."""
+    """Entered before the stage's first task, if it has any, and left after its last."""
 
 
 class Stages:
@@ -45,7 +45,8 @@ class Stages:
         task = self._current.source.next_task()
         while task is None and self._waiting and self._current.source.done:
             self._current = self._waiting.pop(0)
-            self._show()
+            if not self._current.source.done:
+                self._show()
             task = self._current.source.next_task()
         return task
 

@@ -67,6 +67,7 @@ def test_a_stage_with_nothing_left_to_do_is_passed():
     with Stages([shown_in(events, each) for each in stages]) as source:
         source.record(score(source.next_task()))
         assert source.next_task().kind == "more"
+    assert events == ["search begins", "search ends", "more begins", "more ends"]
 
 
 def test_the_only_stage_is_the_source_itself():
