@@ -132,7 +132,7 @@ def scores(study: Path) -> dict[Key, tuple]:
 
 
 def _key(trial: TrialRecord) -> Key:
-    kind = "audit" if trial.kind == "audit" else f"expert {trial.expert}" if trial.expert else "ensembles"
+    kind = trial.kind if trial.kind in ("audit", "finalist") else f"expert {trial.expert}" if trial.expert else "ensembles"
     return kind, trial.number
 
 

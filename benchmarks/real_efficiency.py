@@ -27,7 +27,7 @@ from meme_nas.study import read_everything
 from meme_nas.trial_log import TrialRecord
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = ("multi-expert", "single-model")
+OUTSIDE = ("multi-expert", "single-model", "finalist")
 
 
 def searched(folder: Path, strategy: str, budget: int, seed: int, options: list[str]) -> pd.DataFrame:

@@ -74,6 +74,11 @@ class Audit:
         """Longer trainings that are done, and all that are to be."""
         return sum(record.finished for record in self._begun.values()), len(self._planned)
 
+    @property
+    def under_way(self) -> int:
+        """Longer trainings that workers have."""
+        return len(self._log.running) - len(self._left)
+
     def next_task(self) -> Task | None:
         if self._left:
             return _task(self._left.pop(0))

@@ -1,10 +1,9 @@
-"""What a search comes to: finalists scored again, configs exported, the report, and what is said of it."""
+"""What a search comes to: configs exported, the report, and what is said of it."""
 
 import os
 import platform
 import shlex
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -19,10 +18,11 @@ from meme.data import Images
 from meme.ensemble import Ensemble
 from meme.features import FeatureSpace
 from meme.files import written_whole
-from meme.pipeline import evaluate, pick_device
-from meme_nas.audit import Audit, agreements, audited_winner, signals_of
-from meme_nas.bank import ExpertBank
+from meme.pipeline import pick_device
+from meme_nas.audit import agreements, signals_of
+from meme_nas.bank import Banked, ExpertBank
 from meme_nas.export import export_configs
+from meme_nas.finalists import FRESH_SEEDS, Finalists
 from meme_nas.objective import STATES, Basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.portrait import portrait, portrait_macs
@@ -31,11 +31,10 @@ from meme_nas.report_words import audit_verdict, metric_name, quantity
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import trial_folder
-from meme_nas.summary import Portrait, Rescored, Summary
+from meme_nas.summary import Portrait, Summary
 from meme_nas.trial_log import TrialRecord
 
 MOST_LIVE_MACS = 1e11  # of a portrait; a larger one would keep trials from a core for longer than a look is worth
-FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
 
 
 def so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) -> Summary:
@@ -52,27 +51,28 @@ def so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) ->
     )
 
 
-def report_before_audit(settings: SearchSettings, search: Strategy, basis: Basis) -> None:
+def report_before_audit(settings: SearchSettings, search: Strategy, basis: Basis, portraits: "Portraits") -> None:
     """Something to read and to look at while the audit runs."""
     summary = so_far(settings, search, facts_of(settings, basis.images, basis.space))
     path = settings.folder / "report.html"
-    write_report(replace(summary, portraits=_portraits(settings, summary.trials, summary.winner, basis)), path)
+    write_report(replace(summary, portraits=portraits.of(summary.trials, summary.winner)), path)
     remarks.print(f"the report before the audit: {path}", markup=False)
 
 
-def conclude(settings: SearchSettings, search: Strategy, audit: Audit | None, basis: Basis) -> Summary:
-    """Export configs, score winner and yardsticks with fresh noise, copy the winner's samples, write the report."""
-    folder, trials = settings.folder, search.study.trials
-    audited = audit.results() if audit else []
-    best = audited_winner(audited, settings.objectives) or winner(trials, settings.objectives)
+def conclude(settings: SearchSettings, search: Strategy, finalists: Finalists, basis: Basis, portraits: "Portraits") -> Summary:
+    """Export configs and weights, copy the winner's samples, write the report."""
+    folder, trials, best, audited = settings.folder, search.study.trials, finalists.best, finalists.audited
     export_configs(folder, trials, settings, best)
+    bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
+    for trial in finalists.chosen:
+        restore_ensemble(trial_folder(folder, trial.number), bank, pick_device(settings.device))
     summary = replace(
         so_far(settings, search, facts_of(settings, basis.images, basis.space)),
         winner=best,
-        finalists=_score_again(settings, trials, best, basis),
+        finalists=finalists.results(),
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
-        portraits=_portraits(settings, trials, best, basis),
+        portraits=portraits.of(trials, best),
     )
     if best:
         with written_whole(folder / "samples.png") as partial:
@@ -82,78 +82,53 @@ def conclude(settings: SearchSettings, search: Strategy, audit: Audit | None, ba
     return summary
 
 
-def _score_again(
-    settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis
-) -> list[Rescored]:
-    """Winner and yardsticks, each with the same fresh sampling seeds: the winner was picked for its score with the old one."""
-    bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
-    chosen = [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is best)]
-    finalists = []
-    with remarks.status("scoring winner and yardsticks with fresh noise"):
-        for trial in chosen:
-            restore_ensemble(trial_folder(settings.folder, trial.number), bank, pick_device(settings.device))
-            by_training = [_fresh_scores(settings, trial.config, seed, basis, bank) for seed in settings.seeds]
-            means = tuple(map(statistics.fmean, zip(*by_training, strict=True)))
-            finalists.append(Rescored(trial, means, settings.full_config().evaluation.samples))
-    return finalists
-
-
-def _banked(config: Config, bank: ExpertBank, device: torch.device) -> Ensemble:
-    numbers = range(1, len(config.experts) + 1)
-    return Ensemble(config, [bank.load(config, n, bank.obtain(config, n, device), device) for n in numbers])
-
-
-def _portraits(settings: SearchSettings, trials: Sequence[TrialRecord], best: TrialRecord | None, basis: Basis) -> list[Portrait]:
-    """Of the winner, and of the hand-made pattern beside it, whose experts the bank has or trains again."""
-    device = pick_device(settings.device)
-    bank, seed = ExpertBank(settings.bank_folder, basis.data, basis.held_out), {"seed": settings.seed}
-    ensembles = ((trial, _banked(trial.config.with_(training=seed), bank, device)) for trial in _portrayed(trials, best))
-    return [portrait(trial, ensemble, basis.data, FRESH_SEEDS[0], device) for trial, ensemble in ensembles]
-
-
-def _portrayed(trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[TrialRecord]:
-    hand_made = [trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete" and trial is not best]
-    return [*([best] if best else []), *hand_made]
-
-
-class LivePortraits:
-    """Of the best so far and of the hand-made pattern, while the search runs: on the CPU, of experts that are there, each made
-    once and only where that takes a moment."""
+class Portraits:
+    """Of the winner, and of the hand-made pattern beside it, each made once. Experts that the bank lacks are trained again."""
 
     def __init__(self, settings: SearchSettings, basis: Basis):
-        self._data, self._seed = basis.data, {"seed": settings.seed}
-        self._bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
+        self.device, self._data, self._seed = pick_device(settings.device), basis.data, {"seed": settings.seed}
+        self.bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
         self._made: dict[int, Portrait] = {}
 
     def of(self, trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[Portrait]:
         chosen = _portrayed(trials, best)
         for trial in chosen:
-            if trial.number not in self._made and (ensemble := self._ensemble(trial)):
-                self._made[trial.number] = portrait(trial, ensemble, self._data, FRESH_SEEDS[0])
+            config = trial.config.with_(training=self._seed)
+            if trial.number not in self._made and (ensemble := self.ensemble(config)):
+                self._made[trial.number] = portrait(trial, ensemble, self._data, FRESH_SEEDS[0], self.device)
         self._made = {
             trial.number: replace(self._made[trial.number], trial=trial) for trial in chosen if trial.number in self._made
         }
         return list(self._made.values())
 
-    def _ensemble(self, trial: TrialRecord) -> Ensemble | None:
+    def ensemble(self, config: Config) -> Ensemble | None:
+        """With its trained experts; None where it is not to be portrayed."""
+        numbers = range(1, len(config.experts) + 1)
+        return self.with_experts(config, [self.bank.obtain(config, number, self.device) for number in numbers])
+
+    def with_experts(self, config: Config, banked: Sequence[Banked]) -> Ensemble:
+        return Ensemble(config, [self.bank.load(config, n, each, self.device) for n, each in enumerate(banked, start=1)])
+
+
+class LivePortraits(Portraits):
+    """Of the best so far and of the hand-made pattern, while the search runs: on the CPU, of experts that are there, and only
+    where that takes a moment."""
+
+    def __init__(self, settings: SearchSettings, basis: Basis):
+        super().__init__(settings, basis)
+        self.device = torch.device("cpu")
+
+    def ensemble(self, config: Config) -> Ensemble | None:
         """As trained; None where an expert was evicted, or the portrait would take long."""
-        config = trial.config.with_(training=self._seed)
         if config.first_stage or portrait_macs(config) > MOST_LIVE_MACS:
             return None
-        found = [self._bank.find(config, number) for number in range(1, len(config.experts) + 1)]
-        if not all(found):
-            return None
-        experts = [self._bank.load(config, number, each) for number, each in enumerate(found, start=1) if each]
-        return Ensemble(config, experts)
+        found = [each for number in range(1, len(config.experts) + 1) if (each := self.bank.find(config, number))]
+        return self.with_experts(config, found) if len(found) == len(config.experts) else None
 
 
-def _fresh_scores(settings: SearchSettings, config: Config, training_seed: int, basis: Basis, bank: ExpertBank) -> list[float]:
-    """Of an ensemble in the bank, one a fresh sampling seed, with as many samples as its full training would be scored by."""
-    device, metric = pick_device(settings.device), settings.first_objective
-    config = config.with_(training={"seed": training_seed}, evaluation={"samples": settings.full_config().evaluation.samples})
-    ensemble = _banked(config, bank, device)
-    scores = (evaluate(ensemble, basis.images, basis.space, metrics=(metric,), seed=seed, device=device) for seed in FRESH_SEEDS)
-    return [score.measured[metric].value for score in scores]
+def _portrayed(trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[TrialRecord]:
+    hand_made = [trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete" and trial is not best]
+    return [*([best] if best else []), *hand_made]
 
 
 def facts_of(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:

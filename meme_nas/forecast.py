@@ -2,8 +2,6 @@
 images of zeros."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from meme.trainer import run_training
 from meme_nas.placement import workers_for
 from meme_nas.report_words import duration, quantity
 from meme_nas.settings import SearchSettings
+from meme_nas.threads import threads
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
@@ -65,7 +64,7 @@ def search_seconds(settings: SearchSettings, workers: int) -> float:
     Architectures differ little in this, and cascades that share sampler steps take less.
     """
     proxy = settings.as_proxy(settings.full_config())
-    with _threads(settings.cpus_per_trial):
+    with threads(settings.cpus_per_trial):
         image_seconds = _training_seconds_an_image(proxy, pick_device(settings.device))
     trained = settings.budget * len(proxy.experts) * proxy.training.steps * proxy.training.batch_size
     scores = settings.budget * (settings.cascades_per_candidate if settings.strategy_name == "factorised" else 1)
@@ -95,14 +94,3 @@ def _timed(config: Config, steps: int, device: torch.device) -> float:
     begun = time.perf_counter()
     run_training(config.with_(training={"steps": steps}), 1, data, None, device)  # which in the end waits for the device
     return time.perf_counter() - begun
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many as a trial has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

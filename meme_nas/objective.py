@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from meme.config import Config
 from meme.cost import ensemble_latency_ms
@@ -28,7 +27,8 @@ from meme_nas.bank import Banked, ExpertBank
 from meme_nas.cascades import StateCache, draw_cascade
 from meme_nas.progress import ProgressFile
 from meme_nas.study import trial_folder
-from meme_nas.trial import Outcome, Task
+from meme_nas.threads import threads
+from meme_nas.trial import FINALIST, Outcome, Task
 
 STATES = "states"
 
@@ -97,9 +97,8 @@ class Objective:
     bank_gib: float | None = None
 
     def __call__(self, task: Task) -> Outcome:
-        torch.set_num_threads(self.threads)
         try:
-            with threadpool_limits(self.threads, user_api="blas"):  # NumPy's and SciPy's would take all cores
+            with threads(self.threads):
                 return self._train_expert(task) if task.expert else self._train_and_score(task)
         except BaseException:
             gc.collect()  # after an out-of-memory failure the next trial must find what this one held
@@ -141,7 +140,7 @@ class Objective:
             banked.append([self._obtain(bank, task.config, n, seed, done + n, progress) for n in range(1, count + 1)])
         training_seconds = time.perf_counter() - begun
         scores = [self._score(task, seed, found, basis, bank) for seed, found in zip(task.seeds, banked, strict=True)]
-        if not task.rung:  # of the others nothing is looked at again
+        if not task.rung and task.kind != FINALIST:  # of the others nothing is looked at again
             keep_ensemble(folder, _seeded(task.config, task.seeds[0]), banked[0], bank)
             save_grid(folder / "samples.png", scores[0].grid)
         progress.remove()
@@ -162,9 +161,10 @@ class Objective:
             return _loaded.get(banked, lambda: bank.load(config, number, banked, device))
 
         ensemble = Ensemble(config, OneAtATime(len(found), load))  # where the way is known, early experts are never asked
-        ids = [f"{banked.id}-{banked.steps}" for banked in found]
-        cache = StateCache(self.folder / STATES)
-        batches = draw_cascade(ensemble, ids, config.evaluation.seed, cache, device)
+        batches = None
+        if task.kind != FINALIST:  # whose way no other cascade shares
+            ids = [f"{banked.id}-{banked.steps}" for banked in found]
+            batches = draw_cascade(ensemble, ids, config.evaluation.seed, StateCache(self.folder / STATES), device)
         return evaluate(ensemble, basis.images, basis.space, metrics=(self.metric,), device=device, batches=batches)
 
     def _open(self, config: Config) -> tuple[Basis, ExpertBank]:

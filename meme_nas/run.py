@@ -1,20 +1,19 @@
-"""One search from settings to results: set up, run, audit; what it comes to is said by ``meme_nas.conclusion``."""
+"""One search from settings to results: set up, run, audit, score again; what it comes to is said by ``meme_nas.conclusion``."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-
-from threadpoolctl import threadpool_limits
 
 from meme.config import Config
 from meme.console import remarks
 from meme.features import FeatureSpace
 from meme_nas.audit import SEEDS, Audit
 from meme_nas.bank import ExpertBank
-from meme_nas.conclusion import LivePortraits, conclude, facts_of, report_before_audit, say_results, so_far
+from meme_nas.conclusion import LivePortraits, Portraits, conclude, facts_of, report_before_audit, say_results, so_far
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.export import Kept
+from meme_nas.finalists import Finalists
 from meme_nas.forecast import forecast_lines
 from meme_nas.joint import Joint
 from meme_nas.objective import Basis, Objective, open_basis
@@ -26,6 +25,7 @@ from meme_nas.stages import OnChange, Stage, Stages
 from meme_nas.strategy import Strategy
 from meme_nas.study import Study, recorded_settings
 from meme_nas.summary import Summary
+from meme_nas.threads import threads
 from meme_nas.watch import Watch
 from search_spaces.space import build_space
 
@@ -50,8 +50,9 @@ def run(settings: SearchSettings) -> Summary:
         if not search.spent[0] and not settings.ray_address:  # other machines are not timed from here
             remarks.print("\n".join(forecast_lines(settings)))
         with _watched(settings, search, basis):
-            _search(settings, search, audit, basis)
-            summary = conclude(settings, search, audit, basis)
+            finalists, portraits = Finalists(settings, search, audit), Portraits(settings, basis)
+            _search(settings, search, audit, finalists, lambda: report_before_audit(settings, search, basis, portraits))
+            summary = conclude(settings, search, finalists, basis, portraits)
     finally:
         study.close()
     say_results(settings, summary)
@@ -72,19 +73,22 @@ def _basis(settings: SearchSettings, config: Config) -> Basis:
     return open_basis(config, settings.device, weights, strict=strict, on_message=remarks.print)
 
 
-def _search(settings: SearchSettings, search: Strategy, audit: Audit | None, basis: Basis) -> None:
-    """Let an engine work through the budget, then through the audit."""
+def _search(
+    settings: SearchSettings, search: Strategy, audit: Audit | None, finalists: Finalists, report_early: Callable[[], None]
+) -> None:
+    """Let an engine work through the budget, then through the audit, then score the finalists again."""
     if search.done:
         remarks.print(f"the budget of {settings.budget} is spent; give a larger --budget to go on")
-        if audit is None or audit.done:
+        if (audit is None or audit.done) and finalists.done:
             return
     workers = workers_for(settings)
     stages = [] if search.done else [Stage(search, lambda: _search_shown(settings, search, workers))]
     if audit:
-        stages.append(Stage(audit, lambda: _audit_shown(settings, search, audit, basis)))
+        stages.append(Stage(audit, lambda: _audit_shown(settings, audit, workers, report_early)))
+    stages.append(Stage(finalists, _scoring_shown))
     objective, engine = _objective(settings), open_engine(settings, workers)
     try:
-        with threadpool_limits(1, user_api="blas"), Stages(stages) as source:  # more would wait for cores that trials have
+        with threads(1), Stages(stages) as source:  # the cores are the workers'
             engine.run(source, objective, source.on_change)
             if not source.done:  # Ray Tune swallows interruptions and returns
                 raise KeyboardInterrupt
@@ -117,12 +121,27 @@ def _search_shown(settings: SearchSettings, search: Strategy, workers: int) -> I
 
 
 @contextmanager
-def _audit_shown(settings: SearchSettings, search: Strategy, audit: Audit, basis: Basis) -> Iterator[OnChange]:
+def _audit_shown(settings: SearchSettings, audit: Audit, workers: int, report_early: Callable[[], None]) -> Iterator[OnChange]:
     """Leave a report to read meanwhile, and show how far the audit is."""
-    report_before_audit(settings, search, basis)
     words = f"audit: {len(audit.chosen)} configurations, trained {settings.audit_factor} times longer with {SEEDS} seeds"
+    is_reported = False
     with remarks.status(words) as status:
-        yield lambda: status.update(f"{words}: {' of '.join(map(str, audit.spent))} done")
+
+        def on_change() -> None:
+            nonlocal is_reported
+            done, planned = audit.spent
+            status.update(f"{words}: {done} of {planned} done")
+            if not is_reported and audit.under_way >= min(workers, planned - done):  # none of them waits for the report
+                is_reported = True
+                report_early()
+
+        yield on_change
+
+
+@contextmanager
+def _scoring_shown() -> Iterator[OnChange]:
+    with remarks.status("scoring winner and yardsticks with fresh noise"):
+        yield lambda: None
 
 
 def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> AbstractContextManager[Watch | None]:

@@ -12,10 +12,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from meme.errors import UserError
 from meme_nas.storage import JOURNAL, NAME, Place, mend, place_of, readable
-from meme_nas.trial import Outcome
+from meme_nas.trial import FINALIST, Outcome
 from meme_nas.trial_log import TrialLog, TrialRecord, record_of
 
 TRIALS = "trials"
+APART = {"audit": "audit", FINALIST: "finalists"}  # kinds of trials, and where these leave their files
 LEAST_FOR_IMPORTANCE = 10  # scored trials
 UNRECORDED = {"rungs": 1}  # what was in force in studies from before it could be chosen
 EXPERT_OBJECTIVES = ("loss", "macs")
@@ -62,7 +63,7 @@ class Study:
         self._storage, self._name = storage, name
         self._experts: dict[int, TrialLog] = {}
         self._rungs: dict[int, Study] = {}
-        self._audit: TrialLog | None = None
+        self._others: dict[str, TrialLog] = {}
         self.ensembles = TrialLog(storage, name, objectives)
         """The trials that score an ensemble."""
 
@@ -102,9 +103,16 @@ class Study:
 
     def audit(self) -> TrialLog:
         """The trials that train some configurations longer: a study of its own in the same journal."""
-        if self._audit is None:
-            self._audit = TrialLog(self._storage, f"{self._name}-audit", self.ensembles.objectives)
-        return self._audit
+        return self._other("audit")
+
+    def finalists(self) -> TrialLog:
+        """The trials that score winner and yardsticks with fresh noise: likewise."""
+        return self._other("finalists")
+
+    def _other(self, name: str) -> TrialLog:
+        if name not in self._others:
+            self._others[name] = TrialLog(self._storage, f"{self._name}-{name}", self.ensembles.objectives)
+        return self._others[name]
 
     def finish(self, outcome: Outcome) -> TrialRecord:
         """Record what a running trial came to. A second outcome of one trial is ignored: the first one stands."""
@@ -136,9 +144,9 @@ class Study:
 
 
 def trial_folder(study: Path, number: int, kind: str = "candidate", rung: int = 0) -> Path:
-    """Where a trial keeps its config, weights and samples; those of the audit and of lower rungs are apart, as they have numbers
-    of their own."""
-    return study / ("audit" if kind == "audit" else f"rung-{rung}" if rung else TRIALS) / f"{number:03d}"
+    """Where a trial keeps its config, weights and samples; those of lower rungs, of the audit and of finalists are apart, as
+    they have numbers of their own."""
+    return study / (APART.get(kind) or (f"rung-{rung}" if rung else TRIALS)) / f"{number:03d}"
 
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
@@ -159,7 +167,7 @@ def read_trials(folder: Path) -> list[TrialRecord]:
 
 
 def read_everything(folder: Path) -> list[TrialRecord]:
-    """As ``read_trials``, with the trials that train single experts and those of the audit."""
+    """As ``read_trials``, with the trials that train single experts, those of the audit and of finalists."""
     trials = read_trials(folder)
     place = place_of(folder)
     with readable(place):

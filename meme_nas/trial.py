@@ -8,6 +8,8 @@ from meme.config import Config
 from meme.errors import UserError
 from meme.files import NO_ROOM
 
+FINALIST = "finalist"  # the kind of a task that scores an ensemble again, and leaves nothing but its score
+
 
 @dataclass(frozen=True)
 class Task:
@@ -16,7 +18,8 @@ class Task:
     number: int
     config: Config
     kind: str
-    """``candidate``, the yardstick it is (``hand-made``, ``multi-expert``, ``single-model``), or ``expert``."""
+    """``candidate``, the yardstick it is (``hand-made``, ``multi-expert``, ``single-model``), ``expert``, ``audit`` or
+    ``finalist``."""
     expert: int = 0
     """Train this expert alone, and score nothing; 0: train what is missing of all experts, and score the ensemble."""
     seeds: tuple[int, ...] = (0,)
