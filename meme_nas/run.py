@@ -1,5 +1,6 @@
 """One search from settings to results: set up, run, audit, score again; what it comes to is said by ``meme_nas.conclusion``."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -29,6 +30,7 @@ from meme_nas.threads import threads
 from meme_nas.watch import Watch
 from search_spaces.space import build_space
 
+TABLE_SECONDS = 1.0  # between two states of trials.csv
 STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorised": factorised, "joint": Joint}
 
 
@@ -102,21 +104,22 @@ def _search(
 
 @contextmanager
 def _search_shown(settings: SearchSettings, search: Strategy, workers: int) -> Iterator[OnChange]:
-    """Show each trial and keep trials.csv current."""
+    """Show each trial and keep trials.csv current, to a second: a worker may be waiting."""
     with SearchDisplay(search, workers, remarks) as display:
-        seen, kept = -1, Kept(settings.folder, settings.objectives)
+        seen, due, kept = -1, 0.0, Kept(settings.folder, settings.objectives)
 
         def on_change() -> None:
-            nonlocal seen
+            nonlocal seen, due
             display.update()
             finished = search.study.ensembles.finished
-            if finished != seen:
-                seen = finished
+            if finished != seen and time.monotonic() >= due:
                 kept.update(search.study.trials)
+                seen, due = finished, time.monotonic() + TABLE_SECONDS
 
         try:
             yield on_change
         finally:
+            due = 0.0
             on_change()
 
 

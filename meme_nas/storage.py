@@ -5,10 +5,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import get_lock_file
+from optuna.storages.journal._storage import JournalOperation
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -18,6 +21,7 @@ from meme.files import write_text
 JOURNAL = "study.journal"
 DATABASE = "study.database.json"
 NAME = "meme-nas"
+MAY_BE_LOST = {JournalOperation.CREATE_TRIAL, JournalOperation.SET_TRIAL_USER_ATTR}  # in a power cut
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Place:
     def open(self) -> BaseStorage:
         """The record, for reading and writing; ``UserError`` for a database that can't be had."""
         if self.url is None:
-            return JournalStorage(JournalFileBackend(str(self.journal)))
+            return JournalStorage(_Journal(str(self.journal)))
         try:
             return RDBStorage(_with_driver(self.url), engine_kwargs={"pool_pre_ping": True})
         except (ImportError, ArgumentError) as error:
@@ -56,6 +60,19 @@ class Place:
         """Note in the study's folder in which database its record lies. The folder's lock is held."""
         if self.url and not self.exists:
             write_text(self.folder / DATABASE, json.dumps({"url": self.url, "name": self.name}))
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's, which waits for the disk after every record, three times a trial, less two: that a trial has begun, and what is
+    noted of it, need not outlast a power cut before its end is recorded. Without them the trial is begun anew."""
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        if not {log["op_code"] for log in logs} <= MAY_BE_LOST:
+            super().append_logs(logs)
+            return
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with get_lock_file(self._lock), open(self._file_path, "ab") as file:
+            file.write(lines.encode())
 
 
 def place_of(folder: Path, url: str | None = None) -> Place:

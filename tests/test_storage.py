@@ -52,6 +52,17 @@ def journal_of_a_search(scratch: Path) -> bytes:
     return (scratch / "whole" / JOURNAL).read_bytes()
 
 
+def test_the_disk_is_waited_for_when_a_trial_has_ended_and_not_when_it_begins(tmp_path, monkeypatch):
+    search_settings = SearchSettings(strategy="joint", budget=2, study=tmp_path)
+    search, synced = Joint(search_settings, Study(tmp_path, search_settings.in_force())), []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    task = search.next_task()
+    assert synced == []
+    search.record(score(task))
+    assert len(synced) == 1
+    assert [trial.state for trial in read_trials(tmp_path)] == ["complete"]
+
+
 @given(share=st.floats(0, 1))
 @settings(max_examples=40)
 def test_a_journal_cut_at_any_byte_loses_at_most_its_last_record_and_says_so(share, tmp_path_factory, unbroken):

@@ -15,12 +15,17 @@ from pathlib import Path
 
 # Tune's newer output prints boxes about an experiment, whatever its verbosity.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# Tune would write its state every few seconds, the longer the more trials there are, for a restore that we never do.
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
+# Nor does anything read the five files that it leaves of every trial, but for TensorBoard's, while a worker waits.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 # Without it Ray warns, at every start on a machine without a GPU, of a change in how it hides GPUs from CPU actors.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
+from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
@@ -86,7 +91,7 @@ class RayEngine:
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=DEATHS_ALLOWED),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-                callbacks=[_OnChange(on_change)],
+                callbacks=[_OnChange(on_change), TBXLoggerCallback()],
             ),
         )
         tuner.fit()
