@@ -14,7 +14,7 @@ from search_spaces.space import PAPER
 Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
 QUALITIES = ("fid", "kid")
 LEAST_LAG = 2  # so that one worker and two propose the same
-PROXY_SHARE = 16  # a proxy training has one step for so many of the full training
+PROXY_SHARE = 22  # a proxy training has one step for so many of the full training
 LEAST_AUDITED, MOST_AUDITED = 4, 8  # fewer say nothing of a ranking; more are for those who ask
 AUDIT_SHARE = 6  # so that small searches do not spend most of their time on it
 SAMPLES_SHARE = 4  # and its score one sample for so many of a full score: benchmarks/samples_needed.py
@@ -55,7 +55,7 @@ class SearchSettings(Settings):
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     proxy_steps: Annotated[int, Field(ge=1)] | None = None
-    """Training steps an expert in a trial. None: a sixteenth of the preset's full training."""
+    """Training steps an expert in a trial. None: one for every 22 of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
     """Images drawn for every score. None: for those of winner and yardsticks in the end as many as the preset says, for those of
     trials a quarter."""

@@ -15,13 +15,13 @@ def speed(monkeypatch):
 
 
 def test_all_that_the_budget_pays_for_is_counted(speed):
-    trained = 50 * 4 * 125 * 32  # trials, experts, steps, images
+    trained = 50 * 4 * 91 * 32  # trials, experts, steps, images
     drawn = 250 * 20  # images, sampler steps, of a cascade
     factorised = (trained + 50 * 4 * drawn / 3) / 1000
     assert search_seconds(SearchSettings(), 1) == pytest.approx(factorised)
     assert search_seconds(SearchSettings(), 4) == pytest.approx(factorised / 4)
     assert search_seconds(SearchSettings(strategy="joint"), 1) == pytest.approx((trained + 50 * drawn / 3) / 1000)
-    longer = search_seconds(SearchSettings(proxy_steps=250), 1) - factorised
+    longer = search_seconds(SearchSettings(proxy_steps=2 * 91), 1) - factorised
     assert longer == pytest.approx(trained / 1000)
 
 
@@ -50,8 +50,8 @@ def test_a_long_search_without_a_gpu_is_told_of_a_smaller_network(monkeypatch, c
     monkeypatch.setattr(forecast, "_training_seconds_an_image", lambda config, device: 0.001 if config.image.size < 32 else 0.02)
     describe(SearchSettings(data="somewhere", device="cpu", engine="local", workers=2))
     said = capsys.readouterr().out
-    assert "takes about 49.1 h on this machine, its audit not counted" in said
-    assert "without a GPU, --preset thumbnails-meme (16 pixels a side) takes 16.1 min" in said
+    assert "takes about 37.0 h on this machine, its audit not counted" in said
+    assert "without a GPU, --preset thumbnails-meme (16 pixels a side) takes 12.5 min" in said
     describe(SearchSettings(preset="thumbnails-meme", data="somewhere", device="cpu", engine="local", workers=2, audit_factor=0))
     said = capsys.readouterr().out
     assert said.rstrip().endswith("on this machine") and "without a GPU" not in said
