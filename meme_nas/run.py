@@ -1,5 +1,6 @@
 """One search from settings to results: set up, run, audit, score again; what it comes to is said by ``meme_nas.conclusion``."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,6 +32,7 @@ from meme_nas.watch import Watch
 from search_spaces.space import build_space
 
 TABLE_SECONDS = 1.0  # between two states of trials.csv
+HAND_OVER_SECONDS = 1.0  # until a worker has the task that is recorded as begun; it would wait for whatever comes in between
 STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorised": factorised, "joint": Joint}
 
 
@@ -127,14 +129,16 @@ def _search_shown(settings: SearchSettings, search: Strategy, workers: int) -> I
 def _audit_shown(settings: SearchSettings, audit: Audit, workers: int, report_early: Callable[[], None]) -> Iterator[OnChange]:
     """Leave a report to read meanwhile, and show how far the audit is."""
     words = f"audit: {len(audit.chosen)} configurations, trained {settings.audit_factor} times longer with {SEEDS} seeds"
-    is_reported = False
+    due, is_reported = math.inf, False
     with remarks.status(words) as status:
 
         def on_change() -> None:
-            nonlocal is_reported
+            nonlocal due, is_reported
             done, planned = audit.spent
             status.update(f"{words}: {done} of {planned} done")
-            if not is_reported and audit.under_way >= min(workers, planned - done):  # none of them waits for the report
+            if audit.under_way >= min(workers, planned - done):
+                due = min(due, time.monotonic() + HAND_OVER_SECONDS)
+            if not is_reported and time.monotonic() >= due:
                 is_reported = True
                 report_early()
 
