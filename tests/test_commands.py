@@ -68,10 +68,16 @@ def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp
     @contextmanager
     def look(*arguments):
         with shown(*arguments) as on_change:
-            before.append((tmp_path / "report.html").read_text())
-            yield on_change
+
+            def changed():
+                on_change()
+                if not before and (tmp_path / "report.html").exists():
+                    before.append((tmp_path / "report.html").read_text())
+
+            yield changed
 
     monkeypatch.setattr(run_module, "_audit_shown", look)
+    monkeypatch.setattr(run_module, "HAND_OVER_SECONDS", 0.0)
     run_search.main(["--budget", "5", "--study", str(tmp_path), "--audit-size", "4", *TINY])
     said = capsys.readouterr().out
     trials = read_trials(tmp_path)
