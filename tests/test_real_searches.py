@@ -28,7 +28,8 @@ class InThisProcess:
 
     def run(self, search, objective, on_change) -> None:
         while not search.done:
-            search.record(attempt(objective, search.next_task()))
+            if task := search.next_task():  # none is left where a search is found to be exhausted, and all else is done
+                search.record(attempt(objective, task))
             on_change()
 
     def close(self) -> None:
