@@ -38,7 +38,7 @@ import yaml
 from PIL import Image
 
 from meme.checkpoint import load_tensors
-from meme_nas.study import TrialRecord, read_everything
+from meme_nas.study import APART, TrialRecord, read_everything
 
 ROOT = Path(__file__).parent.parent
 STUCK_SECONDS = 600.0  # after which a command is ended, and counted
@@ -132,7 +132,7 @@ def scores(study: Path) -> dict[Key, tuple]:
 
 
 def _key(trial: TrialRecord) -> Key:
-    kind = trial.kind if trial.kind in ("audit", "finalist") else f"expert {trial.expert}" if trial.expert else "ensembles"
+    kind = trial.kind if trial.kind in APART else f"expert {trial.expert}" if trial.expert else "ensembles"
     return kind, trial.number
 
 

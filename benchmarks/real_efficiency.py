@@ -24,10 +24,11 @@ from pathlib import Path
 import pandas as pd
 
 from meme_nas.study import read_everything
+from meme_nas.trial import FINALIST
 from meme_nas.trial_log import TrialRecord
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = ("multi-expert", "single-model", "finalist")
+OUTSIDE = ("multi-expert", "single-model", FINALIST)
 
 
 def searched(folder: Path, strategy: str, budget: int, seed: int, options: list[str]) -> pd.DataFrame:

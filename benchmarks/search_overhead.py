@@ -23,7 +23,7 @@ import psutil
 
 from meme_nas.placement import workers_for
 from meme_nas.settings import SearchSettings
-from meme_nas.study import read_everything
+from meme_nas.study import APART, read_everything
 from meme_nas.trial_log import TrialRecord
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def overhead(trials: list[TrialRecord], workers: int) -> float:
 
 def before_audit(trials: list[TrialRecord], workers: int) -> dict:
     """Of the search itself, and of the trainings of single experts in it."""
-    ran = [trial for trial in trials if trial.kind not in ("audit", "finalist") and trial.outcome and trial.outcome.begun_at]
+    ran = [trial for trial in trials if trial.kind not in APART and trial.outcome and trial.outcome.begun_at]
     minutes = (max(trial.ended_at for trial in ran) - min(trial.outcome.begun_at for trial in ran)) / 60
     figures: dict = {"before_audit": {"minutes": round(minutes, 2), "overhead": round(overhead(ran, workers), 4)}}
     trainings = [trial.outcome.seconds for trial in ran if trial.expert]

@@ -89,7 +89,7 @@ def _search(
     stages = [] if search.done else [Stage(search, lambda: _search_shown(settings, search, workers))]
     if audit:
         stages.append(Stage(audit, lambda: _audit_shown(settings, audit, workers, report_early)))
-    stages.append(Stage(finalists, _scoring_shown))
+    stages.append(Stage(finalists, lambda: _scoring_shown(finalists)))
     objective, engine = _objective(settings), open_engine(settings, workers)
     try:
         with threads(1), Stages(stages) as source:  # the cores are the workers'
@@ -146,9 +146,10 @@ def _audit_shown(settings: SearchSettings, audit: Audit, workers: int, report_ea
 
 
 @contextmanager
-def _scoring_shown() -> Iterator[OnChange]:
-    with remarks.status("scoring winner and yardsticks with fresh noise"):
-        yield lambda: None
+def _scoring_shown(finalists: Finalists) -> Iterator[OnChange]:
+    words = "scoring winner and yardsticks with fresh noise"
+    with remarks.status(words) as status:
+        yield lambda: status.update(f"{words}: {' of '.join(map(str, finalists.spent))} done")
 
 
 def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> AbstractContextManager[Watch | None]:

@@ -1,6 +1,7 @@
 """How many threads a process calculates with."""
 
 import numpy as np  # noqa: F401
+import pytest
 import torch
 from scipy.linalg import blas  # noqa: F401  # NumPy and SciPy each have one, once they are loaded
 from threadpoolctl import threadpool_info
@@ -24,9 +25,6 @@ def test_within_it_torch_and_both_blas_have_so_many_and_afterwards_as_many_as_be
 
 def test_an_error_leaves_no_limit_behind():
     before = torch.get_num_threads()
-    try:
-        with threads(before + 1):
-            raise MemoryError
-    except MemoryError:
-        pass
+    with pytest.raises(MemoryError), threads(before + 1):
+        raise MemoryError
     assert torch.get_num_threads() == before
