@@ -1,7 +1,5 @@
 """Experts and their intervals as one ``denoise(x, t)``. It does not know how sampling works."""
 
-import contextlib
-import ctypes
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from meme.config import Config
 from meme.denoiser import Denoiser
+from meme.freed_memory import give_freed_memory_back
 
 
 class ExpertSequence(Protocol):
@@ -67,17 +66,9 @@ class OneAtATime:
             raise IndexError(index)
         if self._held is None or self._held[0] != index:
             self._held = None  # before the next is loaded, or two would be in memory
-            _give_memory_back()
+            give_freed_memory_back()
             self._held = index, self._load(index + 1)
         return self._held[1]
-
-
-def _give_memory_back() -> None:
-    """What was freed goes back to the system: else the C library keeps it in pieces that the next expert's weights do not fit."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    with contextlib.suppress(OSError, AttributeError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def expert_at(config: Config, t: float) -> int:

@@ -20,6 +20,7 @@ from meme.denoiser import Denoiser, build_expert
 from meme.diffusion import draw_timesteps, dropped_labels, forward_process, training_noise
 from meme.errors import UserError
 from meme.files import remove_partials
+from meme.freed_memory import keep_freed_memory
 from meme.losses import DenoisingLoss
 from meme.seeding import derive_seed
 from meme.sharding import WHOLE, Shard
@@ -95,6 +96,7 @@ def run_training(
 
     On the way, and when it is stopped, it is kept in ``state``; what is there at the end is the caller's affair.
     """
+    keep_freed_memory()
     training = Training(config, number, data, device, shard)
     if state and 0 < _holds(state, config, number, data) <= config.training.steps:
         training.load(state)
