@@ -2,7 +2,9 @@
 
 import dataclasses
 import difflib
+import os
 import re
+import select
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ from meme.files import NO_ROOM
 from meme.termination import terminated_by_sigterm, was_terminated
 
 Settings = TypeVar("Settings", bound=BaseModel)
-WRONG_USE, INTERRUPTED, TERMINATED = 2, 130, 143
+UNREAD, WRONG_USE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the first as rich has it
 
 _SAYS_NONE = re.compile(r"\s*\bNone: (.+?)\.(?=\s|$)")
 
@@ -140,20 +142,22 @@ def _nearest(word: str, allowed: Sequence[str]) -> str:
 
 @contextmanager
 def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> Iterator[None]:
-    """Turn what a user did wrong, or a full disk, into one sentence on standard error and exit status 2; Ctrl-C into status 130
-    and SIGTERM into 143.
+    """Turn what a user did wrong, or a full disk, into one sentence on standard error and exit status 2; Ctrl-C into status 130,
+    SIGTERM into 143, and a reader that left (``| head``) into 1.
 
     ``resumes``: whether the same command goes on where it was, or has to begin anew.
     """
     how = "the same command goes on from here" if resumes else "the same command begins anew"
     try:
-        with terminated_by_sigterm():
+        with terminated_by_sigterm(), _all_printed():
             yield
     except ValidationError as error:
         _exit(explain(error, model))
     except UserError as error:
         _exit(str(error))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            sys.exit(UNREAD)
         if error.errno not in NO_ROOM:
             raise
         _exit(f"{error.filename or 'a disk'}: {error.strerror}; make room, and {how}")
@@ -161,6 +165,26 @@ def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> It
         terminated = was_terminated()
         print(f"\n{'terminated' if terminated else 'interrupted'}; {how}", file=sys.stderr)
         sys.exit(TERMINATED if terminated else INTERRUPTED)
+
+
+@contextmanager
+def _all_printed() -> Iterator[None]:
+    """Print what waits in the buffer, which else only the interpreter's end would do, where nobody takes its errors."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any longer; then the rest goes nowhere, or the interpreter's end would
+    fail too."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    left = any(event & select.POLLERR for _, event in output.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
 
 
 def _exit(sentence: str) -> None:

@@ -177,6 +177,34 @@ def test_printing_is_as_before_once_it_ends(capsys):
     assert json.loads(capsys.readouterr().out) == {"whole": 2}
 
 
+# A reader that leaves
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "command", [["run_search.py", "--dry-run"], ["run_search.py", "--help"], ["-m", "meme", "cost", "digits-meme"]]
+)
+def test_a_reader_that_leaves_ends_a_command_without_a_word(command, unbuffered):
+    surroundings = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    nobody, output = os.pipe()
+    os.close(nobody)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=surroundings, stdout=output, stderr=subprocess.PIPE, text=True
+    )
+    os.close(output)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_another_broken_pipe_is_an_error_like_any_other(monkeypatch):
+    def broken(*args, **kwargs):
+        raise BrokenPipeError("a worker's")
+
+    monkeypatch.setattr("meme.commands.train_config", broken)
+    with open(os.devnull, "w") as output, pytest.raises(BrokenPipeError, match="a worker's"):
+        monkeypatch.setattr(sys, "stdout", output)
+        main(["train", "digits-meme"])
+
+
 # Ctrl-C
 
 
