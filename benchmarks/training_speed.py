@@ -1,13 +1,15 @@
 """Training steps a second: ours against diffusers' and denoising-diffusion-pytorch's U-Nets, each with its own ordinary step.
 
-    python benchmarks/training_speed.py [--sizes digits cifar10] [--turns 9] [--threads 1]      # needs pip install -e '.[bench]'
+    python benchmarks/training_speed.py [--sizes digits cifar10] [--turns 9] [--threads 1] [--peers-keep-memory]
+    # needs pip install -e '.[bench]'
 
 All train on the same images (scikit-learn's digits, enlarged to three channels of 32x32 pixels for cifar10's size) with the
-preset's batch, in float32, in turn in this one process. The peers' networks have as many parameters as ours, to a few percent,
-and for diffusers the same levels, widths and attention. Every side draws noise and timesteps, computes its loss and gradients,
-clips them, takes an optimiser's step and averages weights: as ``meme.trainer`` has it, as diffusers' script for unconditional
-training with ``--use_ema``, and as denoising-diffusion-pytorch's Trainer (which averages every tenth step) do. Only their loaders
-are left out: a batch of theirs costs an index.
+preset's batch, in float32, in turn, each in a process of its own: our training tells its process to keep the memory that it frees
+(``meme.freed_memory``), which theirs do not ask for; with ``--peers-keep-memory`` they have it too. The peers' networks have as
+many parameters as ours, to a few percent, and for diffusers the same levels, widths and attention. Every side draws noise and
+timesteps, computes its loss and gradients, clips them, takes an optimiser's step and averages weights: as ``meme.trainer`` has
+it, as diffusers' script for unconditional training with ``--use_ema``, and as denoising-diffusion-pytorch's Trainer (which
+averages every tenth step) do. Only their loaders are left out: a batch of theirs costs an index.
 
 Ratios are medians over turns, with the quartiles beside them, of wall time and of CPU time, which other work on the machine
 disturbs less. ``matmul_share`` is three times the forward pass's floating-point operations (``meme.cost``, attention counted)
@@ -17,9 +19,12 @@ over CPU time, as a share of what a 1024 x 1024 matrix product reaches in the sa
 
 import argparse
 import json
+import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from statistics import median, quantiles
 
 import torch
@@ -31,6 +36,7 @@ from meme.config import Config
 from meme.cost import expert_cost
 from meme.data import Images, open_images
 from meme.denoiser import build_expert
+from meme.freed_memory import keep_freed_memory
 from meme.presets import preset
 from meme.torchvision_compat import make_torchvision_importable
 
@@ -153,37 +159,92 @@ def params(network: nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
 
-def contend(size: Size, turns: int) -> dict:
-    config = preset(size.preset)
+class Side:
+    """One network's training, in a process of its own that waits between its turns."""
+
+    def __init__(self, prepare: Callable[..., tuple[Callable[[int], Seconds], int]], size: Size, options: argparse.Namespace):
+        spawning = multiprocessing.get_context("spawn")
+        self._here, there = spawning.Pipe()
+        self._process = spawning.Process(target=_take_turns, args=(there, prepare, size, options), daemon=True)
+        self._process.start()
+        there.close()  # or the end of the process would not be noticed
+        self.params: int = self._here.recv()
+
+    def turn(self, steps: int) -> Seconds:
+        self._here.send(steps)
+        return self._here.recv()
+
+    def end(self) -> None:
+        self._here.send(0)
+        self._process.join()
+
+
+def _take_turns(parent: Connection, prepare: Callable, size: Size, options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    if options.peers_keep_memory:
+        keep_freed_memory()
+    turn, weights = prepare(size)
+    parent.send(weights)
+    while steps := parent.recv():
+        parent.send(turn(steps))
+
+
+def prepare_ours(size: Size) -> tuple[Callable[[int], Seconds], int]:
+    config, images = at(size)
+    return ours(config, images), params(build_expert(config, EXPERT))
+
+
+def prepare_diffusers(size: Size) -> tuple[Callable[[int], Seconds], int]:
+    config, images = at(size)
     side, channels = config.image.size, config.image.channels
-    images = open_images("digits", size=side, channels=channels)
-    pixels = images.tensor(range(len(images)))
-    theirs = UNet2DModel(
+    network = UNet2DModel(
         sample_size=side, in_channels=channels, out_channels=channels, layers_per_block=1, **size.diffusers
     ).train()
-    lucid = Unet(channels=channels, **size.ddpm_pytorch).train()
-    steps = {
-        "diffusers": diffusers_step(config, theirs, pixels),
-        "ddpm_pytorch": ddpm_pytorch_step(config, lucid, pixels / 2 + 0.5),
-    }
-    sides = {"ours": ours(config, images)} | {name: lambda k, step=step: timed(step, k) for name, step in steps.items()}
+    return partial(timed, diffusers_step(config, network, pixels(images))), params(network)
+
+
+def prepare_ddpm_pytorch(size: Size) -> tuple[Callable[[int], Seconds], int]:
+    config, images = at(size)
+    network = Unet(channels=config.image.channels, **size.ddpm_pytorch).train()
+    return partial(timed, ddpm_pytorch_step(config, network, pixels(images) / 2 + 0.5)), params(network)
+
+
+SIDES = {"ours": prepare_ours, "diffusers": prepare_diffusers, "ddpm_pytorch": prepare_ddpm_pytorch}
+
+
+def at(size: Size) -> tuple[Config, Images]:
+    """The preset and its images."""
+    config = preset(size.preset)
+    return config, open_images("digits", size=config.image.size, channels=config.image.channels)
+
+
+def pixels(images: Images) -> torch.Tensor:
+    """All of them, in [-1, 1]."""
+    return images.tensor(range(len(images)))
+
+
+def contend(size: Size, options: argparse.Namespace) -> dict:
+    sides = {name: Side(prepare, size, options) for name, prepare in SIDES.items()}
     took, rates = {name: [] for name in sides}, []
-    for turn in range(turns + 1):
-        for name, run in sides.items():
-            seconds = run(size.steps if turn else WARM_STEPS)
+    for turn in range(options.turns + 1):
+        for name, side in sides.items():
+            seconds = side.turn(size.steps if turn else WARM_STEPS)
             if turn:
                 took[name].append(seconds)
         rates.append(matmul_rate())
+    for side in sides.values():
+        side.end()
+    config = preset(size.preset)
     operations = 6 * config.training.batch_size * expert_cost(config.image, config.network, config.expert(EXPERT)).macs
-    networks = {"ours": build_expert(config, EXPERT), "diffusers": theirs, "ddpm_pytorch": lucid}
+    peers = [name for name in sides if name != "ours"]
     return {
-        "wall": {name: against(took, name, 0) for name in steps},
-        "cpu": {name: against(took, name, 1) for name in steps},
+        "wall": {name: against(took, name, 0) for name in peers},
+        "cpu": {name: against(took, name, 1) for name in peers},
         "images_per_s": {name: round(config.training.batch_size / median(s[0] for s in took[name]), 1) for name in sides},
         "cpu_ms_per_step": {name: round(1000 * median(s[1] for s in took[name]), 1) for name in sides},
         "matmul_gflops": round(median(rates) / 1e9, 1),
         "matmul_share": round(operations / median(s[1] for s in took["ours"]) / median(rates), 2),
-        "params": {name: params(network) for name, network in networks.items()},
+        "params": {name: side.params for name, side in sides.items()},
     }
 
 
@@ -199,14 +260,15 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peers-keep-memory", action="store_true", help="all sides keep what they free, not ours alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = {}
     for name in options.sizes:
-        results[name] = contend(SIZES[name], options.turns)
+        results[name] = contend(SIZES[name], options)
         print(name, json.dumps(results[name]), flush=True)
     smallest = {f"vs_{peer}": min(r["wall"][peer]["median"] for r in results.values()) for peer in ("diffusers", "ddpm_pytorch")}
-    print(json.dumps(smallest | {"threads": options.threads, "turns": options.turns, "sizes": results}))
+    print(json.dumps(smallest | vars(options) | {"sizes": results}))
 
 
 if __name__ == "__main__":
