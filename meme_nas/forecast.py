@@ -1,4 +1,4 @@
-"""What a search will be and take, said before it begins; its time from a few training steps of the hand-made pattern, timed on
+"""What a search will be and take, said before it begins; its time from some training steps of the hand-made pattern, timed on
 images of zeros."""
 
 import time
@@ -13,17 +13,20 @@ from meme.data import Images
 from meme.pipeline import pick_device
 from meme.survey import SMALLEST
 from meme.trainer import run_training
+from meme_nas.audit import SEEDS
+from meme_nas.finalists import FRESH_SEEDS
 from meme_nas.placement import workers_for
 from meme_nas.report_words import duration, quantity
 from meme_nas.settings import SearchSettings
+from meme_nas.strategy import yardsticks_of
 from meme_nas.threads import threads
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
 LONG = 2 * 3600  # seconds; longer searches are told of a smaller network
 PASSES_A_STEP = 3  # forward, and twice as much backward
-TIMED_STEPS = 2
-MOST_MACS_ON_A_CPU = 5e10  # in a timed step, about a second; of larger batches a part is timed
+LEAST_TIMED_STEPS, MOST_TIMED_STEPS = 2, 20
+MOST_MACS_ON_A_CPU = 5e10  # about a second: so long a timed step may take, or all of them; of larger batches a part is timed
 
 
 def describe(settings: SearchSettings) -> None:
@@ -49,8 +52,8 @@ def describe(settings: SearchSettings) -> None:
 def forecast_lines(settings: SearchSettings) -> list[str]:
     """How long the search will take on this machine, and where that is very long without a GPU, what would take less."""
     seconds = search_seconds(settings, workers_for(settings))
-    audit = ", its audit not counted" if settings.audit_factor else ""
-    lines = [f"the search takes about {duration(seconds)} on this machine{audit}"]
+    audit = " and its audit take" if settings.audit_factor else " takes"
+    lines = [f"the search{audit} about {duration(seconds)} on this machine"]
     if seconds > LONG and pick_device(settings.device).type == "cpu" and settings.preset_name not in (SMALLEST, "digits-meme"):
         smallest = settings.model_copy(update={"preset": SMALLEST, "image_size": None})
         shorter = duration(search_seconds(smallest, workers_for(smallest)))
@@ -59,30 +62,51 @@ def forecast_lines(settings: SearchSettings) -> list[str]:
 
 
 def search_seconds(settings: SearchSettings, workers: int) -> float:
-    """Of the trainings and scores that the budget pays for, ``workers`` of them at a time; an audit comes on top.
+    """Of all trainings and scores: those that the budget pays for, the audit's, and the last of winner and yardsticks;
+    ``workers`` of them at a time.
 
-    Architectures differ little in this, and cascades that share sampler steps take less.
+    Architectures differ little in this. Cascades that share sampler steps, and configurations of the audit that share experts,
+    take less.
     """
     proxy = settings.as_proxy(settings.full_config())
     with threads(settings.cpus_per_trial):
         image_seconds = _training_seconds_an_image(proxy, pick_device(settings.device))
-    trained = settings.budget * len(proxy.experts) * proxy.training.steps * proxy.training.batch_size
-    scores = settings.budget * (settings.cascades_per_candidate if settings.strategy_name == "factorised" else 1)
-    drawn = scores * proxy.evaluation.samples * proxy.sampling.steps
-    return (trained + drawn / PASSES_A_STEP) * image_seconds / workers
+    trained = _ensembles(settings) * len(proxy.experts) * proxy.training.steps * proxy.training.batch_size
+    return (trained + _images_drawn(settings) * proxy.sampling.steps / PASSES_A_STEP) * image_seconds / workers
+
+
+def _ensembles(settings: SearchSettings) -> int:
+    """Trainings of a whole ensemble at proxy length. An audit's with the seed of the search go on from there."""
+    return settings.budget + _audited(settings) * (SEEDS * settings.audit_factor - 1)
+
+
+def _images_drawn(settings: SearchSettings) -> int:
+    """For all scores."""
+    of_trials = settings.budget * (settings.cascades_per_candidate if settings.strategy_name == "factorised" else 1)
+    finalists = len(yardsticks_of(settings)) + 1
+    config = settings.full_config()
+    short = settings.as_proxy(config).evaluation.samples
+    return (of_trials + _audited(settings) * SEEDS) * short + finalists * len(FRESH_SEEDS) * config.evaluation.samples
+
+
+def _audited(settings: SearchSettings) -> int:
+    return settings.audited if settings.audit_factor else 0
 
 
 def _training_seconds_an_image(config: Config, device: torch.device) -> float:
-    """Of a training step of expert 1."""
-    images = config.training.batch_size
+    """Of a training step of expert 1: what more steps take longer than one, whose set-up on a busy machine may take longer than a
+    small network's steps."""
+    images, step_macs = config.training.batch_size, PASSES_A_STEP * ensemble_cost(config).macs
+    steps = MOST_TIMED_STEPS
     if device.type == "cpu":
-        images = min(images, max(1, int(MOST_MACS_ON_A_CPU / PASSES_A_STEP / ensemble_cost(config).macs)))
+        images = min(images, max(1, int(MOST_MACS_ON_A_CPU / step_macs)))
+        steps = min(steps, max(LEAST_TIMED_STEPS, int(MOST_MACS_ON_A_CPU / (images * step_macs))))
     config = config.with_(training={"batch_size": images})
     _timed(config, 1, device)  # the first step allocates
-    seconds = (_timed(config, 1 + TIMED_STEPS, device) - _timed(config, 1, device)) / TIMED_STEPS
+    before, longer, after = (_timed(config, count, device) for count in (1, 1 + steps, 1))
     if device.type == "cuda":
         torch.cuda.empty_cache()  # trials are about to need the memory
-    return seconds / images
+    return (longer - min(before, after)) / steps / images
 
 
 def _timed(config: Config, steps: int, device: torch.device) -> float:
