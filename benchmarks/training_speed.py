@@ -13,7 +13,9 @@ averages every tenth step) do. Only their loaders are left out: a batch of their
 
 Ratios are medians over turns, with the quartiles beside them, of wall time and of CPU time, which other work on the machine
 disturbs less. ``matmul_share`` is three times the forward pass's floating-point operations (``meme.cost``, attention counted)
-over CPU time, as a share of what a 1024 x 1024 matrix product reaches in the same turns. The last line is one JSON object:
+over CPU time, as a share of what a 1024 x 1024 matrix product reaches in the same turns. ``products_share`` is how much of our
+step torch's profiler finds in convolutions, matrix products and attention, all of them libraries': if all else took no time, the
+ratios would be the measured ones divided by it (``if_all_else_were_free``). The last line is one JSON object:
 ``vs_diffusers`` and ``vs_ddpm_pytorch`` are the smallest wall-time ratios over the sizes.
 """
 
@@ -30,6 +32,7 @@ from statistics import median, quantiles
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from meme import trainer
 from meme.config import Config
@@ -48,6 +51,7 @@ from ema_pytorch import EMA  # noqa: E402
 
 EXPERT = 2
 WARM_STEPS, MATRIX = 2, 1024
+PRODUCTS = ("mkldnn_convolution", "convolution_backward", "aten::mm", "aten::addmm", "aten::bmm", "flash_attention")
 Seconds = tuple[float, float]  # a step's wall and CPU time
 
 
@@ -155,6 +159,16 @@ def matmul_rate() -> float:
     return 2 * MATRIX**3 / timed(lambda: a @ a, 4)[1]
 
 
+def products_share(size: Size) -> float:
+    """Of a step of ours, the time in convolutions, matrix products and attention."""
+    turn, _ = prepare_ours(size)
+    turn(WARM_STEPS)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        turn(size.steps)
+    took = {row.key: row.self_cpu_time_total for row in profiled.key_averages()}
+    return sum(took[name] for name in took if any(word in name for word in PRODUCTS)) / sum(took.values())
+
+
 def params(network: nn.Module) -> int:
     return sum(weight.numel() for weight in network.parameters())
 
@@ -236,7 +250,7 @@ def contend(size: Size, options: argparse.Namespace) -> dict:
         side.end()
     config = preset(size.preset)
     operations = 6 * config.training.batch_size * expert_cost(config.image, config.network, config.expert(EXPERT)).macs
-    peers = [name for name in sides if name != "ours"]
+    peers, share = [name for name in sides if name != "ours"], products_share(size)
     return {
         "wall": {name: against(took, name, 0) for name in peers},
         "cpu": {name: against(took, name, 1) for name in peers},
@@ -244,6 +258,8 @@ def contend(size: Size, options: argparse.Namespace) -> dict:
         "cpu_ms_per_step": {name: round(1000 * median(s[1] for s in took[name]), 1) for name in sides},
         "matmul_gflops": round(median(rates) / 1e9, 1),
         "matmul_share": round(operations / median(s[1] for s in took["ours"]) / median(rates), 2),
+        "products_share": round(share, 2),
+        "if_all_else_were_free": {name: round(against(took, name, 0)["median"] / share, 2) for name in peers},
         "params": {name: side.params for name, side in sides.items()},
     }
 
