@@ -181,7 +181,7 @@ def _reader_left() -> bool:
     fail too."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
-    left = any(event & select.POLLERR for _, event in output.poll(0))
+    left = any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
     if left:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return left

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -31,7 +32,7 @@ def give_freed_memory_back() -> None:
 
 
 @contextlib.contextmanager
-def _glibc():
+def _glibc() -> Iterator[ctypes.CDLL]:
     """The C library; where it is not glibc, what is asked of it is left undone."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         yield ctypes.CDLL(None)

@@ -26,7 +26,8 @@ from search_spaces.space import build_space
 LONG = 2 * 3600  # seconds; longer searches are told of a smaller network
 PASSES_A_STEP = 3  # forward, and twice as much backward
 LEAST_TIMED_STEPS, MOST_TIMED_STEPS = 2, 20
-MOST_MACS_ON_A_CPU = 5e10  # about a second: so long a timed step may take, or all of them; of larger batches a part is timed
+MOST_MACS_ON_A_CPU = 5e10  # some seconds; where one step alone has more, a part of its batch is timed
+MOST_MACS_ON_A_GPU = 5e12
 
 
 def describe(settings: SearchSettings) -> None:
@@ -97,10 +98,10 @@ def _training_seconds_an_image(config: Config, device: torch.device) -> float:
     """Of a training step of expert 1: what more steps take longer than one, whose set-up on a busy machine may take longer than a
     small network's steps."""
     images, step_macs = config.training.batch_size, PASSES_A_STEP * ensemble_cost(config).macs
-    steps = MOST_TIMED_STEPS
+    most = MOST_MACS_ON_A_CPU if device.type == "cpu" else MOST_MACS_ON_A_GPU
     if device.type == "cpu":
-        images = min(images, max(1, int(MOST_MACS_ON_A_CPU / step_macs)))
-        steps = min(steps, max(LEAST_TIMED_STEPS, int(MOST_MACS_ON_A_CPU / (images * step_macs))))
+        images = min(images, max(1, int(most / step_macs)))
+    steps = min(MOST_TIMED_STEPS, max(LEAST_TIMED_STEPS, int(most / (images * step_macs))))
     config = config.with_(training={"batch_size": images})
     _timed(config, 1, device)  # the first step allocates
     before, longer, after = (_timed(config, count, device) for count in (1, 1 + steps, 1))

@@ -3,11 +3,10 @@
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TIMES = 40
 PAGES = TIMES * 32 * 2**20 // 4096  # at least, if every large tensor's are new; where pages are larger there are fewer
 
