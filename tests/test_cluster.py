@@ -54,7 +54,7 @@ def test_trials_run_on_every_node(engine, tmp_path):
     seen.mkdir()
     settings = SearchSettings(strategy="joint", budget=8, study=tmp_path / "study")
     study = Study(tmp_path / "study", settings.in_force())
-    engine.run(Joint(settings, study), OnNode(seen, 0.3), lambda: None)
+    engine.run(Joint(settings, study), OnNode(seen, 0.3, at_once=2), lambda: None)
     assert [trial.state for trial in study.trials] == ["complete"] * 8
     nodes = visits(seen)
     assert len(nodes) == 8 and all(len(attempts) == 1 for attempts in nodes.values())
@@ -107,16 +107,15 @@ def test_four_trials_share_the_cluster_s_one_gpu(cluster, tmp_path):
     engine = RayEngine(4, cpus=1, gpus=0.25, folder=tmp_path, address=cluster.address)
     study = Study(tmp_path / "study", settings.in_force())
     try:
-        engine.run(Joint(settings, study), OnNode(seen, 1.0), lambda: None)
+        engine.run(Joint(settings, study), OnNode(seen, 0.3, at_once=4), lambda: None)
     finally:
         engine.close()
         cluster.remove_node(node)
     assert [trial.state for trial in study.trials] == ["complete"] * 10
     nodes = {place for places in visits(seen).values() for place in places}
     assert nodes == {raylet}
-    begun = sorted(int(path.name.partition("-")[2]) for path in seen.iterdir())
-    at_a_time = [sum(start <= moment < start + 1e9 for start in begun) for moment in begun]
-    assert max(at_a_time) == 4
+    stays = [(int(path.name.partition("-")[2]), path.stat().st_mtime_ns) for path in seen.iterdir()]
+    assert max(sum(begun <= moment < ended for begun, ended in stays) for moment, _ in stays) == 4
 
 
 @pytest.mark.slow

@@ -92,17 +92,27 @@ class ByWorker:
 
 @dataclass(frozen=True)
 class OnNode:
-    """Leaves in a file for every attempt which process, a node's, its worker belongs to; then takes its time."""
+    """Leaves in a file for every attempt which process, a node's, its worker belongs to; then takes its time.
+
+    The file's name has the moment it begins, its last change is the moment it ends.
+    """
 
     folder: Path
     seconds: float
     stuck_once: int = -1
     """A trial whose first attempt does not end."""
+    at_once: int = 1
+    """None ends before so many have begun: workers start one after another, and slowly. Two minutes are the most it waits."""
 
     def __call__(self, task: Task) -> Outcome:
         attempts = len(visits(self.folder).get(task.number, []))
-        (self.folder / f"{task.number:03d}-{time.time_ns()}").write_text(str(os.getppid()))
+        file = self.folder / f"{task.number:03d}-{time.time_ns()}"
+        file.write_text(str(os.getppid()))
         time.sleep(1_000 if task.number == self.stuck_once and not attempts else self.seconds)
+        deadline = time.monotonic() + 120
+        while len(list(self.folder.iterdir())) < self.at_once and time.monotonic() < deadline:
+            time.sleep(0.05)
+        file.touch()
         return score(task)
 
 
