@@ -56,14 +56,15 @@ class Score:
 
 def pick_device(choice: str) -> torch.device:
     """``auto`` is the first GPU if there is one, else the CPU; ``UserError`` for a device that is not there."""
-    if choice == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if choice.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("device: there is no CUDA device here; allowed are auto and cpu")
-    try:
-        return torch.device(choice)
-    except RuntimeError:
-        raise UserError(f"device: allowed are auto, cpu, cuda and cuda:N, not {choice!r}") from None
+    has_gpu = torch.cuda.is_available()  # which a driver too old for this torch says no to, though it counts GPUs
+    here = ["auto", "cpu"]
+    if has_gpu:
+        here += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        here.append("mps")
+    if choice not in here:
+        raise UserError(f"device: must be one of {', '.join(here)} on this machine, not {choice!r}")
+    return torch.device(("cuda" if has_gpu else "cpu") if choice == "auto" else choice)
 
 
 def open_reference(config: Config, *, strict: bool = False, on_message: OnMessage = lambda message: None) -> Images:

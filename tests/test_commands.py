@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import CIFAR, ROOT
 from PIL import Image
@@ -18,7 +19,8 @@ from PIL import Image
 import run_search
 from meme.__main__ import main as meme_main
 from meme.config import Config
-from meme.pipeline import evaluate, load_ensemble, open_reference, train
+from meme.errors import UserError
+from meme.pipeline import evaluate, load_ensemble, open_reference, pick_device, train
 from meme.presets import preset
 from meme_nas import run as run_module
 from meme_nas.settings import SearchSettings
@@ -204,7 +206,7 @@ SEARCHES = {
     "preset": (["--preset", "digits-mem"], "preset: there is no 'digits-mem'; did you mean digits-meme"),
     "nothing to search": (["--preset", "digits-ldm-s"], "preset: digits-ldm-s has no splits"),
     "missing data": (["--data", "/nowhere/at/all"], "data: .*does not exist"),
-    "device": (["--device", "toaster"], "device: allowed are auto, cpu, cuda"),
+    "device": (["--device", "toaster"], "device: must be one of auto, cpu"),
     "max-macs": (["--max-macs", "1000"], "max_macs: no candidate has so few"),
     "workers": (["--workers", "4", "--proposal-lag", "2"], "workers: at most proposal_lag 2, not 4"),
     "image size": (["--image-size", "9"], "image.size: must be a multiple of"),
@@ -229,6 +231,21 @@ def test_wrong_data_of_a_search(tmp_path, capsys):
 def test_a_results_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert_refused(run_search.main, ["--study", str(tmp_path / "file" / "x")], "study: .*can't be written", capsys)
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
+    assert pick_device("auto") == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert [str(pick_device(choice)) for choice in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
+    for choice in ("cuda:2", "mps", "meta", "cuda:-1", ""):
+        with pytest.raises(UserError, match=f"device: must be one of auto, cpu, cuda, cuda:0, cuda:1 on .*, not {choice!r}"):
+            pick_device(choice)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="device: must be one of auto, cpu on this machine, not 'cuda'"):
+        pick_device("cuda")
 
 
 CONFIGS = {
