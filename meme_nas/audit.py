@@ -17,26 +17,24 @@ from scipy.stats import kendalltau
 
 from meme.config import Config
 from meme.seeding import derive_seed
+from meme_nas.rescoring import Rescoring
 from meme_nas.settings import LEAST_AUDITED, SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.summary import Agreement, Rescored
-from meme_nas.trial import Outcome, Task
 from meme_nas.trial_log import TrialRecord
 
 FINALISTS, SEEDS = 3, 3
 BOOTSTRAPS = 2_000
 
 
-class Audit:
-    """Hands out the longer trainings to an engine, as a strategy hands out trials: each is a configuration with one seed, so that
-    many workers share them."""
+class Audit(Rescoring):
+    """The longer trainings: each is of a configuration with one seed."""
 
     unit = "audits"
+    kind = "audit"
 
     def __init__(self, settings: SearchSettings, search: Strategy):
-        self.settings, self.study, self._search = settings, search.study, search
-        self._log = search.study.audit()
-        self._left = [trial for trial in self._log.records if not trial.finished]
+        super().__init__(settings, search, search.study.audit())
 
     @property
     def seeds(self) -> range:
@@ -47,66 +45,18 @@ class Audit:
     @cached_property
     def chosen(self) -> list[TrialRecord]:
         """Hand-made pattern and winner, the best others, and a random sample of the rest, evenly over the range of scores."""
-        return pick(self.study.trials, self.settings)
+        return pick(self._search.study.trials, self.settings)
 
-    @cached_property
-    def _planned(self) -> dict[str, tuple[TrialRecord, Config]]:
-        """Every longer training by the id of its config, with the trial it is of."""
-        configs = [(trial, self._longer(trial, seed)) for trial in self.chosen for seed in self.seeds]
-        return {config.architecture_id: (trial, config) for trial, config in configs}
+    def _ways(self, trial: TrialRecord) -> list[Config]:
+        steps = self.settings.audit_factor * trial.config.training.steps
+        return [trial.config.with_(training={"steps": steps, "seed": seed}) for seed in self.seeds]
 
-    def _longer(self, trial: TrialRecord, seed: int) -> Config:
-        return trial.config.with_(training={"steps": self.settings.audit_factor * trial.config.training.steps, "seed": seed})
+    def _seeds(self, config: Config) -> tuple[int, ...]:
+        return (config.training.seed,)
 
-    @property
-    def _begun(self) -> dict[str, TrialRecord]:
-        """Those of the trainings that were started, now or by an earlier audit of the study."""
-        found = {record.architecture_id: record for record in self._log.records if _of_one_seed(record)}
-        return {key: found[key] for key in self._planned if key in found}
-
-    @property
-    def done(self) -> bool:
-        finished, planned = self.spent
-        return finished == planned
-
-    @property
-    def spent(self) -> tuple[int, int]:
-        """Longer trainings that are done, and all that are to be."""
-        return sum(record.finished for record in self._begun.values()), len(self._planned)
-
-    @property
-    def under_way(self) -> int:
-        """Longer trainings that workers have."""
-        return len(self._log.running) - len(self._left)
-
-    def next_task(self) -> Task | None:
-        if self._left:
-            return _task(self._left.pop(0))
-        begun = self._begun
-        for key, (trial, config) in self._planned.items():
-            if key not in begun:
-                return _task(self._log.start(config, "audit", trial.choices, self._search.distributions))
-        return None
-
-    def record(self, outcome: Outcome) -> TrialRecord:
-        return self._log.finish(outcome)
-
-    def results(self) -> list[Rescored]:
-        """Of the configurations that were trained with every seed."""
-        scores: dict[int, list[float]] = {}
-        for key, record in self._begun.items():
-            if record.state == "complete":
-                scores.setdefault(self._planned[key][0].number, []).extend(record.scored.fids)
-        return [Rescored(trial, tuple(own)) for trial in self.chosen if len(own := scores.get(trial.number, [])) == SEEDS]
-
-
-def _task(trial: TrialRecord) -> Task:
-    return Task(trial.number, trial.config, "audit", seeds=(trial.config.training.seed,))
-
-
-def _of_one_seed(record: TrialRecord) -> bool:
-    """Studies from before every seed was a trial of its own have some that are the mean of all."""
-    return record.outcome is None or len(record.outcome.fids) <= 1
+    def _stands(self, record: TrialRecord) -> bool:
+        """Studies from before every seed was a trial of its own have some that are the mean of all."""
+        return record.outcome is None or len(record.outcome.fids) <= 1
 
 
 def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialRecord]:
