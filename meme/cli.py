@@ -149,7 +149,7 @@ def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> It
     """
     how = "the same command goes on from here" if resumes else "the same command begins anew"
     try:
-        with terminated_by_sigterm(), _all_printed():
+        with terminated_by_sigterm(), _interruptions_unwrapped(), _all_printed():
             yield
     except ValidationError as error:
         _exit(explain(error, model))
@@ -165,6 +165,20 @@ def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> It
         terminated = was_terminated()
         print(f"\n{'terminated' if terminated else 'interrupted'}; {how}", file=sys.stderr)
         sys.exit(TERMINATED if terminated else INTERRUPTED)
+
+
+@contextmanager
+def _interruptions_unwrapped() -> Iterator[None]:
+    """``KeyboardInterrupt`` for what a library made of one: pydantic raises an error of its own where it calls back."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, KeyboardInterrupt):
+                raise cause from None
+            cause = cause.__cause__
+        raise
 
 
 @contextmanager

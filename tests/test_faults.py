@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 from faults import Command, Killer, Tally, broken_files, compare, full_disk, scores
+from pydantic import BaseModel, model_serializer
 from safetensors.torch import save_file
 
 from meme import checkpoint
@@ -129,3 +130,18 @@ def test_a_full_disk_is_said_in_a_sentence(capsys):
     assert capsys.readouterr().err == (
         "error: /full/disk: No space left on device; make room, and the same command goes on from here\n"
     )
+
+
+def test_an_interruption_that_a_library_wrapped_is_one(capsys):
+    """As pydantic does in the middle of a serializer: a search that was terminated there ended in a traceback."""
+
+    class Interrupted(BaseModel):
+        @model_serializer
+        def _content(self) -> dict:
+            signal.raise_signal(signal.SIGTERM)
+            return {}
+
+    with pytest.raises(SystemExit) as ended, exits_with_a_sentence(SearchSettings):
+        Interrupted().model_dump()
+    assert ended.value.code == 143
+    assert capsys.readouterr().err.strip() == "terminated; the same command goes on from here"
