@@ -24,6 +24,11 @@ def _is_none(value: Any) -> bool:
     return value is None
 
 
+def _is_unused(value: Any) -> bool:
+    """Return whether a field that did not always exist has its default, and so stays out of ids and files."""
+    return not value
+
+
 class FirstStageConfig(Settings):
     """The autoencoder between images and the latents that are denoised (Rombach et al. 2022)."""
 
@@ -59,7 +64,9 @@ class TrainingConfig(Settings):
     """How each expert is trained."""
 
     steps: Positive
-    """Optimiser steps an expert."""
+    """Optimiser steps an expert, after those of the trunk."""
+    trunk_steps: Annotated[Count, Field(exclude_if=_is_unused)] = 0
+    """Steps of the trunk, one network on all timesteps from which every expert starts; 0: they start fresh, as in the paper."""
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0.0)]
     """AdamW's step size after warm-up; constant from there on, so that a training can be continued."""
@@ -88,6 +95,9 @@ class SamplingConfig(Settings):
     steps: Positive = 50
     eta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """DDIM's share of fresh noise: 0 is deterministic."""
+    set_alpha_to_one: Annotated[bool, Field(exclude_if=_is_unused)] = False
+    """DDIM's last step ends at the image (alpha 1), which is right for pixels; else at the noise level of timestep 0, as latent
+    diffusion has it. The other samplers always end at the image."""
     clip: bool = False
     """Clip each predicted image to [-1, 1]; right for pixels, wrong for latents."""
     batch_size: Positive = 256

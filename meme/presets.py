@@ -66,6 +66,12 @@ _IU_CIFAR = _CIFAR | {"pool_strides": (2, 2, 1)}
 _THUMBNAILS = {"multipliers": (1, 2), "depth": 1, "attention_downsamples": (2,), "head_channels": 8, "norm_groups": 2}
 _IU_THUMBNAILS = _THUMBNAILS | {"pool_strides": (2, 1)}
 
+
+def _pixels(steps: int, batch_size: int = SamplingConfig().batch_size) -> SamplingConfig:
+    """Return a sampling of pixels: predictions are clipped to their range, and DDIM's last step leaves no noise."""
+    return SamplingConfig(steps=steps, batch_size=batch_size, clip=True, set_alpha_to_one=True)
+
+
 _F4_LATENTS = ImageConfig(channels=3, size=64)
 # Latent diffusion's VQ-f4 with 8192 codes, of FFHQ and CelebA-HQ alike; it does not scale these latents.
 _VQ_F4 = FirstStageConfig(kind="vq", source="CompVis/ldm-celebahq-256", subfolder="vqvae", downsample=4, scale_factor=1.0)
@@ -76,7 +82,7 @@ _SETTINGS = {
     "celebahq": _Setting(_F4_LATENTS, SamplingConfig(steps=50), EvaluationConfig(samples=50_000), first_stage=_VQ_F4),
     "celeba64": _Setting(
         ImageConfig(channels=3, size=64),
-        SamplingConfig(steps=50, clip=True),
+        _pixels(steps=50),
         EvaluationConfig(samples=10_000),
         DiffusionConfig(schedule="linear", beta_start=1e-4, beta_end=0.02),
     ),
@@ -89,18 +95,20 @@ _SETTINGS = {
     ),
     "cifar10": _Setting(
         ImageConfig(channels=3, size=32),
-        SamplingConfig(steps=50, clip=True, batch_size=100),
+        _pixels(steps=50, batch_size=100),
         EvaluationConfig(samples=2_000),
     ),
     # Images in colour for machines without a GPU.
     "thumbnails": _Setting(
         ImageConfig(channels=3, size=16),
-        SamplingConfig(steps=20, clip=True, batch_size=250),
+        _pixels(steps=20, batch_size=250),
         EvaluationConfig(samples=1_000),
     ),
+    # The least size at which natural images show the paper's order of systems, for a laptop.
+    "tiny": _Setting(ImageConfig(channels=3, size=8), _pixels(steps=20, batch_size=250), EvaluationConfig(samples=1_000)),
     "digits": _Setting(
         ImageConfig(channels=1, size=8),
-        SamplingConfig(steps=20, clip=True, batch_size=250),
+        _pixels(steps=20, batch_size=250),
         EvaluationConfig(samples=1_000, features="classifier"),
         data="digits",
     ),
@@ -178,6 +186,14 @@ _ROWS: dict[str, tuple[Family, int, dict[str, Any], tuple[float, ...], TrainingC
     "thumbnails-meme-hard":         ("iu-net",   16, _IU_THUMBNAILS, _HARD, _THUMBNAILS_EXPERT),
     "thumbnails-meme":              ("iu-net",   16, _IU_THUMBNAILS, _SOFT, _THUMBNAILS_EXPERT),
     "thumbnails-lite-ldm":          ("ldm",       8, _THUMBNAILS,    _ONE,  _alone(_THUMBNAILS_EXPERT)),
+    "tiny-ldm-l":                   ("ldm",      32, _THUMBNAILS,    _ONE,  _alone(_THUMBNAILS_EXPERT)),
+    "tiny-ldm-s":                   ("ldm",      16, _THUMBNAILS,    _ONE,  _alone(_THUMBNAILS_EXPERT)),
+    "tiny-iu-ldm-s":                ("iu-net",   16, _IU_THUMBNAILS, _ONE,  _alone(_THUMBNAILS_EXPERT)),
+    "tiny-multi-expert-hard":       ("ldm",      16, _THUMBNAILS,    _HARD, _THUMBNAILS_EXPERT),
+    "tiny-multi-expert":            ("ldm",      16, _THUMBNAILS,    _SOFT, _THUMBNAILS_EXPERT),
+    "tiny-meme-hard":               ("iu-net",   16, _IU_THUMBNAILS, _HARD, _THUMBNAILS_EXPERT),
+    "tiny-meme":                    ("iu-net",   16, _IU_THUMBNAILS, _SOFT, _THUMBNAILS_EXPERT),
+    "tiny-lite-ldm":                ("ldm",       8, _THUMBNAILS,    _ONE,  _alone(_THUMBNAILS_EXPERT)),
     "digits-ldm-l":                 ("ldm",      32, _DIGITS,        _ONE,  _alone(_DIGITS_EXPERT)),
     "digits-ldm-s":                 ("ldm",      16, _DIGITS,        _ONE,  _alone(_DIGITS_EXPERT)),
     "digits-iu-ldm-s":              ("iu-net",   16, _IU_DIGITS,     _ONE,  _alone(_DIGITS_EXPERT)),

@@ -25,7 +25,8 @@ FreshNoise = Callable[[int], list[torch.Generator]]
 
 def build_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, learned_variance: bool = False) -> SchedulerMixin:
     """The scheduler of diffusers with its timesteps set: T/S apart, from 1 for DDIM (as latent diffusion has it), 0 for DDPM, and
-    for the multistep solvers, of second order, up to T - 1.
+    for the multistep solvers, of second order, up to T - 1. DDIM ends at alpha 1 where ``sampling.set_alpha_to_one`` says so, the
+    others always.
 
     DDPM takes a learned variance (Nichol and Dhariwal 2021, Eq. 15); the others have their own.
     """
@@ -34,7 +35,7 @@ def build_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, lea
     # Thresholds between 1 and sample_max_value 1 (diffusers' default) clip to [-1, 1].
     trailing = arguments | {"thresholding": sampling.clip, "timestep_spacing": "trailing"}
     if sampling.sampler == "ddim":
-        scheduler = DDIMScheduler(**leading, steps_offset=1, set_alpha_to_one=False)
+        scheduler = DDIMScheduler(**leading, steps_offset=1, set_alpha_to_one=sampling.set_alpha_to_one)
     elif sampling.sampler == "ddpm":
         scheduler = DDPMScheduler(**leading, variance_type="learned_range" if learned_variance else "fixed_small")
     elif sampling.sampler == "dpm-solver++":

@@ -119,7 +119,7 @@ def test_rows_build_for_every_family_and_are_its_presets(family, recipe):
 
 
 def test_families_are_those_of_the_paper_and_of_a_laptop():
-    assert set(FAMILIES) == {"ffhq", "celebahq", "celeba64", "cifar10", "thumbnails", "digits"}
+    assert set(FAMILIES) == {"ffhq", "celebahq", "celeba64", "cifar10", "thumbnails", "tiny", "digits"}
     assert [label for label, _ in Ablation("architecture", "celeba64", all_rows=True).lines] == [
         "ADM-S",
         "iU-ADM-S",

@@ -9,7 +9,7 @@ from meme.presets import SOFT_PROBABILITIES, preset, preset_names, yardsticks
 
 LATENT = ["ldm-l", "ldm-s", "iu-ldm-s", "multi-expert-hard", "multi-expert", "meme-hard", "meme", "lite-ldm"]
 ROWS = [
-    *(f"{family}-{row}" for family in ("ffhq", "celebahq", "cifar10", "thumbnails", "digits") for row in LATENT),
+    *(f"{family}-{row}" for family in ("ffhq", "celebahq", "cifar10", "thumbnails", "tiny", "digits") for row in LATENT),
     *(f"celeba64-{row}" for row in ("adm-s", "iu-adm-s", "multi-expert", "meme")),
     "imagenet-ldm-l",
     "imagenet-meme",
@@ -54,7 +54,7 @@ def test_table_3():
 
 
 def test_a_small_network_alone_is_trained_as_long_as_four_experts():
-    for family in ("ffhq", "celebahq", "cifar10", "thumbnails", "digits"):
+    for family in ("ffhq", "celebahq", "cifar10", "thumbnails", "tiny", "digits"):
         steps = 4 * preset(f"{family}-meme").training.steps
         assert preset(f"{family}-ldm-s").training.steps == preset(f"{family}-iu-ldm-s").training.steps == steps
 

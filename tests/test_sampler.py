@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meme.config import Config, DiffusionConfig, ImageConfig, SamplingConfig
+from meme.presets import preset, preset_names
 from meme.sampler import build_scheduler, draw_images, guided, sample, sampling_timesteps, starting_noise, to_uint8
 from meme.seeding import generator
 
@@ -54,11 +55,13 @@ def clipped(x_0: np.ndarray, clip: bool) -> np.ndarray:
     return np.clip(x_0, -1, 1) if clip else x_0
 
 
-def ddim_reference(x: np.ndarray, steps: int, eta: float, clip: bool, noise: list[np.ndarray]) -> np.ndarray:
-    """Song et al. 2021, Eq. 12 and 16, on timesteps 1, 1 + T/S, ...; the last step goes to alpha_0, not to 1."""
+def ddim_reference(
+    x: np.ndarray, steps: int, eta: float, clip: bool, noise: list[np.ndarray], last_alpha: float = ALPHAS[0]
+) -> np.ndarray:
+    """Song et al. 2021, Eq. 12 and 16, on timesteps 1, 1 + T/S, ...; the last step goes to ``last_alpha``."""
     times = [1 + number * (1000 // steps) for number in range(steps)]
     for number in reversed(range(steps)):
-        alpha, before = ALPHAS[times[number]], ALPHAS[times[number - 1]] if number else ALPHAS[0]
+        alpha, before = ALPHAS[times[number]], ALPHAS[times[number - 1]] if number else last_alpha
         sigma = eta * np.sqrt((1 - before) / (1 - alpha) * (1 - alpha / before))
         epsilon = predicted_noise(x, times[number])
         x_0 = clipped((x - np.sqrt(1 - alpha) * epsilon) / np.sqrt(alpha), clip)
@@ -92,11 +95,46 @@ def test_ddim_is_song_et_al_eq_12(steps, eta, clip):
     assert_follows(images, ddim_reference(x.double().numpy(), steps, eta, clip, fresh_noise(steps, 3)))
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_to_alpha_1_is_song_et_al_eq_12(eta):
+    x, images = sampled(SamplingConfig(steps=20, eta=eta, set_alpha_to_one=True))
+    noise = fresh_noise(20, 3)
+    assert_follows(images, ddim_reference(x.double().numpy(), 20, eta, False, noise, last_alpha=1.0))
+
+
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("steps", [1, 20, 100])
 def test_ddpm_is_the_posterior_of_ho_et_al(steps, clip):
     x, images = sampled(SamplingConfig(sampler="ddpm", steps=steps, clip=clip))
     assert_follows(images, ddpm_reference(x.double().numpy(), steps, clip, fresh_noise(steps, 3)))
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm-solver++", "unipc"])
+def test_a_denoiser_that_knows_the_answer_is_followed_to_it(name, steps):
+    """Images of pixel presets have no noise left: whatever x_t is, its true noise leads to ``answer``."""
+    answer = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4).expand(3, 3, 4, 4)
+
+    def true_noise(x, t):
+        return (x - ALPHAS[int(t)] ** 0.5 * answer) / (1 - ALPHAS[int(t)]) ** 0.5
+
+    sampling = preset("tiny-meme").sampling.model_copy(update={"sampler": name, "steps": steps})
+    _, images = sampled(sampling, true_noise)
+    assert (images - answer).abs().max() < 1e-4
+    assert torch.equal(to_uint8(images), to_uint8(answer))
+
+
+def test_latents_end_at_the_noise_level_of_latent_diffusion():
+    def true_noise(x, t):
+        return x / (1 - ALPHAS[int(t)]) ** 0.5  # the answer is 0
+
+    _, images = sampled(preset("ffhq-meme").sampling, true_noise)
+    np.testing.assert_allclose(images.std(), (1 - ALPHAS[0]) ** 0.5, rtol=0.3)
+
+
+def test_every_pixel_preset_ends_at_the_image_and_no_latent_one():
+    for name in preset_names():
+        assert preset(name).sampling.set_alpha_to_one == (preset(name).first_stage is None)
 
 
 def run_by_hand(scheduler, x: torch.Tensor, **arguments) -> torch.Tensor:
