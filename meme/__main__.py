@@ -42,6 +42,7 @@ def train(
     data: Data = None,
     first_stage: FirstStage = None,
     init_from: Annotated[Path | None, hint("FILE", "(default: fresh weights)")] = None,
+    trunk_share: Annotated[float | None, hint("SHARE", "(default: as the config says; 0 in presets)")] = None,
     out: Annotated[Path | None, hint("FOLDER", "(default: the YAML's path without .yaml; of a preset results/NAME-full)")] = None,
     strict: bool = False,
     tensorboard: bool = False,
@@ -58,6 +59,8 @@ def train(
         first_stage: the autoencoder of a latent preset: a folder as diffusers writes it, or a hub name.
         init_from: a published U-Net of latent diffusion or ADM (.safetensors or .ckpt), which every expert starts from where
             names and shapes agree.
+        trunk_share: share of all training steps, from 0 to below 1, in which one network is trained on all timesteps; every
+            expert starts from it. The sum of all steps stays the same.
         out: folder for the trained ensemble.
         strict: refuse a data set with unreadable files instead of skipping them.
         tensorboard: leave curves of the losses in the folder's tensorboard, for TensorBoard.
@@ -70,6 +73,7 @@ def train(
             data=data,
             first_stage=first_stage,
             init_from=init_from,
+            trunk_share=trunk_share,
             out=out,
             device=machine.device,
             strict=strict,
@@ -250,7 +254,7 @@ def ablate(
 
     Args:
         recipe: probabilities (Table 6), experts (Table 7), assignment (hard against soft) or architecture (Tables 1 and 2).
-        family: presets to train: digits, thumbnails, cifar10, ffhq, celebahq or celeba64.
+        family: presets to train: digits, tiny, thumbnails, cifar10, ffhq, celebahq or celeba64.
         data: digits, or a folder or zip of images.
         first_stage: the autoencoder of families that denoise latents: a folder or hub name.
         steps: training steps an expert; networks alone get as many times more as in the presets.

@@ -30,7 +30,9 @@ from meme.pipeline import Score, draw, evaluate, load_ensemble, open_reference, 
 from meme.presets import preset, preset_names
 from meme.survey import Survey, suggested_commands, suggested_preset, survey, survey_lines
 from meme.takeover import summary as takeover_summary
+from meme.trainer import TRUNK
 from meme.trainer import Progress as TrainingProgress
+from meme.trunk import with_trunk_share
 
 
 def read_config(source: str | Path) -> Config:
@@ -69,6 +71,7 @@ def train_config(
     data: str | None = None,
     first_stage: str | None = None,
     init_from: Path | None = None,
+    trunk_share: float | None = None,
     out: Path | None = None,
     device: str = "auto",
     strict: bool = False,
@@ -82,6 +85,7 @@ def train_config(
     another way to do what ``meme.pipeline.train`` does.
     """
     config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
+    config = config if trunk_share is None else with_trunk_share(config, trunk_share)
     folder = out or _default_folder(source)
     chosen = pick_device(device)
     if config.training.initial_weights:
@@ -90,11 +94,14 @@ def train_config(
     trained_on = training_data(config, images, chosen, remarks.print)
     with _progress() as bar, LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
         tasks = {number: bar.add_task(f"expert {number}", total=config.training.steps) for number in _numbers(config)}
+        if config.training.trunk_steps:
+            tasks[TRUNK] = bar.add_task("trunk", total=config.training.trunk_steps)
 
         def on_progress(progress: TrainingProgress) -> None:
             if curves:
                 curves(progress)
-            label = f"expert {progress.expert}  loss {progress.loss:.4f}"
+            name = f"expert {progress.expert}" if progress.expert != TRUNK else "trunk"
+            label = f"{name}  loss {progress.loss:.4f}"
             bar.update(tasks[progress.expert], completed=progress.step, description=label)
 
         train(config, trained_on, folder=folder, device=chosen, on_progress=on_progress)

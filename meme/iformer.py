@@ -133,7 +133,7 @@ class LowMixer(nn.Module):
         super().__init__()
         self.head_channels, self.pool_stride, self.pool = head_channels, pool_stride, _LOW_POOLS[pool]
         self.qkv = nn.Linear(low_channels, 3 * low_channels)
-        rows = torch.cat([part * channels + torch.arange(channels - low_channels, channels) for part in range(3)])
+        rows = torch.cat([part * channels + _places(channels - low_channels, channels) for part in range(3)])
         _slice_of(
             self.qkv,
             weight=((3 * channels, channels), (rows, slice(channels - low_channels, None))),
@@ -161,8 +161,8 @@ class Fusion(nn.Module):
         self.depthwise = nn.Conv2d(mixed, mixed, 3, padding=1, groups=mixed, bias=False)
         self.out = nn.Linear(mixed, channels)
         # In the largest version all three branches have every channel: convolution | max-pooling | attention.
-        branches = [torch.arange(high_channels), channels + torch.arange(high_channels)]
-        columns = torch.cat([*branches, 3 * channels - low_channels + torch.arange(low_channels)])
+        branches = [_places(0, high_channels), channels + _places(0, high_channels)]
+        columns = torch.cat([*branches, _places(3 * channels - low_channels, 3 * channels)])
         _slice_of(self.depthwise, weight=((3 * channels, 1, 3, 3), (columns,)))
         _slice_of(self.out, weight=((channels, 3 * channels), (slice(None), columns)))
 
@@ -189,6 +189,11 @@ _LOW_POOLS: dict[LowPool, Callable[[Tensor, int], Tensor]] = {"average": F.avg_p
 
 def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
     return x if scale is None else x * scale
+
+
+def _places(first: int, end: int) -> Tensor:
+    """Return the integers from ``first`` to ``end`` - 1, on the CPU also where a network is built on the meta device."""
+    return torch.arange(first, end, device="cpu")
 
 
 def _slice_of(layer: nn.Module, **tensors: tuple) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meme.errors import UserError
-from meme.trainer import Progress
+from meme.trainer import Progress, expert_file
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,7 +27,8 @@ class LossCurves(AbstractContextManager["LossCurves", None]):
 
     def __call__(self, progress: Progress) -> None:
         if progress.expert not in self._writers:
-            self._writers[progress.expert] = self._new(self._folder / f"expert-{progress.expert}", purge_step=progress.step)
+            run = self._folder / expert_file(self._folder, progress.expert).stem
+            self._writers[progress.expert] = self._new(run, purge_step=progress.step)
         self._writers[progress.expert].add_scalar("loss", progress.loss, progress.step)
 
     def __exit__(self, *exception: object) -> None:

@@ -22,7 +22,7 @@ from meme.features import FeatureSpace
 from meme.latents import Latents, latents_of
 from meme.metrics import Measured, Metric, measure, require_metrics
 from meme.sampler import draw_images, sampling_timesteps
-from meme.trainer import OnProgress, check_expert, load_expert, train_expert
+from meme.trainer import OnProgress, check_expert, load_expert, train_expert, train_trunk
 
 GRID_IMAGES = 64
 LARGEST_ENLARGEMENT = 2
@@ -114,6 +114,8 @@ def train(
 ) -> Ensemble:
     """Train every expert in turn by Eq. 2 of the paper, its timesteps drawn softly from its interval; return the ensemble.
 
+    Where the config has a trunk, that is trained first, and every expert starts from it.
+
     With a ``folder`` the result is kept there, and the same call again continues it. ``on_progress`` is told of step and loss;
     whatever it raises stops the training. Raises ``UserError`` for a folder that holds another training, ``TrainingDiverged``
     when the loss is no longer finite.
@@ -121,8 +123,9 @@ def train(
     config = with_scale(config, data)
     if folder:
         claim_folder(folder, config)
+    trunk = train_trunk(config, data, folder=folder, device=device, on_progress=on_progress)
     experts = [
-        train_expert(config, number, data, folder=folder, device=device, on_progress=on_progress)
+        train_expert(config, number, data, folder=folder, device=device, on_progress=on_progress, trunk=trunk)
         for number in range(1, len(config.experts) + 1)
     ]
     return Ensemble(config, experts)

@@ -4,8 +4,9 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from meme.seeding import derive_seed
 from meme.sharding import WHOLE, Shard
 from meme.takeover import start_from
 from meme.termination import interrupted_afterwards
+from meme.trunk import start_from_trunk, trunk_config
 
+TRUNK = 0  # the trunk's number where experts have theirs
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names, as is "step", its count of steps
@@ -41,6 +44,7 @@ class Progress:
     """Where one expert's training stands."""
 
     expert: int
+    """Its number from 1; 0: the trunk."""
     step: int
     steps: int
     loss: float
@@ -61,20 +65,83 @@ def train_expert(
     on_progress: OnProgress = lambda progress: None,
     checkpoint_seconds: float = 60.0,
     shard: Shard = WHOLE,
+    trunk: Denoiser | None = None,
 ) -> Denoiser:
     """Train expert ``number`` and return it with its averaged weights.
 
     With a ``folder``, a finished expert found there is returned at once, an unfinished one is continued, and the same call
     again after any interruption ends with the same weights. With a ``shard``, several processes make the same call, each with
-    its own. Raises ``TrainingDiverged`` when the loss is not finite.
+    its own. Where the config has a trunk and none is given, ``train_trunk`` is called first. Raises ``TrainingDiverged`` when
+    the loss is not finite.
     """
-    if folder is None:
-        return run_training(config, number, data, None, device, on_progress, checkpoint_seconds, shard).averaged.module.eval()
-    finished, state = expert_file(folder, number), folder / f"expert-{number}.training.safetensors"
-    if _holds(finished, config, number, data) == config.training.steps:
-        return load_expert(config, number, folder, device)
-    training = run_training(config, number, data, state, device, on_progress, checkpoint_seconds, shard)
-    if shard.is_first:
+    finished = expert_file(folder, number) if folder else None
+    options: dict[str, Any] = {
+        "device": device,
+        "on_progress": on_progress,
+        "checkpoint_seconds": checkpoint_seconds,
+        "shard": shard,
+    }
+    if trunk is None and not _is_finished(finished, config, number, data):
+        trunk = train_trunk(config, data, folder=folder, **options)
+    return _trained(config, number, data, finished, trunk, **options)
+
+
+def train_trunk(
+    config: Config,
+    data: TrainingData,
+    *,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    on_progress: OnProgress = lambda progress: None,
+    checkpoint_seconds: float = 60.0,
+    shard: Shard = WHOLE,
+) -> Denoiser | None:
+    """Train the network from which all experts of ``config`` start, and return it with its averaged weights; None without one.
+
+    In everything else as ``train_expert``; its progress has the number 0, and its file is ``trunk.safetensors``.
+    """
+    if not config.training.trunk_steps:
+        return None
+
+    def report(progress: Progress) -> None:
+        on_progress(replace(progress, expert=TRUNK))
+
+    finished = expert_file(folder, TRUNK) if folder else None
+    return _trained(
+        trunk_config(config),
+        1,
+        data,
+        finished,
+        None,
+        device=device,
+        on_progress=report,
+        checkpoint_seconds=checkpoint_seconds,
+        shard=shard,
+    )
+
+
+def _is_finished(finished: Path | None, config: Config, number: int, data: TrainingData) -> bool:
+    return finished is not None and _holds(finished, config, number, data) == config.training.steps
+
+
+def _trained(
+    config: Config,
+    number: int,
+    data: TrainingData,
+    finished: Path | None,
+    trunk: Denoiser | None,
+    *,
+    device: torch.device | str,
+    on_progress: OnProgress,
+    checkpoint_seconds: float,
+    shard: Shard,
+) -> Denoiser:
+    """Read the network from the file ``finished``, or train it and keep it there; None: only train it."""
+    if finished is not None and _is_finished(finished, config, number, data):
+        return read_expert(config, number, finished, device)
+    state = finished.with_suffix(".training.safetensors") if finished else None
+    training = run_training(config, number, data, state, device, on_progress, checkpoint_seconds, shard, trunk)
+    if finished and state and shard.is_first:
         save_expert(training.averaged.module, config, number, data, finished)
         state.unlink(missing_ok=True)
         remove_partials(state)
@@ -91,13 +158,15 @@ def run_training(
     on_progress: OnProgress = lambda progress: None,
     checkpoint_seconds: float = 60.0,
     shard: Shard = WHOLE,
+    trunk: Denoiser | None = None,
 ) -> "Training":
-    """The training of expert ``number`` at its last step, continued from the file ``state`` where that holds an earlier moment.
+    """Return the training of expert ``number`` at its last step, continued from the file ``state`` where that holds one.
 
-    On the way, and when it is stopped, it is kept in ``state``; what is there at the end is the caller's affair.
+    ``trunk`` is the network that it starts from, where the config has one. On the way, and when it is stopped, it is kept in
+    ``state``; what is there at the end is the caller's affair.
     """
     keep_freed_memory()
-    training = Training(config, number, data, device, shard)
+    training = Training(config, number, data, device, shard, trunk)
     if state and 0 < _holds(state, config, number, data) <= config.training.steps:
         training.load(state)
     try:
@@ -157,13 +226,21 @@ class AveragedExpert(AveragedModel):
 class Training:
     """Everything that changes while one expert is trained, and what its steps need."""
 
-    def __init__(self, config: Config, number: int, data: TrainingData, device: torch.device | str, shard: Shard = WHOLE):
+    def __init__(
+        self,
+        config: Config,
+        number: int,
+        data: TrainingData,
+        device: torch.device | str,
+        shard: Shard = WHOLE,
+        trunk: Denoiser | None = None,
+    ):
         shard.check(config.training.batch_size)
         self.config, self.number, self.data, self.shard = config, number, data, shard
         self.device = torch.device(device)
         self.step = 0
         self.updating = False  # weights, averages and step do not belong together at this moment
-        self.expert = starting_expert(config, number).to(self.device).train()
+        self.expert = starting_expert(config, number, trunk).to(self.device).train()
         self.averaged = AveragedExpert(self.expert)
         self.weights = in_one_piece(self.expert, gradients=True)
         self._averages = in_one_piece(self.averaged.module, gradients=False)
@@ -259,11 +336,18 @@ def parts(whole: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
     return [whole.detach().as_strided(w.shape, w.stride(), end - w.numel()) for w, end in zip(weights, ends, strict=True)]
 
 
-def starting_expert(config: Config, number: int) -> Denoiser:
-    """Expert ``number`` before its first step: fresh, or with what the config's initial weights have for it."""
+def starting_expert(config: Config, number: int, trunk: Denoiser | None = None) -> Denoiser:
+    """Return expert ``number`` before its first step: fresh, or with what the initial weights, or the trunk, have for it.
+
+    Raises ``ValueError`` where the config has a trunk and none is given.
+    """
+    if config.training.trunk_steps and trunk is None:
+        raise ValueError(f"training.trunk_steps is {config.training.trunk_steps}, and no trunk is given")
     expert = build_expert(config, number)
     if config.training.initial_weights:
         start_from(config.network, expert, Path(config.training.initial_weights))
+    if trunk is not None:
+        start_from_trunk(expert, trunk)
     return expert
 
 
@@ -273,8 +357,8 @@ def learning_rate(peak: float, warmup_steps: int, step: int) -> float:
 
 
 def expert_file(folder: Path, number: int) -> Path:
-    """Where the averaged weights of a finished expert lie."""
-    return folder / f"expert-{number}.safetensors"
+    """Return the path of a finished expert's averaged weights, or for number 0 of the trunk's."""
+    return folder / (f"expert-{number}.safetensors" if number else "trunk.safetensors")
 
 
 def save_expert(expert: Denoiser, config: Config, number: int, data: TrainingData, path: Path) -> None:

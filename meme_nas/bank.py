@@ -24,6 +24,7 @@ from meme.denoiser import Denoiser
 from meme.errors import UserError
 from meme.files import write_text
 from meme.trainer import Progress, read_expert, run_training, save_expert, training_id
+from meme.trunk import trunk_config
 from meme.validation import interval_loss
 
 FORMAT = 1  # of the folder: raise it when an older bank can no longer be read
@@ -92,6 +93,15 @@ class ExpertBank:
         self._evict()
         return found
 
+    def trunk(
+        self, config: Config, device: torch.device | str = "cpu", on_progress: OnProgress = lambda progress: None
+    ) -> Denoiser | None:
+        """Return the network from which the experts of ``config`` start, trained where it is missing; None without one."""
+        if not config.training.trunk_steps:
+            return None
+        trunk = trunk_config(config)
+        return self.load(trunk, 1, self.obtain(trunk, 1, device, on_progress), device)
+
     def weights(self, banked: Banked) -> Path:
         """The file of its averaged weights."""
         return self._entry(banked.id) / f"weights-{banked.steps:06d}.safetensors"
@@ -122,7 +132,7 @@ class ExpertBank:
             on_progress(progress)
 
         state = entry / _STATE
-        training = run_training(config, number, self.data, state, device, remember)
+        training = run_training(config, number, self.data, state, device, remember, trunk=self.trunk(config, device))
         expert = training.averaged.module.eval()
         loss = interval_loss(expert, config, number, self.held_out, device)
         cost = ensemble_cost(config).experts[number - 1]

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Ray Train keeps nothing that we need in its run's folder, and must not make it the place where relative paths begin.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
@@ -29,7 +30,7 @@ from meme.errors import UserError, in_one_line
 from meme.files import write_text
 from meme.pipeline import OnMessage, claim_folder, load_ensemble, open_reference, training_data, with_scale
 from meme.sharding import WHOLE, Shard
-from meme.trainer import OnProgress, Progress, TrainingDiverged, train_expert
+from meme.trainer import TRUNK, OnProgress, Progress, TrainingDiverged, train_expert, train_trunk
 from meme_nas.engines.ray import LOOPBACK, start
 from meme_nas.engines.ray_cluster import check_shared, join
 
@@ -87,11 +88,18 @@ class RayTraining:
             start(cores, self.dashboard_host)
 
     def _train(self, folder: Path, config: Config, on_progress: OnProgress) -> None:
-        """All experts, as many at a time as there is room for."""
+        """Train the trunk, if there is one, then all experts, as many at a time as there is room for."""
         numbers = range(1, len(config.experts) + 1)
         room = min(len(numbers), self._room())
         processes = f", {self.workers_per_expert} processes each" if self.workers_per_expert > 1 else ""
         self.on_message(f"training {room} experts at a time on Ray{processes}")
+        if config.training.trunk_steps:
+            self._train_side_by_side(folder, config, [TRUNK], on_progress)
+        self._train_side_by_side(folder, config, numbers, on_progress)
+
+    def _train_side_by_side(self, folder: Path, config: Config, numbers: Sequence[int], on_progress: OnProgress) -> None:
+        """Train the networks of these numbers, as many at a time as there is room for."""
+        room = min(len(numbers), self._room())
         (folder / _STOP).unlink(missing_ok=True)
         one = self._by_one if self.workers_per_expert == 1 else self._by_several
         pool = ThreadPoolExecutor(room)
@@ -163,7 +171,7 @@ class RayTraining:
 
 @dataclass(frozen=True)
 class _Work:
-    """One expert to train, as it is sent to a node."""
+    """One expert, or the trunk, to train, as it is sent to a node."""
 
     folder: Path
     config: str
@@ -176,16 +184,17 @@ class _Work:
         torch.set_num_threads(self.threads)
         config = Config.model_validate_json(self.config)
         data = training_data(config, open_reference(config), self.device)
-        train_expert(
-            config,
-            self.number,
-            data,
-            folder=self.folder,
-            device=self.device,
-            on_progress=self._report,
-            checkpoint_seconds=self.checkpoint_seconds,
-            shard=shard,
-        )
+        options: dict[str, Any] = {
+            "folder": self.folder,
+            "device": self.device,
+            "on_progress": self._report,
+            "checkpoint_seconds": self.checkpoint_seconds,
+            "shard": shard,
+        }
+        if self.number == TRUNK:
+            train_trunk(config, data, **options)
+        else:
+            train_expert(config, self.number, data, **options)
 
     def _report(self, progress: Progress) -> None:
         write_text(_progress_file(self.folder, self.number), json.dumps(asdict(progress)))
