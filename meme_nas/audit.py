@@ -1,9 +1,9 @@
 """How far the proxy's ranking can be trusted: some configurations trained longer, with several seeds, and ranked anew.
 
 The finalists and a random sample of other candidates, drawn evenly over the range of their scores, are trained ``audit_factor``
-times as long as in the search: with the seed they were searched with, where their experts go on from the bank, and with two
-others. What the search knew of them is then compared with how they turned out, by Kendall's tau with a bootstrap interval over
-configurations.
+times as long as in the search: with the seed they were searched with, where their experts go on from the bank, and with others
+where the settings say so. The audit chooses the winner; ``meme_nas.confirmation`` judges it with other seeds. What the search
+knew of the configurations is compared with how they turned out, by Kendall's tau with a bootstrap interval over configurations.
 """
 
 import random
@@ -23,7 +23,7 @@ from meme_nas.strategy import Strategy, winner
 from meme_nas.summary import Agreement, Rescored
 from meme_nas.trial_log import TrialRecord
 
-FINALISTS, SEEDS = 3, 3
+FINALISTS = 3
 BOOTSTRAPS = 2_000
 
 
@@ -40,7 +40,7 @@ class Audit(Rescoring):
     def seeds(self) -> range:
         """The search's last one and others."""
         first = self.settings.seed + self.settings.training_seeds - 1
-        return range(first, first + SEEDS)
+        return range(first, first + self.settings.audit_seeds)
 
     @cached_property
     def chosen(self) -> list[TrialRecord]:

@@ -21,13 +21,14 @@ from meme.files import written_whole
 from meme.pipeline import pick_device
 from meme_nas.audit import agreements, signals_of
 from meme_nas.bank import Banked, ExpertBank
+from meme_nas.confirmation import Confirmation
 from meme_nas.export import export_configs
 from meme_nas.finalists import FRESH_SEEDS, Finalists
 from meme_nas.objective import STATES, Basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.portrait import portrait, portrait_macs
 from meme_nas.report import write_report
-from meme_nas.report_words import audit_verdict, metric_name, quantity
+from meme_nas.report_words import NOT_CONFIRMED, audit_verdict, confirmed_words, metric_name, quantity
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import trial_folder
@@ -59,10 +60,18 @@ def report_before_audit(settings: SearchSettings, search: Strategy, basis: Basis
     remarks.print(f"the report before the audit: {path}", markup=False)
 
 
-def conclude(settings: SearchSettings, search: Strategy, finalists: Finalists, basis: Basis, portraits: "Portraits") -> Summary:
+def conclude(
+    settings: SearchSettings,
+    search: Strategy,
+    finalists: Finalists,
+    confirmation: Confirmation | None,
+    basis: Basis,
+    portraits: "Portraits",
+) -> Summary:
     """Export configs and weights, copy the winner's samples, write the report."""
     folder, trials, best, audited = settings.folder, search.study.trials, finalists.best, finalists.audited
-    export_configs(folder, trials, settings, best)
+    confirmed = confirmation.result() if confirmation else None
+    export_configs(folder, trials, settings, best, confirmed)
     bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
     for trial in finalists.chosen:
         restore_ensemble(trial_folder(folder, trial.number), bank, pick_device(settings.device))
@@ -73,10 +82,11 @@ def conclude(settings: SearchSettings, search: Strategy, finalists: Finalists, b
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
         portraits=portraits.of(trials, best),
+        confirmed=confirmed,
     )
-    if best:
+    if summary.recommended:
         with written_whole(folder / "samples.png") as partial:
-            shutil.copyfile(trial_folder(folder, best.number) / "samples.png", partial)
+            shutil.copyfile(trial_folder(folder, summary.recommended.number) / "samples.png", partial)
     write_report(summary, folder / "report.html")
     shutil.rmtree(folder / STATES, ignore_errors=True)  # of use while cascades are scored only
     return summary
@@ -144,6 +154,7 @@ def facts_of(settings: SearchSettings, images: Images, space: FeatureSpace) -> d
         "minimised": ", ".join(settings.objectives),
         "scored on": f"{config.evaluation.samples} samples, {config.sampling.sampler} {config.sampling.steps} steps",
         "winner and yardsticks on": f"{full.evaluation.samples} samples",
+        "trunk": f"{config.training.trunk_steps} steps, from which every expert starts",
         "proxy training": f"{config.training.steps} steps of {config.training.batch_size} an expert",
         "full training": f"{full.training.steps} steps an expert",
         "versions": f"Python {platform.python_version()}, {versions}",
@@ -164,6 +175,7 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
     console.print(f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     if summary.audited:
         console.print(audit_verdict(summary.agreements))
+    console.print(confirmed_words(summary.confirmed, metric) if summary.confirmed else NOT_CONFIRMED)
     console.print(
         f"{len(front(summary.trials, settings.objectives))} trials on the Pareto front. Look at {folder / 'report.html'}"
     )

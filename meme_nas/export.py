@@ -3,16 +3,20 @@
 import csv
 import io
 import shutil
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from meme.config import Config
 from meme.files import write_text
+from meme.presets import yardsticks
 from meme_nas.pareto import OBJECTIVES, front
+from meme_nas.report_words import NOT_CONFIRMED, confirmed_words
 from meme_nas.settings import SearchSettings
 from meme_nas.standings import Standings
 from meme_nas.strategy import winner
 from meme_nas.study import trial_folder
+from meme_nas.summary import Confirmed
 from meme_nas.trial_log import TrialRecord
 
 
@@ -55,15 +59,26 @@ def _line(values: Iterable) -> str:
 
 
 def export_configs(
-    folder: Path, trials: Sequence[TrialRecord], settings: SearchSettings, best: TrialRecord | None = None
+    folder: Path,
+    trials: Sequence[TrialRecord],
+    settings: SearchSettings,
+    best: TrialRecord | None = None,
+    confirmed: Confirmed | None = None,
 ) -> None:
     """Write ``winner.yaml``, the yardsticks and the whole Pareto front as configs of full training length.
 
-    They are plain configs: ``python -m meme train`` takes them with Optuna and Ray not installed.
+    They are plain configs: ``python -m meme train`` takes them with Optuna and Ray not installed. ``winner.yaml`` is what the
+    search recommends; where that is the hand-made pattern, ``best-of-search.yaml`` beside it is the best it found. Their first
+    lines say what was confirmed.
     """
     best = best or winner(trials, settings.objectives)
+    (folder / "best-of-search.yaml").unlink(missing_ok=True)
     if best:
-        full_training(best, settings, "winner").save(folder / "winner.yaml")
+        recommended = confirmed.recommended if confirmed else best
+        said = confirmed_words(confirmed, settings.first_objective) if confirmed else NOT_CONFIRMED
+        _save(full_training(recommended, settings, "winner"), folder / "winner.yaml", said)
+        if recommended is not best:
+            _save(full_training(best, settings, "best-of-search"), folder / "best-of-search.yaml", said)
     for trial in trials:
         if trial.is_yardstick:
             full_training(trial, settings, trial.kind).save(folder / "yardsticks" / f"{trial.kind}.yaml")
@@ -73,11 +88,20 @@ def export_configs(
         full_training(trial, settings, name).save(folder / "front" / f"{name}.yaml")
 
 
+def _save(config: Config, path: Path, said: str) -> None:
+    """Write a config behind a comment."""
+    lines = textwrap.wrap(said, width=118)
+    write_text(path, "".join(f"# {line}\n" for line in lines) + config.to_yaml())
+
+
 def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Config:
-    """The trial's config with the training length and the samples of its preset."""
-    full = settings.full_config()
-    steps = round(full.training.steps * trial.config.training.steps / settings.steps_of_a_proxy(full))
-    return trial.config.with_(name=name, training={"steps": steps}, evaluation={"samples": full.evaluation.samples})
+    """Return the trial's config with the training length and the samples of its preset, the trunk's steps among them."""
+    rivals = yardsticks(settings.preset_name)
+    own = settings.applied_to(rivals[trial.kind]) if trial.kind in rivals else settings.full_config()
+    full = settings.in_full(own)
+    steps = max(1, round(full.training.steps * len(full.experts) / len(trial.config.experts)))
+    training = {"steps": steps, "trunk_steps": full.training.trunk_steps}
+    return trial.config.with_(name=name, training=training, evaluation={"samples": full.evaluation.samples})
 
 
 def drop_weights(folder: Path, numbers: Iterable[int]) -> None:

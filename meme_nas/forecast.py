@@ -13,7 +13,7 @@ from meme.data import Images
 from meme.pipeline import pick_device
 from meme.survey import SMALLEST
 from meme.trainer import run_training
-from meme_nas.audit import SEEDS
+from meme_nas.confirmation import SAMPLING_SEEDS
 from meme_nas.finalists import FRESH_SEEDS
 from meme_nas.placement import workers_for
 from meme_nas.report_words import duration, quantity
@@ -53,13 +53,22 @@ def describe(settings: SearchSettings) -> None:
 def forecast_lines(settings: SearchSettings) -> list[str]:
     """How long the search will take on this machine, and where that is very long without a GPU, what would take less."""
     seconds = search_seconds(settings, workers_for(settings))
-    audit = " and its audit take" if settings.audit_factor else " takes"
-    lines = [f"the search{audit} about {duration(seconds)} on this machine"]
+    lines = [f"{_stages(settings)} about {duration(seconds)} on this machine"]
     if seconds > LONG and pick_device(settings.device).type == "cpu" and settings.preset_name not in (SMALLEST, "digits-meme"):
         smallest = settings.model_copy(update={"preset": SMALLEST, "image_size": None})
         shorter = duration(search_seconds(smallest, workers_for(smallest)))
         lines.append(f"without a GPU, --preset {SMALLEST} ({smallest.full_config().image.size} pixels a side) takes {shorter}")
     return lines
+
+
+def _stages(settings: SearchSettings) -> str:
+    """Return what the forecast covers, as the subject and the verb of its sentence."""
+    audit, confirmation = settings.audit_factor > 0, settings.confirm_share > 0
+    if audit and confirmation:
+        return "the search, its audit and the confirmation of its winner take"
+    if audit or confirmation:
+        return f"the search and {'its audit' if audit else 'the confirmation of its winner'} take"
+    return "the search takes"
 
 
 def search_seconds(settings: SearchSettings, workers: int) -> float:
@@ -72,22 +81,32 @@ def search_seconds(settings: SearchSettings, workers: int) -> float:
     proxy = settings.as_proxy(settings.full_config())
     with threads(settings.cpus_per_trial):
         image_seconds = _training_seconds_an_image(proxy, pick_device(settings.device))
-    trained = _ensembles(settings) * len(proxy.experts) * proxy.training.steps * proxy.training.batch_size
+    trained = _steps_trained(settings, proxy) * proxy.training.batch_size
     return (trained + _images_drawn(settings) * proxy.sampling.steps / PASSES_A_STEP) * image_seconds / workers
 
 
-def _ensembles(settings: SearchSettings) -> int:
-    """Trainings of a whole ensemble at proxy length. An audit's with the seed of the search go on from there."""
-    return settings.budget + _audited(settings) * (SEEDS * settings.audit_factor - 1)
+def _steps_trained(settings: SearchSettings, proxy: Config) -> int:
+    """Return the training steps of one expert that search, audit and confirmation take together."""
+    each, trunk, audited = len(proxy.experts) * proxy.training.steps, proxy.training.trunk_steps, _audited(settings)
+    trunks = len(yardsticks_of(settings))  # one of the iU-Net; one of the Multi-Expert, and as many steps of the single model
+    steps = settings.budget * each + trunks * trunk
+    if audited:
+        others = settings.audit_seeds - 1  # with the search's seed, experts go on from the bank
+        steps += audited * each * (settings.audit_seeds * settings.audit_factor - 1) + others * trunk
+    if settings.confirm_share:
+        longer = settings.confirmed(proxy).training
+        steps += settings.confirm_seeds * (trunk + 2 * len(proxy.experts) * longer.steps)
+    return steps
 
 
 def _images_drawn(settings: SearchSettings) -> int:
-    """For all scores."""
+    """Return the images drawn for all scores."""
     of_trials = settings.budget * (settings.cascades_per_candidate if settings.strategy_name == "factorised" else 1)
-    finalists = len(yardsticks_of(settings)) + 1
     config = settings.full_config()
-    short = settings.as_proxy(config).evaluation.samples
-    return (of_trials + _audited(settings) * SEEDS) * short + finalists * len(FRESH_SEEDS) * config.evaluation.samples
+    short, long = settings.as_proxy(config).evaluation.samples, config.evaluation.samples
+    last = (len(yardsticks_of(settings)) + 1) * len(FRESH_SEEDS)
+    last += 2 * settings.confirm_seeds * len(SAMPLING_SEEDS) if settings.confirm_share else 0
+    return (of_trials + _audited(settings) * settings.audit_seeds) * short + last * long
 
 
 def _audited(settings: SearchSettings) -> int:
@@ -102,7 +121,7 @@ def _training_seconds_an_image(config: Config, device: torch.device) -> float:
     if device.type == "cpu":
         images = min(images, max(1, int(most / step_macs)))
     steps = min(MOST_TIMED_STEPS, max(LEAST_TIMED_STEPS, int(most / (images * step_macs))))
-    config = config.with_(training={"batch_size": images})
+    config = config.with_(training={"batch_size": images, "trunk_steps": 0})
     _timed(config, 1, device)  # the first step allocates
     before, longer, after = (_timed(config, count, device) for count in (1, 1 + steps, 1))
     if device.type == "cuda":

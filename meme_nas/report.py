@@ -13,7 +13,7 @@ from meme.files import write_text
 from meme_nas import report_words as words
 from meme_nas.pareto import front
 from meme_nas.report_details import details, embedded, films
-from meme_nas.report_figures import hypervolume_figure, pareto_figure, progress_figure, spectra_figure
+from meme_nas.report_figures import hypervolume_figure, lengths_figure, pareto_figure, progress_figure, spectra_figure
 from meme_nas.report_patterns import colour_of, pattern
 from meme_nas.study import trial_folder
 from meme_nas.summary import Summary
@@ -42,6 +42,7 @@ def page(summary: Summary, *, live: bool = False) -> str:
         "progress": progress_figure(summary),
         "hypervolume": hypervolume_figure(summary),
         "spectra": spectra_figure(summary),
+        "lengths": lengths_figure(summary),
     }
     best = [trial.number for trial in front(summary.trials)]
     return environment.get_template(TEMPLATE).render(

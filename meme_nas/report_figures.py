@@ -31,7 +31,7 @@ from meme_nas.report_words import (
     yardstick,
     yardsticks,
 )
-from meme_nas.summary import Spectrum, Summary
+from meme_nas.summary import AtLength, Spectrum, Summary
 from meme_nas.trial_log import TrialRecord
 
 Figure = dict[str, Any]
@@ -338,3 +338,41 @@ def _finite(trial: TrialRecord) -> bool:
 
 def _number(trial: TrialRecord) -> int:
     return trial.number
+
+
+def lengths_figure(summary: Summary) -> Figure | None:
+    """Return the scores of finalists and yardsticks against the length of their trainings, one line a config.
+
+    None where no config was trained to a second length. Lines that cross are rankings that turn.
+    """
+    lines = {trial.number: (trial, summary.lengths_of(trial)) for trial in _at_several_lengths(summary)}
+    traces = [_length_line(summary, trial, found) for trial, found in lines.values() if len({each.steps for each in found}) > 1]
+    if not traces:
+        return None
+    x_axis, y_axis = _axis("training steps an expert", type="log"), _axis(metric_name(summary), type="log")
+    return {"data": traces, "layout": _layout(xaxis=x_axis, yaxis=y_axis)}
+
+
+def _at_several_lengths(summary: Summary) -> list[TrialRecord]:
+    confirmed = [summary.confirmed.winner.trial, summary.confirmed.hand_made.trial] if summary.confirmed else []
+    return [each.trial for each in summary.audited] + confirmed
+
+
+def _length_line(summary: Summary, trial: TrialRecord, found: list[AtLength]) -> dict[str, Any]:
+    is_winner = summary.winner is not None and trial.number == summary.winner.number
+    symbol, size, colour = _MARKS["winner" if is_winner else trial.kind if trial.kind in _MARKS else "candidate"]
+    named = is_winner or trial.is_yardstick
+    name = f"winner, trial {trial.number}" if is_winner else KIND_NAMES.get(trial.kind, trial.kind)
+    name = f"trial {trial.number}" if name == "candidate" else name
+    seeds = [f"{each.seeds} training seed{'s' * (each.seeds > 1)}" for each in found]
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "x": [each.steps for each in found],
+        "y": [each.score for each in found],
+        "text": [html.escape(f"{name}: {score_text(each.score)} ({said})") for each, said in zip(found, seeds, strict=True)],
+        "hoverinfo": "text",
+        "line": {"color": colour if named else "--muted", "width": 3 if named else 1},
+        "marker": {"symbol": symbol, "size": size * 0.7 if named else 6, "color": colour if named else "--muted"},
+    }

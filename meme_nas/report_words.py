@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from meme.architecture import OVERRIDES, ExpertConfig
 from meme.config import even_intervals
 from meme_nas.settings import MOST_AUDITED
-from meme_nas.summary import Agreement, Summary
+from meme_nas.summary import Agreement, Confirmed, Summary
 from meme_nas.trial_log import TrialRecord
 
 HAND_MADE = "hand-made"
@@ -117,7 +117,13 @@ def verdict(summary: Summary) -> list[str]:
     """What the search came to, the most important sentence first."""
     if summary.winner is None:
         return [_no_winner(summary)]
-    winner = summary.winner
+    if summary.confirmed:
+        return [confirmed_words(summary.confirmed, summary.metric), *_searched_words(summary, summary.winner)]
+    return _searched_words(summary, summary.winner)
+
+
+def _searched_words(summary: Summary, winner: TrialRecord) -> list[str]:
+    """Return what the scores at proxy length say of the winner against each yardstick."""
     if winner.kind == HAND_MADE:
         sentences = [_nothing_better(summary, winner)]
     else:
@@ -165,6 +171,39 @@ def audited_words(summary: Summary) -> list[str]:
     how = "is worse than" if how == "is better than" and scores[0].mean > scores[1].mean else how
     subject = f"the winner (trial {ours.trial.number}) {how} the hand-made pattern"
     return [f"Trained longer with {len(ours.scores)} training seeds, {subject}: {scores[0]} against {scores[1]}."]
+
+
+NOT_CONFIRMED = (
+    "Not confirmed: the best that the search found, by short trainings. They can rank configurations the other way round than "
+    "full ones do."
+)
+
+
+def confirmed_words(confirmed: Confirmed, metric: str) -> str:
+    """Return what longer trainings said of the winner, and so which config is recommended, in two sentences."""
+    difference, seeds = confirmed.difference, len(confirmed.winner.scores)
+    length = f"{confirmed.steps:,} steps an expert"
+    length += f" after {confirmed.trunk_steps:,} of the trunk" if confirmed.trunk_steps else ""
+    change = f"{_percent(difference.mean)} {metric.upper()}"
+    interval = f"95% interval {_percent(difference.low)} to {_percent(difference.high)}"
+    trained = f"Trained for {length} with {seeds} seeds that chose neither, the winner (trial {confirmed.winner.trial.number})"
+    against = f"{change} than the hand-made pattern ({interval}"
+    if not confirmed.winner_is_better:
+        return (
+            f"{trained} is not better: it has {against}). The recommended config, winner.yaml, is therefore the hand-made "
+            "pattern; best-of-search.yaml is the best that the search found."
+        )
+    if difference.excludes_zero:
+        return f"{trained} is better: it has {against}). It is the recommended config, winner.yaml."
+    return f"{trained} has {against}), which may be chance. It is the recommended config, winner.yaml."
+
+
+def _percent(log_ratio: float) -> str:
+    """Return a difference of logarithms as ``4.1% lower``, ``12% higher``."""
+    percent = 100 * math.expm1(log_ratio)
+    if not math.isfinite(percent):
+        return "any amount higher"
+    return f"{abs(percent):.{0 if abs(percent) >= 9.95 else 1}f}% {'lower' if percent < 0 else 'higher'}"
 
 
 def metric_name(summary: Summary) -> str:

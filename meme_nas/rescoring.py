@@ -90,7 +90,8 @@ class Rescoring:
             complete = [begun[key] for key in ways if key in begun and begun[key].state == "complete"]
             scores = tuple(record.scored.values(self.settings.objectives)[0] for record in complete)
             if len(scores) == len(ways):
-                found.append(Rescored(trial, scores, complete[0].config.evaluation.samples))
+                config = complete[0].config
+                found.append(Rescored(trial, scores, config.evaluation.samples, config.training.steps))
         return found
 
 

@@ -2,16 +2,18 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from meme.config import Config
 from meme.console import remarks
 from meme.features import FeatureSpace
-from meme_nas.audit import SEEDS, Audit
+from meme_nas.audit import Audit
 from meme_nas.bank import ExpertBank
 from meme_nas.conclusion import LivePortraits, Portraits, conclude, facts_of, report_before_audit, say_results, so_far
+from meme_nas.confirmation import Confirmation
 from meme_nas.console import SearchDisplay
 from meme_nas.costs import Costs
 from meme_nas.export import Kept
@@ -22,6 +24,7 @@ from meme_nas.objective import Basis, Objective, open_basis
 from meme_nas.placement import open_engine, room_for_trials, training_of, workers_for
 from meme_nas.promotion import factorised
 from meme_nas.report import page
+from meme_nas.rescoring import Rescoring
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.stages import OnChange, Stage, Stages
 from meme_nas.strategy import Strategy
@@ -55,8 +58,10 @@ def run(settings: SearchSettings) -> Summary:
             remarks.print("\n".join(forecast_lines(settings)))
         with _watched(settings, search, basis):
             finalists, portraits = Finalists(settings, search, audit), Portraits(settings, basis)
-            _search(settings, search, audit, finalists, lambda: report_before_audit(settings, search, basis, portraits))
-            summary = conclude(settings, search, finalists, basis, portraits)
+            confirmation = Confirmation(settings, search, finalists) if settings.confirm_share else None
+            report_early = partial(report_before_audit, settings, search, basis, portraits)
+            _search(settings, search, [stage for stage in (audit, confirmation, finalists) if stage], report_early)
+            summary = conclude(settings, search, finalists, confirmation, basis, portraits)
     finally:
         study.close()
     say_results(settings, summary)
@@ -78,18 +83,21 @@ def _basis(settings: SearchSettings, config: Config) -> Basis:
 
 
 def _search(
-    settings: SearchSettings, search: Strategy, audit: Audit | None, finalists: Finalists, report_early: Callable[[], None]
+    settings: SearchSettings, search: Strategy, rescorings: Sequence[Rescoring], report_early: Callable[[], None]
 ) -> None:
-    """Let an engine work through the budget, then through the audit, then score the finalists again."""
+    """Let an engine work through the budget, then through what is to be scored again."""
     if search.done:
         remarks.print(f"the budget of {settings.budget} is spent; give a larger --budget to go on")
-        if (audit is None or audit.done) and finalists.done:
+        if all(rescoring.done for rescoring in rescorings):
             return
     workers = workers_for(settings)
     stages = [] if search.done else [Stage(search, lambda: _search_shown(settings, search, workers))]
-    if audit:
-        stages.append(Stage(audit, lambda: _audit_shown(settings, audit, workers, report_early)))
-    stages.append(Stage(finalists, lambda: _scoring_shown(finalists)))
+    shown = {
+        Audit: lambda audit: _audit_shown(settings, audit, workers, report_early),
+        Confirmation: lambda confirmation: _confirmation_shown(settings, confirmation),
+        Finalists: _scoring_shown,
+    }
+    stages += [Stage(rescoring, partial(shown[type(rescoring)], rescoring)) for rescoring in rescorings]
     objective, engine = _objective(settings), open_engine(settings, workers)
     try:
         with threads(1), Stages(stages) as source:  # the cores are the workers'
@@ -128,7 +136,8 @@ def _search_shown(settings: SearchSettings, search: Strategy, workers: int) -> I
 @contextmanager
 def _audit_shown(settings: SearchSettings, audit: Audit, workers: int, report_early: Callable[[], None]) -> Iterator[OnChange]:
     """Leave a report to read meanwhile, and show how far the audit is."""
-    words = f"audit: {len(audit.chosen)} configurations, trained {settings.audit_factor} times longer with {SEEDS} seeds"
+    words = f"audit: {len(audit.chosen)} configurations, trained {settings.audit_factor} times longer"
+    words += f" with {settings.audit_seeds} seeds" if settings.audit_seeds > 1 else ""
     due, is_reported = math.inf, False
     with remarks.status(words) as status:
 
@@ -143,6 +152,17 @@ def _audit_shown(settings: SearchSettings, audit: Audit, workers: int, report_ea
                 report_early()
 
         yield on_change
+
+
+@contextmanager
+def _confirmation_shown(settings: SearchSettings, confirmation: Confirmation) -> Iterator[OnChange]:
+    """Show how far winner and hand-made pattern are."""
+    words = (
+        f"confirming the winner: trained to {settings.confirm_share:.0%} of the full length with {settings.confirm_seeds} seeds"
+    )
+    remarks.print(words)
+    with remarks.status(words) as status:
+        yield lambda: status.update(f"{words}: {' of '.join(map(str, confirmation.spent))} done")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from search_spaces.space import PAPER
 Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
 QUALITIES = ("fid", "kid")
 LEAST_LAG = 2  # so that one worker and two propose the same
+TRUNK_SHARE = 0.25  # docs/proxy.md says why
 PROXY_SHARE = 22  # a proxy training has one step for so many of the full training
 LEAST_AUDITED, MOST_AUDITED = 4, 8  # fewer say nothing of a ranking; more are for those who ask
 AUDIT_SHARE = 6  # so that small searches do not spend most of their time on it
@@ -59,6 +60,9 @@ class SearchSettings(Settings):
     samples: Annotated[int, Field(ge=2)] | None = None
     """Images drawn for every score. None: for those of winner and yardsticks in the end as many as the preset says, for those of
     trials a quarter."""
+    trunk_share: Annotated[float, Field(ge=0.0, lt=1.0)] = TRUNK_SHARE
+    """Share of the full training's steps for which one network, the trunk, is trained on all timesteps; every candidate starts
+    from it, in the winner's full training too. The budget does not count it. 0: candidates start fresh."""
     training_seeds: Annotated[int, Field(ge=1)] = 1
     """Seeds with which every candidate is trained; its score is their mean, and the budget pays for each."""
     cascades_per_candidate: Annotated[int, Field(ge=1)] = 4
@@ -98,10 +102,17 @@ class SearchSettings(Settings):
     strict: bool = False
     """Refuse a data set with unreadable files instead of skipping them."""
     audit_factor: Annotated[int, Field(ge=0)] = 2
-    """After the search, train the finalists and a random sample of other candidates so many times longer, with three seeds, and
-    say how far the ranking can be trusted. 0: do not."""
+    """After the search, train the finalists and a random sample of other candidates this many times longer, choose the winner
+    among the finalists, and say how far the ranking can be trusted. 0: do not."""
+    audit_seeds: Annotated[int, Field(ge=1)] = 1
+    """Training seeds of the audit; the first is the search's own."""
     audit_size: Annotated[int, Field(ge=LEAST_AUDITED)] | None = None
     """Configurations that are audited. None: a sixth of the budget, but at least 4 and at most 8."""
+    confirm_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3125
+    """At the end, train winner and hand-made pattern to this share of the full training, trunk included, with seeds that chose
+    neither, and recommend the better of the two. 0: do not."""
+    confirm_seeds: Annotated[int, Field(ge=2)] = 3
+    """Training seeds of that comparison."""
     watch: bool = False
     """Serve the report while the search runs, at an address on this machine that is printed."""
     watch_port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -210,16 +221,48 @@ class SearchSettings(Settings):
             training={"seed": self.seed},
         )
 
+    def trunk_steps_of(self, config: Config) -> int:
+        """Return the steps of the trunk that the experts of ``config``, a config in full, start from; a single model has none."""
+        if len(config.experts) == 1:
+            return 0
+        return round(self.trunk_share * self._all_steps(preset(self.preset_name)))
+
     def steps_of_a_proxy(self, config: Config) -> int:
-        """Training steps an expert of ``config`` gets in a trial: the same share of its full training for every config."""
-        full = preset(self.preset_name).training.steps
-        share = (self.proxy_steps or -(-full // PROXY_SHARE)) / full
-        return max(1, round(config.training.steps * share))
+        """Return the training steps an expert of ``config``, a config in full, gets in a trial after those of the trunk.
+
+        It is the same share of its full training for every config. A single model gets as many as trunk and experts together.
+        """
+        full = preset(self.preset_name)
+        share = (self.proxy_steps or -(-full.training.steps // PROXY_SHARE)) / full.training.steps
+        own = max(1, round(config.training.steps * share))
+        alone = len(config.experts) == 1 and len(full.experts) > 1
+        return own + (round(self.trunk_share * config.training.steps) if alone else 0)
 
     def as_proxy(self, config: Config) -> Config:
-        """``config`` with the training length and the samples of a trial."""
+        """Return ``config``, a config in full, with the training length and the samples of a trial."""
         samples = self.samples or -(-config.evaluation.samples // SAMPLES_SHARE)
-        return config.with_(training={"steps": self.steps_of_a_proxy(config)}, evaluation={"samples": max(2, samples)})
+        training = {"steps": self.steps_of_a_proxy(config), "trunk_steps": self.trunk_steps_of(config)}
+        return config.with_(training=training, evaluation={"samples": max(2, samples)})
+
+    def in_full(self, config: Config) -> Config:
+        """Return ``config``, a config in full, with the trunk of this search as part of its training, which stays as long."""
+        trunk = self.trunk_steps_of(config)
+        if not trunk:
+            return config
+        own = (self._all_steps(config) - trunk) // len(config.experts)
+        return config.with_(training={"steps": max(1, own), "trunk_steps": trunk})
+
+    def confirmed(self, config: Config) -> Config:
+        """Return ``config``, one of a trial, with the training length at which the winner is confirmed."""
+        full = self.full_config()
+        total = self.confirm_share * self._all_steps(full)
+        own = round((total - config.training.trunk_steps) / len(config.experts))
+        return config.with_(training={"steps": max(config.training.steps, own)})
+
+    @staticmethod
+    def _all_steps(config: Config) -> int:
+        """Return the training steps of all experts of a config without a trunk."""
+        return len(config.experts) * config.training.steps
 
     def in_force(self) -> dict[str, str | int | float | None]:
         """What must not change while a study goes on, because it would make its scores or proposals incomparable."""
@@ -227,6 +270,8 @@ class SearchSettings(Settings):
             "preset": self.preset_name,
             "image_size": self.full_config().image.size,
             "proxy_steps": self.steps_of_a_proxy(self.full_config()),
+            "trunk_share": self.trunk_share,
+            "set_alpha_to_one": self.full_config().sampling.set_alpha_to_one,
             "samples": self.as_proxy(self.full_config()).evaluation.samples,
             "strategy": self.strategy_name,
             "sampler": self.proposer,

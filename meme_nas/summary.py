@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from meme_nas.intervals import Interval
 from meme_nas.trial_log import TrialRecord
 
 
@@ -18,6 +19,8 @@ class Rescored:
     """FID or KID, one a sampling seed of a finalist, one a training seed in the audit."""
     samples: int | None = None
     """Images behind each score; None: as many as in the search."""
+    steps: int | None = None
+    """Training steps of an expert; None: as many as in the search."""
 
     @property
     def mean(self) -> float:
@@ -27,6 +30,30 @@ class Rescored:
     def deviation(self) -> float:
         """Sample standard deviation over the seeds; 0 for a single seed."""
         return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """Winner and hand-made pattern after longer trainings, with seeds that chose neither."""
+
+    winner: Rescored
+    """One score a training seed."""
+    hand_made: Rescored
+    difference: Interval
+    """Of log FID (or KID), winner less hand-made pattern, over the training seeds."""
+    steps: int
+    """Training steps of an expert, after those of the trunk."""
+    trunk_steps: int
+
+    @property
+    def winner_is_better(self) -> bool:
+        """Return whether the winner is recommended: its mean over the seeds is lower, whatever the interval."""
+        return self.difference.mean < 0
+
+    @property
+    def recommended(self) -> TrialRecord:
+        """Return the trial whose config is to be trained in full."""
+        return (self.winner if self.winner_is_better else self.hand_made).trial
 
 
 @dataclass(frozen=True)
@@ -77,6 +104,17 @@ class Portrait:
 
 
 @dataclass(frozen=True)
+class AtLength:
+    """The score of one trial's config after trainings of one length."""
+
+    steps: int
+    """Of an expert, after those of the trunk."""
+    score: float
+    seeds: int
+    """Training seeds behind it."""
+
+
+@dataclass(frozen=True)
 class Summary:
     """One study, as a person is shown it."""
 
@@ -99,16 +137,45 @@ class Summary:
     """Of the winner and the hand-made pattern; while the search runs, where that takes a moment."""
     metric: str = "fid"
     """What is minimised first, fid or kid."""
+    confirmed: Confirmed | None = None
+    """Winner and hand-made pattern trained longer; None where that was not done."""
+
+    def lengths_of(self, trial: TrialRecord) -> list[AtLength]:
+        """Return the scores of ``trial`` at each length it was trained to: in the search, the audit and the confirmation."""
+        steps = trial.config.training.steps
+        found = [AtLength(steps, trial.scored.values([self.metric])[0], 1)] if trial.state == "complete" else []
+        found += [AtLength(each.steps or steps, each.mean, len(each.scores)) for each in self.audited if each.trial is trial]
+        if self.confirmed:
+            both = (self.confirmed.winner, self.confirmed.hand_made)
+            found += [AtLength(self.confirmed.steps, each.mean, len(each.scores)) for each in both if each.trial is trial]
+        return found
+
+    @property
+    def recommended(self) -> TrialRecord | None:
+        """The trial whose config is ``winner.yaml``."""
+        return self.confirmed.recommended if self.confirmed else self.winner
 
 
 def as_record(summary: Summary) -> dict[str, Any]:
     """What a script wants of a search: where it lies, how its trials ended, the winner, and the finalists' fresh scores."""
     states = [trial.state for trial in summary.trials]
-    best = summary.winner
+    best, confirmed = summary.recommended, summary.confirmed
     return {
         "folder": summary.folder,
         "trials": {state: states.count(state) for state in sorted(set(states))},
         "winner": best and {"trial": best.number, "choices": best.choices, "config": summary.folder / "winner.yaml"},
+        "best_of_search": summary.winner and summary.winner.number,
+        "confirmed": confirmed
+        and {
+            "log_ratio": confirmed.difference.mean,
+            "low": confirmed.difference.low,
+            "high": confirmed.difference.high,
+            "seeds": confirmed.difference.count,
+            "steps": confirmed.steps,
+            "trunk_steps": confirmed.trunk_steps,
+            "winner": confirmed.winner.scores,
+            "hand_made": confirmed.hand_made.scores,
+        },
         "finalists": [
             {"trial": each.trial.number, "kind": each.trial.kind, summary.metric: each.scores, "macs": each.trial.scored.macs}
             for each in summary.finalists

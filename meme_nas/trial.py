@@ -8,6 +8,7 @@ from meme.config import Config
 from meme.errors import UserError
 from meme.files import NO_ROOM
 
+CONFIRMATION = "confirmation"  # the kind of a task that trains winner or hand-made pattern with a seed that chose neither
 FINALIST = "finalist"  # the kind of a task that scores an ensemble again, and leaves nothing but its score
 
 
@@ -18,8 +19,8 @@ class Task:
     number: int
     config: Config
     kind: str
-    """``candidate``, the yardstick it is (``hand-made``, ``multi-expert``, ``single-model``), ``expert``, ``audit`` or
-    ``finalist``."""
+    """``candidate``, the yardstick it is (``hand-made``, ``multi-expert``, ``single-model``), ``expert``, ``audit``,
+    ``confirmation`` or ``finalist``."""
     expert: int = 0
     """Train this expert alone, and score nothing; 0: train what is missing of all experts, and score the ensemble."""
     seeds: tuple[int, ...] = (0,)

@@ -168,6 +168,10 @@ def search_command(cluster, folder: Path) -> tuple[list[str], dict[str, str]]:
         "joint",
         "--audit-factor",
         "0",
+        "--trunk-share",
+        "0.002",
+        "--confirm-share",
+        "0",
     ]
     return [*command, "--ray-address", cluster.address, "--study", str(folder)], os.environ | {"PYTHONPATH": str(root)}
 

@@ -26,7 +26,7 @@ from meme_nas import run as run_module
 from meme_nas.settings import SearchSettings
 from meme_nas.study import read_trials
 
-TINY = ["--engine", "local", "--proxy-steps", "6", "--samples", "64"]
+TINY = ["--engine", "local", "--proxy-steps", "6", "--samples", "64", "--trunk-share", "0.002", "--confirm-share", "0.01"]
 SMALL = [*TINY, "--strategy", "joint", "--audit-factor", "0"]
 
 
@@ -43,7 +43,8 @@ def test_a_search_leaves_everything_it_should(study):
     assert table["state"].tolist() == ["complete"] * 4
     assert {"number", "fid", "macs", "params", "latency_ms", "seconds", "expert4.p"} <= set(table.columns)
     assert (table["fid"] > 0).all()
-    assert Config.load(study / "winner.yaml").training.steps == preset("digits-meme").training.steps
+    training, full = Config.load(study / "winner.yaml").training, preset("digits-meme").training
+    assert (training.trunk_steps, 4 * training.steps + training.trunk_steps) == (16, 4 * full.steps)
     assert sorted(path.name for path in (study / "yardsticks").iterdir()) == [
         "hand-made.yaml",
         "multi-expert.yaml",
@@ -306,6 +307,10 @@ def test_a_folder_of_mixed_images_is_searched_with_one_flag(tmp_path, capsys):
         "local",
         "--image-size",
         "8",
+        "--trunk-share",
+        "0",
+        "--confirm-share",
+        "0",
     ]
     run_search.main([*arguments, "--study", str(tmp_path / "study")])
     said = " ".join(capsys.readouterr().out.split())

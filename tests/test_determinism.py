@@ -18,7 +18,14 @@ def searched(folder, workers: int, *, seed: int = 0, budgets: tuple[int, ...] = 
     """Number, choices and scores of the trials of a real search on digits, run up to each of ``budgets`` in turn."""
     for budget in budgets:
         settings = SearchSettings(
-            strategy="joint", budget=budget, study=folder, proxy_steps=3, samples=50, seed=seed, features="random"
+            strategy="joint",
+            budget=budget,
+            study=folder,
+            proxy_steps=3,
+            samples=50,
+            seed=seed,
+            features="random",
+            trunk_share=0.002,
         )
         study, engine = Study(folder, settings.in_force()), LocalEngine(workers)
         try:
@@ -64,6 +71,7 @@ def expert_by_expert(folder, workers: int, *, break_off_after: int = 0) -> list[
         cascades_per_candidate=2,
         study=folder,
         proxy_steps=2,
+        trunk_share=0.002,
         samples=16,
         features="random",
     )

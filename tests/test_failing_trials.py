@@ -15,7 +15,8 @@ from meme_nas.study import Study, read_trials
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to a limit of its memory")
 def test_trials_without_memory_or_with_nan_fail_and_the_next_one_is_scored(tmp_path):
-    settings = SearchSettings(strategy="joint", budget=4, study=tmp_path, proxy_steps=2, samples=16, features="random")
+    small = {"proxy_steps": 2, "samples": 16, "features": "random", "trunk_share": 0.0}
+    settings = SearchSettings(strategy="joint", budget=4, study=tmp_path, **small)
     whole = settings.as_proxy(settings.full_config())
     trials = [
         ("hand-made", whole),

@@ -1,11 +1,15 @@
 """What a search says of its length before it begins: every training and score of the budget, at a speed timed here."""
 
+import re
+
 import pytest
 import torch
 
 from meme_nas import forecast
 from meme_nas.forecast import describe, search_seconds
 from meme_nas.settings import SearchSettings
+
+SEARCH_ALONE = {"audit_factor": 0, "confirm_share": 0.0}
 
 
 @pytest.fixture
@@ -19,7 +23,7 @@ def test_all_that_the_budget_pays_for_is_counted(speed):
     drawn = 250 * 20  # images, sampler steps, of a cascade
     last = 4 * 3 * 1000 * 20  # winner and three yardsticks, sampling seeds
     factorised = (trained + (50 * 4 * drawn + last) / 3) / 1000
-    alone = {"audit_factor": 0}
+    alone = {"audit_factor": 0, "trunk_share": 0.0, "confirm_share": 0.0}
     assert search_seconds(SearchSettings(**alone), 1) == pytest.approx(factorised)
     assert search_seconds(SearchSettings(**alone), 4) == pytest.approx(factorised / 4)
     joint = (trained + (50 * drawn + last) / 3) / 1000
@@ -28,13 +32,24 @@ def test_all_that_the_budget_pays_for_is_counted(speed):
     assert longer == pytest.approx(trained / 1000)
 
 
-@pytest.mark.parametrize("factor, audited", [(2, 8), (3, 5)])
-def test_an_audit_is_counted_with_its_seeds_of_which_one_goes_on_from_the_search(speed, factor, audited):
-    without = search_seconds(SearchSettings(audit_factor=0), 1)
-    trained = audited * (3 * factor - 1) * 4 * 91 * 32
-    drawn = audited * 3 * 250 * 20
-    longer = search_seconds(SearchSettings(audit_factor=factor, audit_size=audited), 1) - without
-    assert longer == pytest.approx((trained + drawn / 3) / 1000)
+@pytest.mark.parametrize("seeds, factor, audited", [(1, 2, 8), (3, 3, 5)])
+def test_an_audit_is_counted_with_its_seeds_of_which_one_goes_on_from_the_search(speed, seeds, factor, audited):
+    without = search_seconds(SearchSettings(audit_factor=0, trunk_share=0.125), 1)
+    trained = (audited * (seeds * factor - 1) * 4 * 91 + (seeds - 1) * 1_000) * 32  # a trunk for every seed but the search's
+    drawn = audited * seeds * 250 * 20
+    settings = SearchSettings(audit_factor=factor, audit_size=audited, audit_seeds=seeds, trunk_share=0.125)
+    assert search_seconds(settings, 1) - without == pytest.approx((trained + drawn / 3) / 1000)
+
+
+def test_trunks_and_the_confirmation_are_counted(speed):
+    alone = {"audit_factor": 0, "confirm_share": 0.0}
+    without = search_seconds(SearchSettings(trunk_share=0.0, **alone), 1)
+    trunk = search_seconds(SearchSettings(trunk_share=0.125, **alone), 1) - without
+    assert trunk == pytest.approx(3 * 1_000 * 32 / 1000)  # for the iU-Net, the Multi-Expert and the single model
+    confirmed = SearchSettings(trunk_share=0.125, audit_factor=0, confirm_share=0.25, confirm_seeds=3)
+    trained = 3 * (1_000 + 2 * 4 * 250) * 32  # 2,000 of 8,000 steps in all, of which the trunk has 1,000
+    drawn = 2 * 3 * 2 * 1_000 * 20  # configurations, training and sampling seeds
+    assert search_seconds(confirmed, 1) - without - trunk == pytest.approx((trained + drawn / 3) / 1000)
 
 
 def test_the_speed_is_timed_with_the_threads_of_a_trial(monkeypatch):
@@ -69,8 +84,8 @@ def test_a_long_search_without_a_gpu_is_told_of_a_smaller_network(monkeypatch, c
     monkeypatch.setattr(forecast, "_training_seconds_an_image", lambda config, device: 0.001 if config.image.size < 32 else 0.02)
     describe(SearchSettings(data="somewhere", device="cpu", engine="local", workers=2))
     said = capsys.readouterr().out
-    assert "the search and its audit take about 64.5 h on this machine" in said
-    assert "without a GPU, --preset thumbnails-meme (16 pixels a side) takes 21.2 min" in said
-    describe(SearchSettings(preset="thumbnails-meme", data="somewhere", device="cpu", engine="local", workers=2, audit_factor=0))
+    assert "the search, its audit and the confirmation of its winner take about" in said
+    assert re.search(r"without a GPU, --preset thumbnails-meme \(16 pixels a side\) takes [\d.]+ min", said)
+    describe(SearchSettings(preset="thumbnails-meme", data="somewhere", device="cpu", engine="local", workers=2, **SEARCH_ALONE))
     said = capsys.readouterr().out
     assert "the search takes about" in said and said.rstrip().endswith("on this machine") and "without a GPU" not in said

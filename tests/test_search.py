@@ -99,7 +99,8 @@ def test_a_preset_without_splits_is_refused():
 def test_first_trials_are_the_yardsticks_at_proxy_length(tmp_path):
     trials = run_through(settings_in(tmp_path, budget=3, proxy_steps=50)).study.trials
     assert [trial.kind for trial in trials] == ["hand-made", "multi-expert", "single-model"]
-    assert [trial.config.training.steps for trial in trials] == [50, 50, 200]  # one model gets what four experts get
+    assert [trial.config.training.steps for trial in trials] == [50, 50, 2_000 + 200]  # one model: as trunk and four experts
+    assert [trial.config.training.trunk_steps for trial in trials] == [2_000, 2_000, 0]
     assert trials[0].choices == SplitSpace(BASE).choices(BASE)
 
 
@@ -293,7 +294,8 @@ def test_exported_configs_have_the_full_training_length(tmp_path):
     settings = settings_in(tmp_path, budget=8)
     trials = run_through(settings).study.trials
     export_configs(tmp_path, trials, settings)
-    assert type(BASE).load(tmp_path / "winner.yaml").training.steps == BASE.training.steps
+    training = type(BASE).load(tmp_path / "winner.yaml").training
+    assert (training.steps, training.trunk_steps) == (1_500, 2_000)  # of 8,000 in all
     single = type(BASE).load(tmp_path / "yardsticks" / "single-model.yaml")
     assert single.training.steps == yardsticks("digits-meme")["single-model"].training.steps
     assert {path.stem for path in (tmp_path / "front").iterdir()} == {f"trial-{trial.number:03d}" for trial in front(trials)}

@@ -1,0 +1,92 @@
+"""The winner confirmed: trained longer beside the hand-made pattern, with training seeds and noise that chose neither.
+
+Short trainings can rank two configurations the other way round than full ones do, and what chose a winner flatters it. So the
+search recommends what is better here, and says how sure that is: differences of log FID are paired, since both sides share data
+order, noise and initial weights of each training seed.
+"""
+
+import math
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+
+from meme.config import Config
+from meme_nas.finalists import Finalists
+from meme_nas.intervals import paired
+from meme_nas.rescoring import Rescoring
+from meme_nas.settings import SearchSettings
+from meme_nas.strategy import Strategy
+from meme_nas.summary import Confirmed, Rescored
+from meme_nas.trial import CONFIRMATION
+from meme_nas.trial_log import TrialRecord
+
+FIRST_TRAINING_SEED = 1_000  # after the search's own seed: none that search or audit train with
+SAMPLING_SEEDS = (2_001, 2_002)  # of noise that no other score has
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One training seed and one sampling seed."""
+
+    training_seed: int
+    sampling_seed: int
+
+
+class Confirmation(Rescoring):
+    """Trains the winner and the hand-made pattern with every seed. To be asked when search and audit are done."""
+
+    unit = "confirmations"
+    kind = CONFIRMATION
+
+    def __init__(self, settings: SearchSettings, search: Strategy, finalists: Finalists):
+        super().__init__(settings, search, search.study.confirmation())
+        self._finalists = finalists
+        self._to_repeat = {record.number for record in self._log.records if record.state == "failed"}
+
+    @property
+    def seeds(self) -> range:
+        """Return the training seeds."""
+        first = self.settings.seed + FIRST_TRAINING_SEED
+        return range(first, first + self.settings.confirm_seeds)
+
+    @cached_property
+    def chosen(self) -> list[TrialRecord]:
+        """Return hand-made pattern and winner; nothing where there is only one of them, or the pattern itself won."""
+        trials, best = self._search.study.trials, self._finalists.best
+        hand_made = next((trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete"), None)
+        return [hand_made, best] if hand_made and best and best is not hand_made else []
+
+    def _ways(self, trial: TrialRecord) -> list[Config]:
+        config, samples = self.settings.confirmed(trial.config), self.settings.full_config().evaluation.samples
+        return [
+            config.with_(training={"seed": way.training_seed}, evaluation={"samples": samples, "seed": way.sampling_seed})
+            for way in self._seed_pairs
+        ]
+
+    @property
+    def _seed_pairs(self) -> list[_Way]:
+        """Return all pairs of seeds; training seeds change fastest, so that workers side by side train different experts."""
+        return [_Way(training, sampling) for sampling in SAMPLING_SEEDS for training in self.seeds]
+
+    def _seeds(self, config: Config) -> tuple[int, ...]:
+        return (config.training.seed,)
+
+    def _stands(self, record: TrialRecord) -> bool:
+        """Return False for one that failed in an earlier command: its worker may have died of what was wrong then."""
+        return record.number not in self._to_repeat
+
+    def result(self) -> Confirmed | None:
+        """Return the comparison; None before it is complete."""
+        results = self.results()
+        if len(results) < len(self.chosen) or not results:
+            return None
+        hand_made, winner = map(self._by_training_seed, results)
+        differences = [math.log(ours / theirs) for ours, theirs in zip(winner.scores, hand_made.scores, strict=True)]
+        config = self.settings.confirmed(winner.trial.config)
+        return Confirmed(winner, hand_made, paired(differences), config.training.steps, config.training.trunk_steps)
+
+    def _by_training_seed(self, each: Rescored) -> Rescored:
+        """Return one score a training seed: the geometric mean over the sampling seeds."""
+        pairs = list(zip(self._seed_pairs, each.scores, strict=True))
+        scores = [statistics.geometric_mean([score for way, score in pairs if way.training_seed == seed]) for seed in self.seeds]
+        return Rescored(each.trial, tuple(scores), each.samples, each.steps)

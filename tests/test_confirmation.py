@@ -1,0 +1,158 @@
+"""The winner confirmed: trained beside the hand-made pattern with seeds that chose neither, and what follows from it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from toys import score
+
+from meme.config import Config
+from meme_nas.audit import Audit
+from meme_nas.confirmation import FIRST_TRAINING_SEED, SAMPLING_SEEDS, Confirmation
+from meme_nas.export import export_configs
+from meme_nas.factorised import Factorised
+from meme_nas.finalists import FRESH_SEEDS, Finalists
+from meme_nas.intervals import paired
+from meme_nas.report_words import confirmed_words, verdict
+from meme_nas.settings import SearchSettings
+from meme_nas.study import Study
+from meme_nas.summary import Confirmed, Rescored, Summary
+from meme_nas.trial_log import TrialRecord
+
+
+def searched(folder, **changes):
+    settings = SearchSettings(
+        **{"budget": 12, "study": folder, "audit_factor": 0, "trunk_share": 0.125, "confirm_share": 0.25} | changes
+    )
+    search = Factorised(settings, Study(folder, settings.in_force()))
+    while not search.done:
+        search.record(score(search.next_task()))
+    return settings, search
+
+
+def confirmation_of(settings, search) -> Confirmation:
+    return Confirmation(settings, search, Finalists(settings, search, None))
+
+
+def work_through(confirmation, factor: float = 1.0, noise: float = 0.01):
+    """Train all that is asked for; the winner's scores are ``factor`` times the hand-made pattern's, but for the seeds' noise."""
+    tasks, hand_made = [], confirmation._search.space.base.experts
+    while not confirmation.done:
+        task = confirmation.next_task()
+        tasks.append(task)
+        fid = math.exp(0.3 * task.seeds[0])  # common to both sides
+        if task.config.experts != hand_made:
+            fid *= factor * math.exp(noise * (task.seeds[0] % 3 - 1) + 0.001 * task.config.evaluation.seed)
+        confirmation.record(replace(score(task), fid=fid, fids=(fid,)))
+    return tasks
+
+
+def test_both_are_trained_to_the_same_length_with_seeds_that_chose_neither(tmp_path):
+    settings, search = searched(tmp_path)
+    confirmation = confirmation_of(settings, search)
+    tasks = work_through(confirmation)
+    audit = Audit(settings, search)
+    assert len(tasks) == 2 * 3 * len(SAMPLING_SEEDS) and all(task.kind == "confirmation" for task in tasks)
+    assert {(task.config.training.steps, task.config.training.trunk_steps) for task in tasks} == {(250, 1_000)}
+    assert {task.seeds[0] for task in tasks} == set(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 3))
+    assert not {task.seeds[0] for task in tasks} & {*settings.seeds, *audit.seeds}
+    assert not {task.config.evaluation.seed for task in tasks} & {settings.seed, *FRESH_SEEDS}
+    assert all(task.config.training.seed == task.seeds[0] for task in tasks)
+    assert tasks[0].config.training.seed != tasks[1].config.training.seed, "workers side by side train different experts"
+
+
+def test_the_difference_is_paired_over_training_seeds(tmp_path):
+    settings, search = searched(tmp_path)
+    confirmation = confirmation_of(settings, search)
+    assert confirmation.result() is None
+    work_through(confirmation, factor=0.9)
+    found = confirmation.result()
+    shift = 0.001 * sum(SAMPLING_SEEDS) / len(SAMPLING_SEEDS)
+    expected = [math.log(0.9) + shift + 0.01 * (seed % 3 - 1) for seed in confirmation.seeds]
+    assert found.difference.mean == pytest.approx(paired(expected).mean)
+    assert found.difference.high == pytest.approx(paired(expected).high)
+    assert found.difference.count == 3 and len(found.winner.scores) == 3
+
+
+def test_a_winner_that_is_no_better_gives_way_to_the_hand_made_pattern(tmp_path):
+    settings, search = searched(tmp_path)
+    confirmation = confirmation_of(settings, search)
+    work_through(confirmation, factor=0.1)  # noise of the sampling seeds is a factor of e^2
+    better = confirmation.result()
+    assert better.winner_is_better and better.recommended is better.winner.trial
+    worse = replace(better, difference=paired([0.1, 0.2, 0.3]))
+    assert worse.recommended is worse.hand_made.trial and worse.recommended.kind == "hand-made"
+    best = better.winner.trial
+    export_configs(tmp_path, search.study.trials, settings, best, worse)
+    winner, found = (Config.load(tmp_path / f"{name}.yaml") for name in ("winner", "best-of-search"))
+    assert winner.experts == settings.full_config().experts and found.experts == best.config.experts
+    first = (tmp_path / "winner.yaml").read_text().split("name:")[0]
+    assert "is not better" in " ".join(first.replace("#", "").split())
+    export_configs(tmp_path, search.study.trials, settings, best, better)
+    assert Config.load(tmp_path / "winner.yaml").experts == best.config.experts
+    assert not (tmp_path / "best-of-search.yaml").exists()
+    export_configs(tmp_path, search.study.trials, settings, best)
+    assert "Not confirmed" in (tmp_path / "winner.yaml").read_text()
+
+
+def test_an_interrupted_confirmation_goes_on_and_a_finished_one_is_not_repeated(tmp_path):
+    settings, search = searched(tmp_path)
+    confirmation = confirmation_of(settings, search)
+    confirmation.record(score(confirmation.next_task()))
+    confirmation.next_task()  # and is killed
+    search.study.close()
+    search = Factorised(settings, Study(tmp_path, settings.in_force()))
+    assert len(work_through(confirmation_of(settings, search))) == 2 * 3 * len(SAMPLING_SEEDS) - 1
+    assert confirmation_of(settings, search).done
+
+
+def test_where_the_hand_made_pattern_won_there_is_nothing_to_confirm(tmp_path):
+    settings, search = searched(tmp_path, budget=3)
+    confirmation = confirmation_of(settings, search)
+    assert confirmation.chosen == [] and confirmation.done and confirmation.result() is None
+
+
+def test_the_length_is_never_below_that_of_the_search(tmp_path):
+    settings = SearchSettings(study=tmp_path, confirm_share=0.01, trunk_share=0.001)
+    proxy = settings.as_proxy(settings.full_config())
+    assert settings.confirmed(proxy) == proxy
+    whole = SearchSettings(study=tmp_path, confirm_share=1.0)
+    training = whole.confirmed(whole.as_proxy(whole.full_config())).training
+    assert training == whole.in_full(whole.full_config()).training
+
+
+def trial(number: int, kind: str) -> TrialRecord:
+    config = SearchSettings().as_proxy(SearchSettings().full_config())
+    return TrialRecord(number, "complete", kind, config, {}, "", replace(score_of(), number=number))
+
+
+def score_of():
+    from meme_nas.trial import Outcome
+
+    return Outcome(0, fid=1.0, fids=(1.0,), macs=1e6, params=7, features="toy")
+
+
+def confirmed(*differences: float) -> Confirmed:
+    winner, hand_made = trial(7, "candidate"), trial(0, "hand-made")
+    scores = tuple(math.exp(each) for each in differences)
+    return Confirmed(Rescored(winner, scores), Rescored(hand_made, (1.0,) * len(scores)), paired(differences), 250, 1_000)
+
+
+def test_words_claim_no_more_than_the_interval():
+    sure = confirmed_words(confirmed(-0.10, -0.11, -0.09), "fid")
+    assert "is better: it has 9.5% lower FID than the hand-made pattern (95% interval 12% lower to 7.2% lower)" in sure
+    maybe = confirmed_words(confirmed(-0.10, 0.05, -0.09), "fid")
+    assert "which may be chance" in maybe and "is better" not in maybe and maybe.endswith("winner.yaml.")
+    worse = confirmed_words(confirmed(0.10, 0.05, -0.02), "kid")
+    assert "is not better: it has 4.4% higher KID" in worse and "is therefore the hand-made pattern" in worse
+    assert "250 steps an expert after 1,000 of the trunk with 3 seeds that chose neither" in sure
+
+
+def test_the_report_begins_with_what_was_confirmed_and_shows_every_length(tmp_path):
+    found = confirmed(0.10, 0.05, -0.02)
+    trials = [found.hand_made.trial, found.winner.trial]
+    summary = Summary("MEME search", tmp_path, trials, found.winner.trial, confirmed=found)
+    assert verdict(summary)[0] == confirmed_words(found, "fid")
+    assert summary.recommended is found.hand_made.trial
+    lengths = [(each.steps, each.seeds) for each in summary.lengths_of(found.winner.trial)]
+    assert lengths == [(found.winner.trial.config.training.steps, 1), (250, 3)]
