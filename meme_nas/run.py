@@ -56,6 +56,9 @@ def run(settings: SearchSettings) -> Summary:
         audit = Audit(settings, search) if settings.audit_factor else None
         if not search.spent[0] and not settings.ray_address:  # other machines are not timed from here
             remarks.print("\n".join(forecast_lines(settings)))
+        if settings.trunk_share and not search.spent[0]:
+            steps = settings.trunk_steps_of(config)
+            remarks.print(f"first, one network is trained on all timesteps, from which every candidate starts: {steps:,} steps")
         with _watched(settings, search, basis):
             finalists, portraits = Finalists(settings, search, audit), Portraits(settings, basis)
             confirmation = Confirmation(settings, search, finalists) if settings.confirm_share else None
