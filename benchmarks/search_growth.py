@@ -88,7 +88,7 @@ def at(found: list[tuple[float, float]], trials: float) -> float:
 def grown(options: argparse.Namespace, experts: int, levels: int, folder: Path) -> list[dict]:
     settings = SearchSettings(budget=max(options.budgets), strategy=options.strategy, study=folder)
     config = base(experts, levels)
-    space = build_space(settings.as_proxy(config), settings.dimensions)
+    space = build_space(settings.as_proxy(config), settings.searched)
     yardsticks = [("hand-made", settings.as_proxy(config))]
     found = times(STRATEGIES[options.strategy](settings, Study.in_memory(), space=space, yardsticks=yardsticks))
     rows = []

@@ -21,6 +21,7 @@ from meme.files import written_whole
 from meme.pipeline import pick_device
 from meme_nas.audit import agreements, signals_of
 from meme_nas.bank import Banked, ExpertBank
+from meme_nas.chosen import Chosen
 from meme_nas.confirmation import Confirmation
 from meme_nas.export import export_configs
 from meme_nas.finalists import FRESH_SEEDS, Finalists
@@ -63,13 +64,14 @@ def report_before_audit(settings: SearchSettings, search: Strategy, basis: Basis
 def conclude(
     settings: SearchSettings,
     search: Strategy,
+    chosen: Chosen,
     finalists: Finalists,
     confirmation: Confirmation | None,
     basis: Basis,
     portraits: "Portraits",
 ) -> Summary:
     """Export configs and weights, copy the winner's samples, write the report."""
-    folder, trials, best, audited = settings.folder, search.study.trials, finalists.best, finalists.audited
+    folder, trials, best, audited = settings.folder, search.study.trials, chosen.best, chosen.audited
     confirmed = confirmation.result() if confirmation else None
     export_configs(folder, trials, settings, best, confirmed)
     bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
@@ -86,7 +88,7 @@ def conclude(
     )
     if summary.recommended:
         with written_whole(folder / "samples.png") as partial:
-            shutil.copyfile(trial_folder(folder, summary.recommended.number) / "samples.png", partial)
+            shutil.copyfile(summary.folder_of(summary.recommended) / "samples.png", partial)
     write_report(summary, folder / "report.html")
     shutil.rmtree(folder / STATES, ignore_errors=True)  # of use while cascades are scored only
     return summary
@@ -98,17 +100,17 @@ class Portraits:
     def __init__(self, settings: SearchSettings, basis: Basis):
         self.device, self._data, self._seed = pick_device(settings.device), basis.data, {"seed": settings.seed}
         self.bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
-        self._made: dict[int, Portrait] = {}
+        self._made: dict[str, Portrait] = {}  # by architecture
 
     def of(self, trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[Portrait]:
         chosen = _portrayed(trials, best)
         for trial in chosen:
             config = trial.config.with_(training=self._seed)
-            if trial.number not in self._made and (ensemble := self.ensemble(config)):
-                self._made[trial.number] = portrait(trial, ensemble, self._data, FRESH_SEEDS[0], self.device)
-        self._made = {
-            trial.number: replace(self._made[trial.number], trial=trial) for trial in chosen if trial.number in self._made
-        }
+            key = trial.architecture_id
+            if key not in self._made and (ensemble := self.ensemble(config)):
+                self._made[key] = portrait(trial, ensemble, self._data, FRESH_SEEDS[0], self.device)
+        made = {trial.architecture_id: trial for trial in chosen}
+        self._made = {key: replace(self._made[key], trial=trial) for key, trial in made.items() if key in self._made}
         return list(self._made.values())
 
     def ensemble(self, config: Config) -> Ensemble | None:

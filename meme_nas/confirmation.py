@@ -9,13 +9,15 @@ import math
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from meme.config import Config
-from meme_nas.finalists import Finalists
+from meme_nas.chosen import Chosen
 from meme_nas.intervals import paired
 from meme_nas.rescoring import Rescoring
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy
+from meme_nas.study import trial_folder
 from meme_nas.summary import Confirmed, Rescored
 from meme_nas.trial import CONFIRMATION
 from meme_nas.trial_log import TrialRecord
@@ -38,9 +40,9 @@ class Confirmation(Rescoring):
     unit = "confirmations"
     kind = CONFIRMATION
 
-    def __init__(self, settings: SearchSettings, search: Strategy, finalists: Finalists):
+    def __init__(self, settings: SearchSettings, search: Strategy, chosen: Chosen):
         super().__init__(settings, search, search.study.confirmation())
-        self._finalists = finalists
+        self._chosen = chosen
         self._to_repeat = {record.number for record in self._log.records if record.state == "failed"}
 
     @property
@@ -52,12 +54,13 @@ class Confirmation(Rescoring):
     @cached_property
     def chosen(self) -> list[TrialRecord]:
         """Return hand-made pattern and winner; nothing where there is only one of them, or the pattern itself won."""
-        trials, best = self._search.study.trials, self._finalists.best
+        trials, best = self._search.study.trials, self._chosen.best
         hand_made = next((trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete"), None)
         return [hand_made, best] if hand_made and best and best is not hand_made else []
 
     def _ways(self, trial: TrialRecord) -> list[Config]:
-        config, samples = self.settings.confirmed(trial.config), self.settings.full_config().evaluation.samples
+        config = self.settings.trained_to(trial.config, self.settings.confirm_share)
+        samples = self.settings.full_config().evaluation.samples
         return [
             config.with_(training={"seed": way.training_seed}, evaluation={"samples": samples, "seed": way.sampling_seed})
             for way in self._seed_pairs
@@ -82,8 +85,14 @@ class Confirmation(Rescoring):
             return None
         hand_made, winner = map(self._by_training_seed, results)
         differences = [math.log(ours / theirs) for ours, theirs in zip(winner.scores, hand_made.scores, strict=True)]
-        config = self.settings.confirmed(winner.trial.config)
-        return Confirmed(winner, hand_made, paired(differences), config.training.steps, config.training.trunk_steps)
+        config = self.settings.trained_to(winner.trial.config, self.settings.confirm_share)
+        folders = [self._folder_of(each.trial) for each in (winner, hand_made)]
+        return Confirmed(winner, hand_made, paired(differences), config.training.steps, config.training.trunk_steps, *folders)
+
+    def _folder_of(self, trial: TrialRecord) -> Path:
+        """Return the folder that the first scoring of ``trial`` left its samples in."""
+        numbers = [record.number for record in self._begun.values() if record.config.experts == self._ways(trial)[0].experts]
+        return trial_folder(self._search.study.folder, min(numbers), self.kind)
 
     def _by_training_seed(self, each: Rescored) -> Rescored:
         """Return one score a training seed: the geometric mean over the sampling seeds."""

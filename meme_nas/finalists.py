@@ -3,11 +3,10 @@
 from functools import cached_property
 
 from meme.config import Config
-from meme_nas.audit import Audit, audited_winner
+from meme_nas.chosen import Chosen
 from meme_nas.rescoring import Rescoring
 from meme_nas.settings import SearchSettings
-from meme_nas.strategy import Strategy, winner
-from meme_nas.summary import Rescored
+from meme_nas.strategy import Strategy
 from meme_nas.trial import FINALIST
 from meme_nas.trial_log import TrialRecord
 
@@ -21,27 +20,17 @@ class Finalists(Rescoring):
     unit = "finalists"
     kind = FINALIST
 
-    def __init__(self, settings: SearchSettings, search: Strategy, audit: Audit | None):
+    def __init__(self, settings: SearchSettings, search: Strategy, chosen: Chosen):
         super().__init__(settings, search, search.study.finalists())
-        self._audit = audit
+        self._chosen = chosen
         self._to_repeat = {record.number for record in self._log.records if record.state == "failed"}
 
     @cached_property
-    def audited(self) -> list[Rescored]:
-        """What the audit came to; empty without one."""
-        return self._audit.results() if self._audit else []
-
-    @cached_property
-    def best(self) -> TrialRecord | None:
-        """The winner: the audit's, where there was one, else the search's."""
-        objectives = self.settings.objectives
-        return audited_winner(self.audited, objectives) or winner(self._search.study.trials, objectives)
-
-    @cached_property
     def chosen(self) -> list[TrialRecord]:
-        """Winner and yardsticks, in the order of their trials."""
-        trials = self._search.study.trials
-        return [trial for trial in trials if trial.state == "complete" and (trial.is_yardstick or trial is self.best)]
+        """Yardsticks and winner, in the order of their trials."""
+        trials, best = self._search.study.trials, self._chosen.best
+        found = [trial for trial in trials if trial.state == "complete" and trial.is_yardstick]
+        return found if best is None or any(trial is best for trial in found) else [*found, best]
 
     def _ways(self, trial: TrialRecord) -> list[Config]:
         samples = self.settings.full_config().evaluation.samples

@@ -16,6 +16,8 @@ from meme.trainer import run_training
 from meme_nas.confirmation import SAMPLING_SEEDS
 from meme_nas.finalists import FRESH_SEEDS
 from meme_nas.placement import workers_for
+from meme_nas.probabilities import FACTORS
+from meme_nas.probabilities import SAMPLING_SEEDS as P_SEEDS
 from meme_nas.report_words import duration, quantity
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import yardsticks_of
@@ -34,7 +36,7 @@ def describe(settings: SearchSettings) -> None:
     """What ``--dry-run`` prints: the settings in force, the size of the space and the cost of one trial. Trains nothing."""
     config = settings.full_config()
     proxy, cost = settings.as_proxy(config), ensemble_cost(config)
-    space = build_space(config, settings.dimensions)
+    space = build_space(config, settings.searched)
     for name, value in {**settings.in_force(), "data": config.data, "study": settings.folder, "budget": settings.budget}.items():
         console.print(f"{name:<16} {value}", markup=False)
     images_trained = proxy.training.steps * proxy.training.batch_size * len(proxy.experts)
@@ -93,8 +95,11 @@ def _steps_trained(settings: SearchSettings, proxy: Config) -> int:
     if audited:
         others = settings.audit_seeds - 1  # with the search's seed, experts go on from the bank
         steps += audited * each * (settings.audit_seeds * settings.audit_factor - 1) + others * trunk
+    if settings.chooses_p_last:
+        longer = settings.trained_to(proxy, settings.p_share).training
+        steps += (1 + len(FACTORS)) * len(proxy.experts) * longer.steps
     if settings.confirm_share:
-        longer = settings.confirmed(proxy).training
+        longer = settings.trained_to(proxy, settings.confirm_share).training
         steps += settings.confirm_seeds * (trunk + 2 * len(proxy.experts) * longer.steps)
     return steps
 
@@ -105,8 +110,9 @@ def _images_drawn(settings: SearchSettings) -> int:
     config = settings.full_config()
     short, long = settings.as_proxy(config).evaluation.samples, config.evaluation.samples
     last = (len(yardsticks_of(settings)) + 1) * len(FRESH_SEEDS)
+    last_short = (1 + len(FACTORS) * len(config.experts)) * len(P_SEEDS) if settings.chooses_p_last else 0
     last += 2 * settings.confirm_seeds * len(SAMPLING_SEEDS) if settings.confirm_share else 0
-    return (of_trials + _audited(settings) * settings.audit_seeds) * short + last * long
+    return (of_trials + _audited(settings) * settings.audit_seeds + last_short) * short + last * long
 
 
 def _audited(settings: SearchSettings) -> int:

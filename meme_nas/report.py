@@ -15,7 +15,6 @@ from meme_nas.pareto import front
 from meme_nas.report_details import details, embedded, films
 from meme_nas.report_figures import hypervolume_figure, lengths_figure, pareto_figure, progress_figure, spectra_figure
 from meme_nas.report_patterns import colour_of, pattern
-from meme_nas.study import trial_folder
 from meme_nas.summary import Summary
 from meme_nas.trial_log import TrialRecord
 
@@ -81,7 +80,7 @@ def _patterns(summary: Summary) -> list[dict[str, Any]]:
         compared = hand_made.config if hand_made else None
         shown.append(pattern(f"Winner, trial {summary.winner.number}", summary.winner.config, compared))
     if hand_made:
-        won = summary.winner is not None and summary.winner.number == hand_made.number
+        won = hand_made.is_same(summary.winner)
         shown.append(pattern("Hand-made pattern" + (", the winner" if won else ""), hand_made.config, None))
     return list(filter(None, shown))
 
@@ -91,7 +90,7 @@ def _samples(summary: Summary) -> list[dict[str, Any]]:
     winner = summary.winner
     shown = [(f"Winner, trial {winner.number}", winner)] if winner and not winner.is_yardstick else []
     for trial in words.yardsticks(summary):
-        won = winner is not None and trial.number == winner.number
+        won = trial.is_same(winner)
         name = words.KIND_NAMES.get(trial.kind, trial.kind)
         shown.append((name[:1].upper() + name[1:] + (", the winner" if won else ""), trial))
     return [_sample(summary, title, trial) for title, trial in shown]
@@ -101,7 +100,7 @@ def _sample(summary: Summary, title: str, trial: TrialRecord) -> dict[str, Any]:
     score = words.best_score(summary, trial) if trial.state == "complete" else None
     return {
         "title": title,
-        "image": embedded(trial_folder(summary.folder, trial.number) / "samples.png"),
+        "image": embedded(summary.folder_of(trial) / "samples.png"),
         "score": f"{words.metric_name(summary)} {score}" if score else "no score",
         "details": _cost(trial) if score else ": ".join(filter(None, (trial.state, trial.reason))),
     }
@@ -182,7 +181,7 @@ def _row(trial: TrialRecord, winner: TrialRecord | None, on_front: bool) -> dict
         (words.splits_text(trial), words.splits_text(trial)),
         (trial.reason, trial.reason),
     ]
-    won = winner is not None and trial.number == winner.number
+    won = trial.is_same(winner)
     kind = "yardstick" if trial.is_yardstick else "candidate"
     classes = [trial.state, kind, *(["won"] if won else []), *(["front"] if on_front else [])]
     return {"number": trial.number, "cells": cells, "classes": " ".join(classes)}

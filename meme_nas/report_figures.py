@@ -321,7 +321,7 @@ def _complete(summary: Summary) -> list[TrialRecord]:
 
 
 def _won(summary: Summary, trial: TrialRecord) -> bool:
-    return summary.winner is not None and summary.winner.number == trial.number
+    return trial.is_same(summary.winner)
 
 
 def _who(trial: TrialRecord) -> str:
@@ -359,7 +359,7 @@ def _at_several_lengths(summary: Summary) -> list[TrialRecord]:
 
 
 def _length_line(summary: Summary, trial: TrialRecord, found: list[AtLength]) -> dict[str, Any]:
-    is_winner = summary.winner is not None and trial.number == summary.winner.number
+    is_winner = trial.is_same(summary.winner)
     symbol, size, colour = _MARKS["winner" if is_winner else trial.kind if trial.kind in _MARKS else "candidate"]
     named = is_winner or trial.is_yardstick
     name = f"winner, trial {trial.number}" if is_winner else KIND_NAMES.get(trial.kind, trial.kind)

@@ -81,7 +81,7 @@ def search_score(trial: TrialRecord) -> Score:
 def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
     """The score of ``trial`` as a finalist, if it is one."""
     for finalist in summary.finalists:
-        if finalist.trial.number == trial.number and finalist.scores and all(map(math.isfinite, finalist.scores)):
+        if finalist.trial.is_same(trial) and finalist.scores and all(map(math.isfinite, finalist.scores)):
             return Score(finalist.mean, finalist.deviation, len(finalist.scores), rescored=True, samples=finalist.samples)
     return None
 

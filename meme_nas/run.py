@@ -12,6 +12,7 @@ from meme.console import remarks
 from meme.features import FeatureSpace
 from meme_nas.audit import Audit
 from meme_nas.bank import ExpertBank
+from meme_nas.chosen import Chosen
 from meme_nas.conclusion import LivePortraits, Portraits, conclude, facts_of, report_before_audit, say_results, so_far
 from meme_nas.confirmation import Confirmation
 from meme_nas.console import SearchDisplay
@@ -22,6 +23,7 @@ from meme_nas.forecast import forecast_lines
 from meme_nas.joint import Joint
 from meme_nas.objective import Basis, Objective, open_basis
 from meme_nas.placement import open_engine, room_for_trials, training_of, workers_for
+from meme_nas.probabilities import Probabilities
 from meme_nas.promotion import factorised
 from meme_nas.report import page
 from meme_nas.rescoring import Rescoring
@@ -42,7 +44,7 @@ STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorise
 def run(settings: SearchSettings) -> Summary:
     """Search until the budget is spent, then leave everything in the study's folder. Run again, it goes on."""
     config = settings.full_config()
-    Costs(settings, build_space(config, settings.dimensions)).check()
+    Costs(settings, build_space(config, settings.searched)).check()
     basis = _basis(settings, config)
     images, space = basis.images, basis.space
     settings = settled(settings, space)
@@ -60,11 +62,17 @@ def run(settings: SearchSettings) -> Summary:
             steps = settings.trunk_steps_of(config)
             remarks.print(f"first, one network is trained on all timesteps, from which every candidate starts: {steps:,} steps")
         with _watched(settings, search, basis):
-            finalists, portraits = Finalists(settings, search, audit), Portraits(settings, basis)
-            confirmation = Confirmation(settings, search, finalists) if settings.confirm_share else None
+            chosen, portraits = Chosen(settings, search, audit), Portraits(settings, basis)
+            confirmation = Confirmation(settings, search, chosen) if settings.confirm_share else None
+            finalists = Finalists(settings, search, chosen)
             report_early = partial(report_before_audit, settings, search, basis, portraits)
-            _search(settings, search, [stage for stage in (audit, confirmation, finalists) if stage], report_early)
-            summary = conclude(settings, search, finalists, confirmation, basis, portraits)
+            _search(
+                settings,
+                search,
+                [stage for stage in (audit, chosen.probabilities, confirmation, finalists) if stage],
+                report_early,
+            )
+            summary = conclude(settings, search, chosen, finalists, confirmation, basis, portraits)
     finally:
         study.close()
     say_results(settings, summary)
@@ -97,6 +105,7 @@ def _search(
     stages = [] if search.done else [Stage(search, lambda: _search_shown(settings, search, workers))]
     shown = {
         Audit: lambda audit: _audit_shown(settings, audit, workers, report_early),
+        Probabilities: _probabilities_shown,
         Confirmation: lambda confirmation: _confirmation_shown(settings, confirmation),
         Finalists: _scoring_shown,
     }
@@ -155,6 +164,15 @@ def _audit_shown(settings: SearchSettings, audit: Audit, workers: int, report_ea
                 report_early()
 
         yield on_change
+
+
+@contextmanager
+def _probabilities_shown(probabilities: Probabilities) -> Iterator[OnChange]:
+    """Show how far the choice of p is."""
+    words = f"choosing p of the winner's experts among {len(probabilities.alternatives)} alternatives"
+    remarks.print(words)
+    with remarks.status(words) as status:
+        yield lambda: status.update(f"{words}: {' of '.join(map(str, probabilities.spent))} done")
 
 
 @contextmanager

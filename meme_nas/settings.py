@@ -108,6 +108,9 @@ class SearchSettings(Settings):
     """Training seeds of the audit; the first is the search's own."""
     audit_size: Annotated[int, Field(ge=LEAST_AUDITED)] | None = None
     """Configurations that are audited. None: a sixth of the budget, but at least 4 and at most 8."""
+    p_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of the full training, trunk included, at which p is chosen once the rest is: half and twice the p of each of the
+    winner's experts are tried there, since short trainings can't tell. 0: p is searched like all other dimensions."""
     confirm_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3125
     """At the end, train winner and hand-made pattern to this share of the full training, trunk included, with seeds that chose
     neither, and recommend the better of the two. 0: do not."""
@@ -155,6 +158,16 @@ class SearchSettings(Settings):
         """The strategy in force."""
         shared = {"experts", "boundaries"} & set(self.dimensions)
         return self.strategy or ("joint" if shared else "factorised")
+
+    @property
+    def chooses_p_last(self) -> bool:
+        """Whether p is chosen for the winner alone, and no dimension of the space that is searched."""
+        return self.p_share > 0 and "p" in self.dimensions and set(self.dimensions) != {"p"}
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The dimensions of the space that is searched."""
+        return tuple(name for name in self.dimensions if name != "p" or not self.chooses_p_last)
 
     @property
     def proposer(self) -> str:
@@ -252,10 +265,9 @@ class SearchSettings(Settings):
         own = (self._all_steps(config) - trunk) // len(config.experts)
         return config.with_(training={"steps": max(1, own), "trunk_steps": trunk})
 
-    def confirmed(self, config: Config) -> Config:
-        """Return ``config``, one of a trial, with the training length at which the winner is confirmed."""
-        full = self.full_config()
-        total = self.confirm_share * self._all_steps(full)
+    def trained_to(self, config: Config, share: float) -> Config:
+        """Return ``config``, one of a trial, trained to a share of the full training, but never shorter than in the trial."""
+        total = share * self._all_steps(self.full_config())
         own = round((total - config.training.trunk_steps) / len(config.experts))
         return config.with_(training={"steps": max(config.training.steps, own)})
 
@@ -280,7 +292,7 @@ class SearchSettings(Settings):
             "rungs": self.rungs,
             "objectives": " ".join(self.objectives),
             "proposal_lag": self.proposal_lag or LEAST_LAG,
-            "dimensions": " ".join(sorted(set(self.dimensions))),
+            "dimensions": " ".join(sorted(set(self.searched))),
             "max_macs": self.max_macs,
             "max_params": self.max_params,
             "max_latency_ms": self.max_latency_ms,

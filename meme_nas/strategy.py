@@ -106,7 +106,7 @@ def winner(trials: Iterable[TrialRecord], objectives: Sequence[str] = ("quality"
 
 def proxy_space(settings: SearchSettings) -> Space:
     """What is searched, around the hand-made pattern at proxy length."""
-    return build_space(settings.as_proxy(settings.full_config()), settings.dimensions)
+    return build_space(settings.as_proxy(settings.full_config()), settings.searched)
 
 
 def yardsticks_of(settings: SearchSettings) -> list[tuple[str, Config]]:

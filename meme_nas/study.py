@@ -12,21 +12,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from meme.errors import UserError
 from meme_nas.storage import JOURNAL, NAME, Place, mend, place_of, readable
-from meme_nas.trial import CONFIRMATION, FINALIST, Outcome
+from meme_nas.trial import CONFIRMATION, FINALIST, PROBABILITIES, Outcome
 from meme_nas.trial_log import TrialLog, TrialRecord, record_of
 
 TRIALS = "trials"
-APART = {
-    "audit": "audit",
-    FINALIST: "finalists",
-    CONFIRMATION: "confirmation",
-}  # kinds of trials, and where these leave their files
+# Kinds of trials, and where these leave their files.
+APART = {kind: kind for kind in ("audit", PROBABILITIES, CONFIRMATION)} | {FINALIST: "finalists"}
 LEAST_FOR_IMPORTANCE = 10  # scored trials
-UNRECORDED = {
-    "rungs": 1,
-    "trunk_share": 0.0,
-    "set_alpha_to_one": False,
-}  # what was in force in studies from before it could be chosen
+# What was in force in studies from before it could be chosen.
+UNRECORDED = {"rungs": 1, "trunk_share": 0.0, "set_alpha_to_one": False}
 EXPERT_OBJECTIVES = ("loss", "macs")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -120,6 +114,10 @@ class Study:
     def confirmation(self) -> TrialLog:
         """Return the trials that train winner and hand-made pattern with fresh seeds: a study of its own in the same journal."""
         return self._other("confirmation")
+
+    def probabilities(self) -> TrialLog:
+        """Return the trials that score the winner with other p: a study of its own in the same journal."""
+        return self._other("probabilities")
 
     def _other(self, name: str) -> TrialLog:
         if name not in self._others:

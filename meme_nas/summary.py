@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from meme_nas.intervals import Interval
+from meme_nas.study import trial_folder
 from meme_nas.trial_log import TrialRecord
 
 
@@ -44,6 +45,15 @@ class Confirmed:
     steps: int
     """Training steps of an expert, after those of the trunk."""
     trunk_steps: int
+    winner_folder: Path | None = None
+    """Where its samples lie, of the first training seed."""
+    hand_made_folder: Path | None = None
+
+    def folder_of(self, trial: TrialRecord) -> Path | None:
+        """Return the folder of a confirmed trial's samples; None for other trials."""
+        if trial.is_same(self.winner.trial):
+            return self.winner_folder
+        return self.hand_made_folder if trial.is_same(self.hand_made.trial) else None
 
     @property
     def winner_is_better(self) -> bool:
@@ -140,14 +150,17 @@ class Summary:
     confirmed: Confirmed | None = None
     """Winner and hand-made pattern trained longer; None where that was not done."""
 
+    def folder_of(self, trial: TrialRecord) -> Path:
+        """Return the folder of the trial's samples: after its longest training."""
+        longer = self.confirmed.folder_of(trial) if self.confirmed else None
+        return longer or trial_folder(self.folder, trial.number)
+
     def lengths_of(self, trial: TrialRecord) -> list[AtLength]:
         """Return the scores of ``trial`` at each length it was trained to: in the search, the audit and the confirmation."""
         steps = trial.config.training.steps
         found = [AtLength(steps, trial.scored.values([self.metric])[0], 1)] if trial.state == "complete" else []
-        found += [AtLength(each.steps or steps, each.mean, len(each.scores)) for each in self.audited if each.trial is trial]
-        if self.confirmed:
-            both = (self.confirmed.winner, self.confirmed.hand_made)
-            found += [AtLength(self.confirmed.steps, each.mean, len(each.scores)) for each in both if each.trial is trial]
+        longer = [*self.audited, *((self.confirmed.winner, self.confirmed.hand_made) if self.confirmed else ())]
+        found += [AtLength(each.steps or steps, each.mean, len(each.scores)) for each in longer if each.trial.is_same(trial)]
         return found
 
     @property

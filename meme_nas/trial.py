@@ -9,6 +9,7 @@ from meme.errors import UserError
 from meme.files import NO_ROOM
 
 CONFIRMATION = "confirmation"  # the kind of a task that trains winner or hand-made pattern with a seed that chose neither
+PROBABILITIES = "probabilities"  # the kind of a task that scores the winner with another p of one expert
 FINALIST = "finalist"  # the kind of a task that scores an ensemble again, and leaves nothing but its score
 
 

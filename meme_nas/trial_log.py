@@ -50,6 +50,10 @@ class TrialRecord:
         """Its config's, worked out once: every proposal asks it of all trials before."""
         return self.config.architecture_id
 
+    def is_same(self, other: "TrialRecord | None") -> bool:
+        """Return whether ``other`` is this trial, perhaps with other p or scores than it was searched with."""
+        return other is not None and (self.number, self.kind) == (other.number, other.kind)
+
     @property
     def scored(self) -> Outcome:
         """The outcome, of a trial that has one; ``ValueError`` of one that is running or was refused."""

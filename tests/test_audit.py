@@ -21,7 +21,7 @@ BASE = preset("digits-meme")
 
 
 def searched(folder, **changes):
-    settings = SearchSettings(**{"budget": 8, "study": folder, "audit_size": 6, "audit_seeds": 3} | changes)
+    settings = SearchSettings(**{"budget": 8, "study": folder, "audit_size": 6, "audit_seeds": 3, "p_share": 0.0} | changes)
     search = Factorised(settings, Study(folder, settings.in_force()))
     while not search.done:
         search.record(score(search.next_task()))

@@ -26,7 +26,8 @@ from meme_nas import run as run_module
 from meme_nas.settings import SearchSettings
 from meme_nas.study import read_trials
 
-TINY = ["--engine", "local", "--proxy-steps", "6", "--samples", "64", "--trunk-share", "0.002", "--confirm-share", "0.01"]
+TINY = ["--engine", "local", "--proxy-steps", "6", "--samples", "64", "--p-share", "0"]
+TINY += ["--trunk-share", "0.002", "--confirm-share", "0.01"]
 SMALL = [*TINY, "--strategy", "joint", "--audit-factor", "0"]
 
 

@@ -8,10 +8,11 @@ from toys import score
 
 from meme.config import Config
 from meme_nas.audit import Audit
+from meme_nas.chosen import Chosen
 from meme_nas.confirmation import FIRST_TRAINING_SEED, SAMPLING_SEEDS, Confirmation
 from meme_nas.export import export_configs
 from meme_nas.factorised import Factorised
-from meme_nas.finalists import FRESH_SEEDS, Finalists
+from meme_nas.finalists import FRESH_SEEDS
 from meme_nas.intervals import paired
 from meme_nas.report_words import confirmed_words, verdict
 from meme_nas.settings import SearchSettings
@@ -22,7 +23,8 @@ from meme_nas.trial_log import TrialRecord
 
 def searched(folder, **changes):
     settings = SearchSettings(
-        **{"budget": 12, "study": folder, "audit_factor": 0, "trunk_share": 0.125, "confirm_share": 0.25} | changes
+        **{"budget": 12, "study": folder, "audit_factor": 0, "trunk_share": 0.125, "confirm_share": 0.25, "p_share": 0.0}
+        | changes
     )
     search = Factorised(settings, Study(folder, settings.in_force()))
     while not search.done:
@@ -31,7 +33,7 @@ def searched(folder, **changes):
 
 
 def confirmation_of(settings, search) -> Confirmation:
-    return Confirmation(settings, search, Finalists(settings, search, None))
+    return Confirmation(settings, search, Chosen(settings, search, None))
 
 
 def work_through(confirmation, factor: float = 1.0, noise: float = 0.01):
@@ -115,9 +117,9 @@ def test_where_the_hand_made_pattern_won_there_is_nothing_to_confirm(tmp_path):
 def test_the_length_is_never_below_that_of_the_search(tmp_path):
     settings = SearchSettings(study=tmp_path, confirm_share=0.01, trunk_share=0.001)
     proxy = settings.as_proxy(settings.full_config())
-    assert settings.confirmed(proxy) == proxy
+    assert settings.trained_to(proxy, settings.confirm_share) == proxy
     whole = SearchSettings(study=tmp_path, confirm_share=1.0)
-    training = whole.confirmed(whole.as_proxy(whole.full_config())).training
+    training = whole.trained_to(whole.as_proxy(whole.full_config()), 1.0).training
     assert training == whole.in_full(whole.full_config()).training
 
 
@@ -135,7 +137,8 @@ def score_of():
 def confirmed(*differences: float) -> Confirmed:
     winner, hand_made = trial(7, "candidate"), trial(0, "hand-made")
     scores = tuple(math.exp(each) for each in differences)
-    return Confirmed(Rescored(winner, scores), Rescored(hand_made, (1.0,) * len(scores)), paired(differences), 250, 1_000)
+    both = Rescored(winner, scores, None, 250), Rescored(hand_made, (1.0,) * len(scores), None, 250)
+    return Confirmed(*both, paired(differences), 250, 1_000)
 
 
 def test_words_claim_no_more_than_the_interval():

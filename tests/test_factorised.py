@@ -22,7 +22,7 @@ BASE = preset("digits-meme")
 
 
 def settings_in(folder, **changes) -> SearchSettings:
-    return SearchSettings(**{"budget": 14, "study": folder, "strategy": "factorised"} | changes)
+    return SearchSettings(**{"budget": 14, "study": folder, "strategy": "factorised", "p_share": 0.0} | changes)
 
 
 def opened(settings) -> Study:

@@ -6,6 +6,7 @@ import pytest
 from toys import score
 
 from meme_nas.audit import Audit
+from meme_nas.chosen import Chosen
 from meme_nas.factorised import Factorised
 from meme_nas.finalists import FRESH_SEEDS, Finalists
 from meme_nas.settings import SearchSettings
@@ -15,11 +16,16 @@ YARDSTICKS = ["hand-made", "multi-expert", "single-model"]
 
 
 def searched(folder, **changes):
-    settings = SearchSettings(**{"budget": 16, "study": folder, "training_seeds": 2} | changes)
+    small = {"budget": 16, "study": folder, "training_seeds": 2, "p_share": 0.0}
+    settings = SearchSettings(**small | changes)
     search = Factorised(settings, Study(folder, settings.in_force()))
     while not search.done:
         search.record(score(search.next_task()))
     return settings, search
+
+
+def finalists_of(settings, search, audit=None):
+    return Finalists(settings, search, Chosen(settings, search, audit))
 
 
 def fresh(task):
@@ -37,9 +43,11 @@ def work_through(finalists):
 
 def test_winner_and_yardsticks_are_scored_with_every_fresh_seed_and_all_samples(tmp_path):
     settings, search = searched(tmp_path)
-    finalists = Finalists(settings, search, None)
+    finalists = finalists_of(settings, search)
     tasks = work_through(finalists)
-    assert [trial.kind for trial in finalists.chosen] == [*YARDSTICKS, "candidate"] and finalists.chosen[-1] is finalists.best
+    assert [trial.kind for trial in finalists.chosen] == [*YARDSTICKS, "candidate"] and finalists.chosen[
+        -1
+    ] is finalists._chosen.best
     assert [task.config.evaluation.seed for task in tasks] == 4 * list(FRESH_SEEDS)
     assert {task.config.evaluation.samples for task in tasks} == {settings.full_config().evaluation.samples}
     assert all(task.kind == "finalist" and task.seeds == settings.seeds == (0, 1) for task in tasks)
@@ -50,33 +58,33 @@ def test_winner_and_yardsticks_are_scored_with_every_fresh_seed_and_all_samples(
 
 def test_interrupted_it_goes_on_and_done_it_is_not_repeated(tmp_path):
     settings, search = searched(tmp_path)
-    finalists = Finalists(settings, search, None)
+    finalists = finalists_of(settings, search)
     finalists.record(fresh(finalists.next_task()))
     finalists.next_task()  # and is killed
     search.study.close()
     search = Factorised(settings, Study(tmp_path, settings.in_force()))
-    assert len(work_through(Finalists(settings, search, None))) == 12 - 1
-    assert Finalists(settings, search, None).done and Finalists(settings, search, None).next_task() is None
+    assert len(work_through(finalists_of(settings, search))) == 12 - 1
+    assert finalists_of(settings, search).done and finalists_of(settings, search).next_task() is None
 
 
 def test_of_a_larger_budget_only_another_winner_is_scored(tmp_path):
     settings, search = searched(tmp_path)
-    before = Finalists(settings, search, None)
+    before = finalists_of(settings, search)
     work_through(before)
     search.study.close()
     settings, search = searched(tmp_path, budget=40)
-    after = Finalists(settings, search, None)
-    assert after.best.scored.fid < before.best.scored.fid
+    after = finalists_of(settings, search)
+    assert after._chosen.best.scored.fid < before._chosen.best.scored.fid
     assert len(work_through(after)) == len(FRESH_SEEDS) and len(after.results()) == 4
 
 
 def test_a_finalist_that_failed_is_left_out_and_scored_by_the_next_command(tmp_path):
     settings, search = searched(tmp_path)
-    finalists = Finalists(settings, search, None)
+    finalists = finalists_of(settings, search)
     finalists.record(finalists.next_task().failed("its worker process died"))
     work_through(finalists)
     assert [each.trial.kind for each in finalists.results()] == [*YARDSTICKS[1:], "candidate"]
-    again = Finalists(settings, search, None)
+    again = finalists_of(settings, search)
     assert len(work_through(again)) == 1 and len(again.results()) == 4
 
 
@@ -89,7 +97,7 @@ def test_the_winner_is_the_one_the_audit_crowned(tmp_path):
         is_best = task.config.experts == crowned.config.experts
         audit.record(replace(score(task), fid=0.1 if is_best else 9.0, fids=(0.1 if is_best else 9.0,), macs=crowned.scored.macs))
     assert crowned.scored.macs <= search.study.trials[0].scored.macs
-    assert Finalists(settings, search, audit).best is crowned
+    assert finalists_of(settings, search, audit)._chosen.best is crowned
 
 
 def test_where_no_trial_was_scored_there_is_nothing_to_do(tmp_path):
@@ -97,5 +105,5 @@ def test_where_no_trial_was_scored_there_is_nothing_to_do(tmp_path):
     search = Factorised(settings, Study(tmp_path, settings.in_force()))
     while not search.done:
         search.record(search.next_task().failed("out of memory"))
-    finalists = Finalists(settings, search, None)
-    assert finalists.done and finalists.best is None and finalists.results() == []
+    finalists = finalists_of(settings, search)
+    assert finalists.done and finalists._chosen.best is None and finalists.results() == []

@@ -9,7 +9,7 @@ from meme_nas import forecast
 from meme_nas.forecast import describe, search_seconds
 from meme_nas.settings import SearchSettings
 
-SEARCH_ALONE = {"audit_factor": 0, "confirm_share": 0.0}
+SEARCH_ALONE = {"audit_factor": 0, "confirm_share": 0.0, "p_share": 0.0}
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_all_that_the_budget_pays_for_is_counted(speed):
     drawn = 250 * 20  # images, sampler steps, of a cascade
     last = 4 * 3 * 1000 * 20  # winner and three yardsticks, sampling seeds
     factorised = (trained + (50 * 4 * drawn + last) / 3) / 1000
-    alone = {"audit_factor": 0, "trunk_share": 0.0, "confirm_share": 0.0}
+    alone = {"audit_factor": 0, "trunk_share": 0.0, "confirm_share": 0.0, "p_share": 0.0}
     assert search_seconds(SearchSettings(**alone), 1) == pytest.approx(factorised)
     assert search_seconds(SearchSettings(**alone), 4) == pytest.approx(factorised / 4)
     joint = (trained + (50 * drawn + last) / 3) / 1000
@@ -34,19 +34,23 @@ def test_all_that_the_budget_pays_for_is_counted(speed):
 
 @pytest.mark.parametrize("seeds, factor, audited", [(1, 2, 8), (3, 3, 5)])
 def test_an_audit_is_counted_with_its_seeds_of_which_one_goes_on_from_the_search(speed, seeds, factor, audited):
-    without = search_seconds(SearchSettings(audit_factor=0, trunk_share=0.125), 1)
+    without = search_seconds(SearchSettings(audit_factor=0, trunk_share=0.125, p_share=0.0), 1)
     trained = (audited * (seeds * factor - 1) * 4 * 91 + (seeds - 1) * 1_000) * 32  # a trunk for every seed but the search's
     drawn = audited * seeds * 250 * 20
-    settings = SearchSettings(audit_factor=factor, audit_size=audited, audit_seeds=seeds, trunk_share=0.125)
+    settings = SearchSettings(audit_factor=factor, audit_size=audited, audit_seeds=seeds, trunk_share=0.125, p_share=0.0)
     assert search_seconds(settings, 1) - without == pytest.approx((trained + drawn / 3) / 1000)
 
 
 def test_trunks_and_the_confirmation_are_counted(speed):
-    alone = {"audit_factor": 0, "confirm_share": 0.0}
+    alone = {"audit_factor": 0, "confirm_share": 0.0, "p_share": 0.0}
     without = search_seconds(SearchSettings(trunk_share=0.0, **alone), 1)
     trunk = search_seconds(SearchSettings(trunk_share=0.125, **alone), 1) - without
     assert trunk == pytest.approx(3 * 1_000 * 32 / 1000)  # for the iU-Net, the Multi-Expert and the single model
-    confirmed = SearchSettings(trunk_share=0.125, audit_factor=0, confirm_share=0.25, confirm_seeds=3)
+    chosen = SearchSettings(trunk_share=0.125, p_share=0.5, audit_factor=0, confirm_share=0.0)
+    trained = 3 * 4 * 750 * 32  # of each expert its own p, half and twice of it; 4,000 steps in all, of which the trunk has 1,000
+    drawn = 9 * 2 * 250 * 20  # alternatives and the winner as it is, sampling seeds
+    assert search_seconds(chosen, 1) - without - trunk == pytest.approx((trained + drawn / 3) / 1000)
+    confirmed = SearchSettings(trunk_share=0.125, audit_factor=0, confirm_share=0.25, confirm_seeds=3, p_share=0.0)
     trained = 3 * (1_000 + 2 * 4 * 250) * 32  # 2,000 of 8,000 steps in all, of which the trunk has 1,000
     drawn = 2 * 3 * 2 * 1_000 * 20  # configurations, training and sampling seeds
     assert search_seconds(confirmed, 1) - without - trunk == pytest.approx((trained + drawn / 3) / 1000)

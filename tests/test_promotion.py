@@ -22,9 +22,8 @@ PROXY_STEPS = 125
 
 
 def halved(folder, rungs: int = 2, **changes) -> SearchSettings:
-    return settings_in(
-        folder, **{"rungs": rungs, "cascades_per_candidate": 2, "proxy_steps": PROXY_STEPS, "trunk_share": 0.0} | changes
-    )
+    small = {"cascades_per_candidate": 2, "proxy_steps": PROXY_STEPS, "trunk_share": 0.0, "p_share": 0.0}
+    return settings_in(folder, **{"rungs": rungs} | small | changes)
 
 
 def run_through(settings, objective=score, workers: int = 1, source: random.Random | None = None, stop: int | None = None):

@@ -19,7 +19,7 @@ from meme_nas.trial import attempt
 pytestmark = pytest.mark.slow
 
 TINY = ["--preset", "digits-meme", "--samples", "32", "--features", "random", "--cascades-per-candidate", "1"]
-TINY += ["--trunk-share", "0.002", "--confirm-share", "0.01", "--confirm-seeds", "2"]
+TINY += ["--trunk-share", "0.002", "--p-share", "0.01", "--confirm-share", "0.01", "--confirm-seeds", "2"]
 BY_KID = ["--objectives", "kid", "macs", "--rungs", "2", "--proxy-steps", "4", "--budget", "5", "--audit-size", "4"]
 OVER_SEEDS = ["--training-seeds", "3", "--proxy-steps", "2", "--budget", "12", "--audit-factor", "0"]
 

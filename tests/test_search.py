@@ -38,7 +38,7 @@ BASE = preset("digits-meme")
 
 
 def settings_in(folder, **changes):
-    return SearchSettings(**{"budget": 12, "study": folder, "strategy": "joint"} | changes)
+    return SearchSettings(**{"budget": 12, "study": folder, "strategy": "joint", "p_share": 0.0} | changes)
 
 
 def opened(settings):

@@ -1,0 +1,37 @@
+"""Which trial is the winner, as far as the work after the search has chosen it."""
+
+from functools import cached_property
+
+from meme_nas.audit import Audit, audited_winner
+from meme_nas.probabilities import Probabilities
+from meme_nas.settings import SearchSettings
+from meme_nas.strategy import Strategy, winner
+from meme_nas.summary import Rescored
+from meme_nas.trial_log import TrialRecord
+
+
+class Chosen:
+    """The winner: the search's, or the audit's where there is one, with the p that were chosen for it.
+
+    Each part is to be asked when what it follows from is done.
+    """
+
+    def __init__(self, settings: SearchSettings, search: Strategy, audit: Audit | None):
+        self._settings, self._search, self._audit = settings, search, audit
+        self.probabilities = Probabilities(settings, search, lambda: self.found) if settings.chooses_p_last else None
+
+    @cached_property
+    def audited(self) -> list[Rescored]:
+        """Return what came of the audit; empty without one."""
+        return self._audit.results() if self._audit else []
+
+    @cached_property
+    def found(self) -> TrialRecord | None:
+        """Return the audit's winner, else the search's."""
+        objectives = self._settings.objectives
+        return audited_winner(self.audited, objectives) or winner(self._search.study.trials, objectives)
+
+    @cached_property
+    def best(self) -> TrialRecord | None:
+        """Return the same with the best p of each expert."""
+        return self.probabilities.applied() if self.probabilities else self.found
