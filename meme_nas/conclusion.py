@@ -77,8 +77,11 @@ def conclude(
     bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
     for trial in finalists.chosen:
         restore_ensemble(trial_folder(folder, trial.number), bank, pick_device(settings.device))
+    facts = facts_of(settings, basis.images, basis.space)
+    if chosen.probabilities:
+        facts["p of the winner"] = chosen.probabilities.said()
     summary = replace(
-        so_far(settings, search, facts_of(settings, basis.images, basis.space)),
+        so_far(settings, search, facts),
         winner=best,
         finalists=finalists.results(),
         audited=audited,

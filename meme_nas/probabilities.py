@@ -79,6 +79,20 @@ class Probabilities(Rescoring):
             for place, alternative in enumerate(self.alternatives, start=1)
         }
 
+    def said(self) -> str:
+        """Return which p were changed and by how much log FID gained, as a line for the report."""
+        changed, trial = self.applied(), self._found()
+        if changed is None or trial is None or changed is trial:
+            return "as hand-made: no alternative was better"
+        gains, steps = self.gains(), self.settings.trained_to(trial.config, self.settings.p_share).training.steps
+        pairs = enumerate(zip(trial.config.experts, changed.config.experts, strict=True), start=1)
+        parts = [
+            f"expert {number} {before.p:g} to {after.p:g} ({100 * math.expm1(gains[number, after.p]):+.1f}%)"
+            for number, (before, after) in pairs
+            if before.p != after.p
+        ]
+        return f"{', '.join(parts)}; chosen at {steps:,} steps an expert"
+
     def applied(self) -> TrialRecord | None:
         """Return the winner with the best p of each expert: a candidate of its own, unless its own p were best."""
         best: dict[int, tuple[float, float]] = {}

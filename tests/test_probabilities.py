@@ -67,6 +67,8 @@ def test_the_best_of_each_expert_is_taken_where_it_gains_enough(tmp_path):
     assert [expert.low_channels for expert in chosen.best.config.experts] == [
         expert.low_channels for expert in chosen.found.config.experts
     ]
+    said = chosen.probabilities.said()
+    assert said == "expert 1 0.8 to 1 (-2.0%), expert 3 0.2 to 0.1 (-1.3%); chosen at 750 steps an expert"
     assert chosen.best.number == chosen.found.number and chosen.best.kind == "candidate"
     assert chosen.best.config.training.steps == chosen.found.config.training.steps
 
@@ -76,7 +78,7 @@ def test_where_nothing_gains_the_winner_stays_as_it_was(tmp_path, monkeypatch):
     settings, search = searched(tmp_path)
     chosen = Chosen(settings, search, None)
     work_through(chosen.probabilities)
-    assert chosen.best is chosen.found
+    assert chosen.best is chosen.found and chosen.probabilities.said() == "as hand-made: no alternative was better"
 
 
 def test_where_one_alternative_failed_nothing_is_changed_and_the_next_command_tries_again(tmp_path):
