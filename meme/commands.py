@@ -90,16 +90,20 @@ def train_config(
     trained_on = training_data(config, images, chosen, remarks.print)
     with _progress() as bar, LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
         tasks = {number: bar.add_task(f"expert {number}", total=config.training.steps) for number in _numbers(config)}
+        skipped = dict.fromkeys(tasks, 0)
 
         def on_progress(progress: TrainingProgress) -> None:
             if curves:
                 curves(progress)
+            skipped[progress.expert] = progress.skipped
             label = f"expert {progress.expert}  loss {progress.loss:.4f}"
             bar.update(tasks[progress.expert], completed=progress.step, description=label)
 
         train(config, trained_on, folder=folder, device=chosen, on_progress=on_progress)
+    for number in (number for number in skipped if skipped[number]):
+        remarks.print(f"expert {number}: skipped {skipped[number]} of its steps, as their gradients were not finite")
     console.print(f"trained {len(config.experts)} experts x {config.training.steps} steps: {folder}")
-    emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps})
+    emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps, "skipped": sum(skipped.values())})
     return folder
 
 

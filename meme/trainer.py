@@ -1,7 +1,6 @@
 """Train one expert: the loop, the averaged weights, checkpoint and resume."""
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,22 +17,20 @@ from meme.config import Config, stable_id
 from meme.data import TrainingData, batch_indices
 from meme.denoiser import Denoiser, build_expert
 from meme.diffusion import draw_timesteps, dropped_labels, forward_process, training_noise
-from meme.errors import UserError
+from meme.errors import TrainingDiverged, UserError
 from meme.files import remove_partials
 from meme.freed_memory import keep_freed_memory
+from meme.kept_states import KeptStates
 from meme.losses import DenoisingLoss
 from meme.seeding import derive_seed
 from meme.sharding import WHOLE, Shard
+from meme.skipped_steps import LossWindow, is_skipped
 from meme.takeover import start_from
 from meme.termination import interrupted_afterwards
 
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names, as is "step", its count of steps
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,9 @@ class Progress:
     step: int
     steps: int
     loss: float
-    """Mean squared error of the predicted noise, over the steps since the last report."""
+    """Mean squared error of the predicted noise, over the steps taken since the last report."""
+    skipped: int = 0
+    """Steps of the whole training so far whose gradient was not finite: they changed no weight."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -66,7 +65,7 @@ def train_expert(
 
     With a ``folder``, a finished expert found there is returned at once, an unfinished one is continued, and the same call
     again after any interruption ends with the same weights. With a ``shard``, several processes make the same call, each with
-    its own. Raises ``TrainingDiverged`` when the loss is not finite.
+    its own. Raises ``TrainingDiverged`` when too many gradients in a row, or the weights, are not finite.
     """
     if folder is None:
         return run_training(config, number, data, None, device, on_progress, checkpoint_seconds, shard).averaged.module.eval()
@@ -77,7 +76,7 @@ def train_expert(
     if shard.is_first:
         save_expert(training.averaged.module, config, number, data, finished)
         state.unlink(missing_ok=True)
-        remove_partials(state)
+        KeptStates(state).remove_previous()
         remove_partials(finished)
     return training.averaged.module.eval()
 
@@ -98,25 +97,28 @@ def run_training(
     """
     keep_freed_memory()
     training = Training(config, number, data, device, shard)
-    if state and 0 < _holds(state, config, number, data) <= config.training.steps:
-        training.load(state)
+    states = KeptStates(state) if state else None
+    if states:
+        states.load(training.continue_from)
+    kept = states if shard.is_first else None
     try:
-        _run(training, on_progress, state if shard.is_first else None, checkpoint_seconds)
+        _run(training, on_progress, kept, checkpoint_seconds)
     except TrainingDiverged:
+        if kept:
+            kept.go_back()
         raise
     except BaseException:  # also Ctrl-C: what was trained is not lost, unless an error left weights half updated
-        if state and shard.is_first and not training.updating:
-            training.save(state)
+        if kept and not training.updating:
+            training.keep(kept)
         raise
     return training
 
 
-def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None, checkpoint_seconds: float) -> None:
+def _run(training: "Training", on_progress: OnProgress, states: KeptStates | None, checkpoint_seconds: float) -> None:
     """The loop: batch and noise, timestep, loss, step, average, report."""
     config, shard = training.config, training.shard
     expert, settings = shard.joined(training.expert), config.training
-    losses, saved_at = torch.zeros((), device=training.device), time.monotonic()
-    reported = training.step
+    saved_at = time.monotonic()
     while training.step < settings.steps:
         x_0, t, epsilon, labels = training.batch()
         x_t = training.process.add_noise(x_0, epsilon, t)
@@ -125,27 +127,23 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
             predicted = expert(x_t, t) if labels is None else expert(x_t, t, labels)
         loss = training.loss(predicted, x_0, x_t, epsilon, t)
         loss.backward()
-        if settings.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(training.weights, settings.gradient_clip)
+        skipped = training.clip_gradient()
         with interrupted_afterwards():
             training.updating = True
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=False)  # the weights' own gradients are views of this one
             training.average()
             training.step += 1
+            training.window.add(loss, skipped)
             training.updating = False
-        losses += loss.detach()
         if training.step % REPORT_EVERY == 0 or training.step == settings.steps:
-            mean = shard.mean(losses) / (training.step - reported)
-            if not math.isfinite(mean):
-                raise TrainingDiverged(f"expert {training.number}: loss is {mean} at step {training.step}")
-            losses.zero_()
-            reported = training.step
-            if shard.is_first:
-                on_progress(Progress(training.number, training.step, settings.steps, mean))
-        if checkpoint and time.monotonic() - saved_at >= checkpoint_seconds:
-            training.save(checkpoint)
+            mean = training.window.mean(training.number, training.step, settings.steps)
+            if shard.is_first and mean is not None:
+                on_progress(Progress(training.number, training.step, settings.steps, mean, training.skipped))
+        if states and time.monotonic() - saved_at >= checkpoint_seconds:
+            training.keep(states)
             saved_at = time.monotonic()
+    training.require_finite()
 
 
 class AveragedExpert(AveragedModel):
@@ -170,6 +168,7 @@ class Training:
         self.optimizer = torch.optim.AdamW([self.weights], lr=0.0, weight_decay=config.training.weight_decay, fused=True)
         self.process = forward_process(config.diffusion)
         self.loss = DenoisingLoss(config, self.process, self.device)
+        self.window = LossWindow(shard)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """This process's images (B, C, H, W), timesteps (B,), noise (B, C, H, W) and labels (B,), if the network takes them, of
@@ -197,6 +196,33 @@ class Training:
         labels = torch.from_numpy(np.asarray(self.data.labels)[indices])
         return torch.where(withheld, classes, labels).to(self.device, non_blocking=True)
 
+    def clip_gradient(self) -> Tensor:
+        """Limit the gradient's norm as the config says. Return 1 where the gradient is not finite, else 0, on the device: the
+        optimiser's next step then changes nothing."""
+        if clip := self.config.training.gradient_clip:
+            skipped = is_skipped(torch.nn.utils.clip_grad_norm_(self.weights, clip))
+        else:
+            skipped = is_skipped(torch.nn.utils.get_total_norm([self.weights.grad]))
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # which torch's fused step looks at
+        return skipped
+
+    @property
+    def skipped(self) -> int:
+        """Steps so far that changed no weight. Waits for the device."""
+        taken = self.optimizer.state[self.weights].get("step", 0) if self.weights in self.optimizer.state else 0
+        return self.step - int(taken)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether weights, averages and moments are finite numbers. Waits for the device."""
+        moments = [self.optimizer.state[self.weights][key] for key in ADAM_MOMENTS] if self.optimizer.state else []
+        return all(bool(whole.isfinite().all()) for whole in (self.weights, self._averages, *moments))
+
+    def require_finite(self) -> None:
+        """Raises ``TrainingDiverged`` where weights, averages or moments are not finite."""
+        if not self.is_finite:
+            raise TrainingDiverged(f"expert {self.number}: weights are not finite at step {self.step}")
+
     @torch.no_grad()
     def average(self) -> None:
         """Take this step's weights into the exponential moving average, whose decay is ramped up, so that a short training is not
@@ -205,6 +231,16 @@ class Training:
         warm = (1 + self.step) / (10 + self.step) if self.step else 0.0
         self._averages.lerp_(self.weights, 1 - min(self.config.training.ema_decay, warm))
         self.averaged.n_averaged += 1
+
+    def keep(self, states: KeptStates) -> None:
+        """Save what there is, unless it is not good to go on from: its last step was skipped, or it is not finite."""
+        if not self.window.last_was_skipped and self.is_finite:
+            states.keep(self.save)
+
+    def continue_from(self, path: Path) -> bool:
+        """``load`` the file at ``path`` where it holds an earlier moment of this training, and finite numbers; whether it did."""
+        is_held = 0 < _holds(path, self.config, self.number, self.data) <= self.config.training.steps
+        return is_held and self.load(path)
 
     def save(self, path: Path) -> None:
         """Weights, averaged weights and the optimiser's moments."""
@@ -218,19 +254,24 @@ class Training:
         tensors = {f"expert.{name}": tensor for name, tensor in self.expert.state_dict().items()}
         return tensors | {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
 
-    def load(self, path: Path) -> None:
-        """Go on from what ``save`` wrote; ``UserError``, and nothing changed, where the file holds anything else."""
+    def load(self, path: Path) -> bool:
+        """Go on from what ``save`` wrote; return False, and change nothing, where its numbers are not finite. ``UserError``, and
+        nothing changed, where the file holds anything else."""
         tensors = load_tensors(path, str(self.device))
         fresh = {key: torch.zeros_like(self.weights) for key in ADAM_MOMENTS} | {"step": torch.zeros((), device=self.device)}
         moments = {f"optimizer.{key}.{name}": part for key in fresh for name, part in self._by_name(fresh[key]).items()}
         check_tensors(path, tensors, self._networks() | moments)
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            return False
         self.step = read_header(path)["step"]
         self.expert.load_state_dict(_part(tensors, "expert."))
         self.averaged.load_state_dict(_part(tensors, "averaged."))
         for name, part in moments.items():
             part.copy_(tensors[name])
+        taken = next(tensors[name] for name in moments if name.startswith("optimizer.step."))  # the same for all weights
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": {0: fresh | {"step": fresh["step"] + self.step}}, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": {0: fresh | {"step": taken}}, "param_groups": groups})
+        return True
 
     def _by_name(self, whole: Tensor) -> dict[str, Tensor]:
         """Each weight's part of ``whole`` (P,); of a number, which is the same for all, a copy."""

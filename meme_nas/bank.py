@@ -23,6 +23,7 @@ from meme.data import TrainingData
 from meme.denoiser import Denoiser
 from meme.errors import UserError
 from meme.files import write_text
+from meme.kept_states import KeptStates
 from meme.trainer import Progress, read_expert, run_training, save_expert, training_id
 from meme.validation import interval_loss
 
@@ -78,7 +79,7 @@ class ExpertBank:
     ) -> Banked:
         """The expert at the config's number of steps: found, trained further, or trained.
 
-        Another process that wants the same one waits for it. Raises ``TrainingDiverged`` when the loss is not finite.
+        Another process that wants the same one waits for it. Raises ``TrainingDiverged`` when gradients are not finite.
         """
         key = self.key(config, number)
         self._asked.add(key)
@@ -130,6 +131,7 @@ class ExpertBank:
         save_expert(expert, config, number, self.data, self.weights(record))
         if steps >= max((other.steps for other in records.values()), default=0):
             training.save(state)
+        KeptStates(state).remove_previous()
         _write_records(entry, records | {str(steps): record})
         return record
 

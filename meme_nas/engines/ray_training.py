@@ -25,11 +25,11 @@ from ray.train.torch import TorchTrainer
 from meme.config import Config
 from meme.data import TrainingData
 from meme.ensemble import Ensemble
-from meme.errors import UserError, in_one_line
+from meme.errors import TrainingDiverged, UserError, in_one_line
 from meme.files import write_text
 from meme.pipeline import OnMessage, claim_folder, load_ensemble, open_reference, training_data, with_scale
 from meme.sharding import WHOLE, Shard
-from meme.trainer import OnProgress, Progress, TrainingDiverged, train_expert
+from meme.trainer import OnProgress, Progress, train_expert
 from meme_nas.engines.ray import LOOPBACK, start
 from meme_nas.engines.ray_cluster import check_shared, join
 
