@@ -41,7 +41,8 @@ def train(
     config: Annotated[str, POSITIONAL, hint("CONFIG")],
     data: Data = None,
     first_stage: FirstStage = None,
-    init_from: Annotated[Path | None, hint("FILE", "(default: fresh weights)")] = None,
+    init_from: Annotated[Path | None, hint("PATH", "(default: fresh weights)")] = None,
+    steps: Annotated[int | None, hint("STEPS", BY_CONFIG)] = None,
     out: Annotated[Path | None, hint("FOLDER", "(default: the YAML's path without .yaml; of a preset results/NAME-full)")] = None,
     strict: bool = False,
     tensorboard: bool = False,
@@ -56,8 +57,10 @@ def train(
         config: a preset's name, or a YAML file such as results/digits-meme/winner.yaml.
         data: digits, or a folder or zip of images, or a folder of Hugging Face datasets.
         first_stage: the autoencoder of a latent preset: a folder as diffusers writes it, or a hub name.
-        init_from: a published U-Net of latent diffusion or ADM (.safetensors or .ckpt), which every expert starts from where
-            names and shapes agree.
+        init_from: a published U-Net of latent diffusion or ADM (.safetensors or .ckpt), or an expert-N.safetensors of this
+            program, which every expert starts from where names and shapes agree; or a folder trained by this program, where
+            each expert starts from its namesake.
+        steps: training steps an expert; more than a finished training had make it go on.
         out: folder for the trained ensemble.
         strict: refuse a data set with unreadable files instead of skipping them.
         tensorboard: leave curves of the losses in the folder's tensorboard, for TensorBoard.
@@ -70,6 +73,7 @@ def train(
             data=data,
             first_stage=first_stage,
             init_from=init_from,
+            steps=steps,
             out=out,
             device=machine.device,
             strict=strict,

@@ -18,6 +18,7 @@ from meme.ablations import run as run_recipe
 from meme.config import Config
 from meme.console import console, emit, remarks
 from meme.cost_table import cost_rows, print_table
+from meme.data import TrainingData
 from meme.ensemble import Ensemble
 from meme.errors import UserError
 from meme.export import EVALUATION, export_diffusers, find_trained
@@ -26,11 +27,12 @@ from meme.files import write_text
 from meme.grids import save_grid
 from meme.loss_curves import LossCurves
 from meme.metrics import NAMES, Metric, offered_metrics, protocol
-from meme.pipeline import Score, draw, evaluate, load_ensemble, open_reference, pick_device, train, training_data
+from meme.pipeline import Score, draw, evaluate, load_ensemble, open_reference, pick_device, train, training_data, with_scale
 from meme.presets import preset, preset_names
 from meme.survey import Survey, suggested_commands, suggested_preset, survey, survey_lines
 from meme.takeover import summary as takeover_summary
 from meme.trainer import Progress as TrainingProgress
+from meme.trainer import steps_done
 
 
 def read_config(source: str | Path) -> Config:
@@ -59,7 +61,7 @@ def with_first_stage(config: Config, source: str | None) -> Config:
 
 
 def with_initial_weights(config: Config, path: Path | None) -> Config:
-    """``config`` whose experts start from the published U-Net at ``path``."""
+    """``config`` whose experts start from the published U-Net, or the experts of this program, at ``path``."""
     return config if path is None else config.with_(training={"initial_weights": str(path.absolute())})
 
 
@@ -69,6 +71,7 @@ def train_config(
     data: str | None = None,
     first_stage: str | None = None,
     init_from: Path | None = None,
+    steps: int | None = None,
     out: Path | None = None,
     device: str = "auto",
     strict: bool = False,
@@ -77,17 +80,19 @@ def train_config(
 ) -> Path:
     """Train every expert of a preset or YAML config; return the folder of the trained ensemble.
 
-    Interrupted, the same call goes on where it was. The folder is ``out``, else beside the YAML and named like it, else
-    ``results/`` and the preset's name, with ``-full``. ``tensorboard`` leaves curves of the losses in it. ``train`` may be
-    another way to do what ``meme.pipeline.train`` does.
+    Interrupted, the same call goes on where it was; finished, one with more ``steps`` does. The folder is ``out``, else beside
+    the YAML and named like it, else ``results/`` and the preset's name, with ``-full``. ``tensorboard`` leaves curves of the
+    losses in it. ``train`` may be another way to do what ``meme.pipeline.train`` does.
     """
     config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
+    config = config if steps is None else config.with_(training={"steps": steps})
     folder = out or _default_folder(source)
     chosen = pick_device(device)
     if config.training.initial_weights:
         remarks.print(takeover_summary(config, Path(config.training.initial_weights)), markup=False)
     images = open_reference(config, strict=strict, on_message=remarks.print)
     trained_on = training_data(config, images, chosen, remarks.print)
+    _say_where_it_goes_on(folder, config, trained_on)
     with _progress() as bar, LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
         tasks = {number: bar.add_task(f"expert {number}", total=config.training.steps) for number in _numbers(config)}
         skipped = dict.fromkeys(tasks, 0)
@@ -105,6 +110,17 @@ def train_config(
     console.print(f"trained {len(config.experts)} experts x {config.training.steps} steps: {folder}")
     emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps, "skipped": sum(skipped.values())})
     return folder
+
+
+def _say_where_it_goes_on(folder: Path, config: Config, data: TrainingData) -> None:
+    """Say of finished experts whose training is made longer where it goes on."""
+    config = with_scale(config, data)
+    for number in _numbers(config):
+        finished, state = steps_done(folder, config, number, data)
+        if 0 < finished < config.training.steps and state:
+            remarks.print(f"expert {number} goes on from step {state}")
+        elif 0 < finished < config.training.steps:
+            remarks.print(f"expert {number} begins anew: {folder} has its weights at step {finished} but no state to go on from")
 
 
 def open_ensemble(folder: Path, device: torch.device, *, first_stage: str | None, one_at_a_time: bool) -> Ensemble:

@@ -75,7 +75,10 @@ class TrainingConfig(Settings):
     label_dropout: Probability = 0.0
     """Share of images trained without their class, which classifier-free guidance needs (Ho and Salimans 2021)."""
     initial_weights: Annotated[str | None, Field(exclude_if=_is_none)] = None  # left out of ids and files where it is not used
-    """File with the weights of a latent-diffusion or ADM U-Net that every expert starts from where names and shapes agree."""
+    """File with the weights of a latent-diffusion or ADM U-Net, or an expert of this program, that every expert starts from where
+    names and shapes agree; or a folder of experts of this program, each of which starts its namesake."""
+    initial_digest: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    """SHA-256 of the initial weights, by which a training is identified, wherever they lie; None: filled in when it begins."""
     seed: Count = 0
     """Of initial weights, order of the data, timesteps and noise."""
 
@@ -152,9 +155,11 @@ class Config(Settings):
 
     @property
     def architecture_id(self) -> str:
-        """Equal for two configs that differ in nothing that can change what is trained (data, where a first stage lies, name and
-        scoring aside)."""
+        """Equal for two configs that differ in nothing that can change what is trained (data, name, scoring, and where a first
+        stage or known initial weights lie aside)."""
         content = self.model_dump(mode="json", include={"image", "first_stage", "network", "experts", "diffusion", "training"})
+        if self.training.initial_digest:
+            content["training"].pop("initial_weights", None)
         if content["first_stage"]:
             content["first_stage"] |= {"source": None, "subfolder": None}
         content["experts"] = [self.canonical_expert(number + 1).model_dump(mode="json") for number in range(len(self.experts))]

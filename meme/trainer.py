@@ -25,7 +25,7 @@ from meme.losses import DenoisingLoss
 from meme.seeding import derive_seed
 from meme.sharding import WHOLE, Shard
 from meme.skipped_steps import LossWindow, is_skipped
-from meme.takeover import start_from
+from meme.takeover import identified, start_from, weights_file
 from meme.termination import interrupted_afterwards
 
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
@@ -64,18 +64,19 @@ def train_expert(
     """Train expert ``number`` and return it with its averaged weights.
 
     With a ``folder``, a finished expert found there is returned at once, an unfinished one is continued, and the same call
-    again after any interruption ends with the same weights. With a ``shard``, several processes make the same call, each with
+    again after any interruption ends with the same weights. The state stays beside the finished expert, so that a call with more
+    steps goes on from there. With a ``shard``, several processes make the same call, each with
     its own. Raises ``TrainingDiverged`` when too many gradients in a row, or the weights, are not finite.
     """
     if folder is None:
         return run_training(config, number, data, None, device, on_progress, checkpoint_seconds, shard).averaged.module.eval()
-    finished, state = expert_file(folder, number), folder / f"expert-{number}.training.safetensors"
+    finished, state = expert_file(folder, number), state_file(folder, number)
     if _holds(finished, config, number, data) == config.training.steps:
         return load_expert(config, number, folder, device)
     training = run_training(config, number, data, state, device, on_progress, checkpoint_seconds, shard)
     if shard.is_first:
+        KeptStates(state).keep(training.save)
         save_expert(training.averaged.module, config, number, data, finished)
-        state.unlink(missing_ok=True)
         KeptStates(state).remove_previous()
         remove_partials(finished)
     return training.averaged.module.eval()
@@ -303,8 +304,8 @@ def parts(whole: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 def starting_expert(config: Config, number: int) -> Denoiser:
     """Expert ``number`` before its first step: fresh, or with what the config's initial weights have for it."""
     expert = build_expert(config, number)
-    if config.training.initial_weights:
-        start_from(config.network, expert, Path(config.training.initial_weights))
+    if source := identified(config).training.initial_weights:
+        start_from(config.network, expert, weights_file(Path(source), number))
     return expert
 
 
@@ -318,17 +319,32 @@ def expert_file(folder: Path, number: int) -> Path:
     return folder / f"expert-{number}.safetensors"
 
 
+def state_file(folder: Path, number: int) -> Path:
+    """Where the state of an expert's training lies, from which it goes on."""
+    return folder / f"expert-{number}.training.safetensors"
+
+
+def steps_done(folder: Path, config: Config, number: int, data: TrainingData) -> tuple[int, int]:
+    """Steps of this training that the finished expert ``number`` in ``folder`` has, and those of its kept state; 0: none."""
+    finished, state = expert_file(folder, number), state_file(folder, number)
+    return _holds(finished, config, number, data), _holds(state, config, number, data)
+
+
 def save_expert(expert: Denoiser, config: Config, number: int, data: TrainingData, path: Path) -> None:
     """Write a finished expert with what it was made of, for ``read_expert``."""
     save_tensors(path, expert.state_dict(), _header(config, number, data, config.training.steps))
 
 
 def check_expert(config: Config, number: int, folder: Path) -> Path:
-    """The file of a finished expert in ``folder``; ``UserError`` if it is missing or of another architecture."""
+    """The file of a finished expert in ``folder``; ``UserError`` if it is missing, of another architecture, or of fewer steps, as
+    where a training that was made longer has not ended."""
     path = expert_file(folder, number)
     if not path.is_file():
         raise UserError(f"{path}: missing; train this config first (python -m meme train ...)")
     _check_architecture(config, number, path)
+    done, steps = read_header(path).get("step"), config.training.steps
+    if done != steps:
+        raise UserError(f"{path}: holds an expert of {done} training steps, not {steps}; run its training again to its end")
     return path
 
 
@@ -370,7 +386,7 @@ def training_id(config: Config, number: int, data: TrainingData) -> str:
 
 def _header(config: Config, number: int, data: TrainingData, step: int) -> dict[str, str | int]:
     """What an expert is made of: two trainings with equal headers but for ``step`` are one training at two moments."""
-    training = config.training.model_dump(exclude={"steps"})
+    training = identified(config).training.model_dump(exclude={"steps", "initial_weights"})  # known by their digest
     made_of = [training, config.canonical_expert(number).model_dump(), config.diffusion.model_dump(), data.content_id]
     return {"architecture": _architecture(config, number), "training": stable_id(made_of), "step": step}
 
