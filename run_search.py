@@ -8,7 +8,7 @@ from meme_nas.settings import SearchSettings
 GROUPS = {
     "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "rungs", "seed", "retrain", "dry_run"),
     "report": ("watch", "watch_port"),
-    "trial": ("proxy_steps", "samples", "features", "inception_weights", "strict"),
+    "trial": ("proxy_steps", "samples", "features", "inception_weights", "strict", "precision"),
     "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag", "workers_per_expert"),
     "cluster": ("ray_address", "storage", "dashboard_host"),
 }

@@ -16,6 +16,7 @@ Data = Annotated[str | None, hint("PATH", BY_CONFIG)]
 FirstStage = Annotated[str | None, hint("PATH", BY_CONFIG)]
 Features = Annotated[FeatureKind | None, hint("{auto,inception,classifier,random}", BY_CONFIG)]
 Device = Annotated[str, hint("DEVICE")]
+Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"] | None, hint("{auto,bf16,fp16,fp32}", BY_CONFIG)]
 Samples = Annotated[int | None, hint("IMAGES", BY_CONFIG)]
 
 
@@ -27,6 +28,8 @@ class Resources:
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     one_at_a_time: bool = False
     """Keep one expert in memory, and the states of all images on disk between experts."""
+    precision: Precision = None
+    """Numbers that networks calculate with: bf16, fp16 or fp32; auto is bf16 on a GPU and fp32 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def train(
     first_stage: FirstStage = None,
     init_from: Annotated[Path | None, hint("PATH", "(default: fresh weights)")] = None,
     steps: Annotated[int | None, hint("STEPS", BY_CONFIG)] = None,
+    precision: Precision = None,
     out: Annotated[Path | None, hint("FOLDER", "(default: the YAML's path without .yaml; of a preset results/NAME-full)")] = None,
     strict: bool = False,
     tensorboard: bool = False,
@@ -61,6 +65,7 @@ def train(
             program, which every expert starts from where names and shapes agree; or a folder trained by this program, where
             each expert starts from its namesake.
         steps: training steps an expert; more than a finished training had make it go on.
+        precision: numbers that networks calculate with in training; part of what identifies it, as the seed is.
         out: folder for the trained ensemble.
         strict: refuse a data set with unreadable files instead of skipping them.
         tensorboard: leave curves of the losses in the folder's tensorboard, for TensorBoard.
@@ -74,6 +79,7 @@ def train(
             first_stage=first_stage,
             init_from=init_from,
             steps=steps,
+            precision=precision,
             out=out,
             device=machine.device,
             strict=strict,
@@ -111,6 +117,7 @@ def sample(
             out=out,
             first_stage=first_stage,
             one_at_a_time=machine.one_at_a_time,
+            precision=machine.precision,
             device=machine.device,
         )
 
@@ -156,6 +163,7 @@ def evaluate(
             inception_weights=inception_weights,
             first_stage=first_stage,
             one_at_a_time=machine.one_at_a_time,
+            precision=machine.precision,
             device=machine.device,
         )
 

@@ -29,6 +29,7 @@ from meme.loss_curves import LossCurves
 from meme.metrics import NAMES, Metric, offered_metrics, protocol
 from meme.pipeline import Score, draw, evaluate, load_ensemble, open_reference, pick_device, train, training_data, with_scale
 from meme.presets import preset, preset_names
+from meme.settings import Precision
 from meme.survey import Survey, suggested_commands, suggested_preset, survey, survey_lines
 from meme.takeover import summary as takeover_summary
 from meme.trainer import Progress as TrainingProgress
@@ -72,6 +73,7 @@ def train_config(
     first_stage: str | None = None,
     init_from: Path | None = None,
     steps: int | None = None,
+    precision: Precision | None = None,
     out: Path | None = None,
     device: str = "auto",
     strict: bool = False,
@@ -85,7 +87,8 @@ def train_config(
     losses in it. ``train`` may be another way to do what ``meme.pipeline.train`` does.
     """
     config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
-    config = config if steps is None else config.with_(training={"steps": steps})
+    chosen_training = {"steps": steps, "precision": precision}
+    config = config.with_(training={name: value for name, value in chosen_training.items() if value is not None})
     folder = out or _default_folder(source)
     chosen = pick_device(device)
     if config.training.initial_weights:
@@ -123,10 +126,13 @@ def _say_where_it_goes_on(folder: Path, config: Config, data: TrainingData) -> N
             remarks.print(f"expert {number} begins anew: {folder} has its weights at step {finished} but no state to go on from")
 
 
-def open_ensemble(folder: Path, device: torch.device, *, first_stage: str | None, one_at_a_time: bool) -> Ensemble:
-    """A trained ensemble, its first stage perhaps elsewhere than where it was trained."""
+def open_ensemble(
+    folder: Path, device: torch.device, *, first_stage: str | None, one_at_a_time: bool, precision: Precision | None = None
+) -> Ensemble:
+    """A trained ensemble, its first stage perhaps elsewhere than where it was trained, to be sampled in ``precision``."""
     ensemble = load_ensemble(folder, device, one_at_a_time=one_at_a_time)
-    ensemble.config = with_first_stage(ensemble.config, first_stage)
+    config = with_first_stage(ensemble.config, first_stage)
+    ensemble.config = config.with_(sampling={"precision": precision}) if precision else config
     return ensemble
 
 
@@ -138,13 +144,14 @@ def sample_folder(
     out: Path | None = None,
     first_stage: str | None = None,
     one_at_a_time: bool = False,
+    precision: Precision | None = None,
     device: str = "auto",
 ) -> Path:
     """Draw ``count`` images from a trained ensemble into one PNG; return its path."""
     if count < 1:
         raise UserError(f"count: must be at least 1, not {count}")
     chosen = pick_device(device)
-    ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time)
+    ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time, precision=precision)
     images = torch.cat([batch.cpu() for batch in draw(ensemble, count, seed, chosen)])
     path = out or folder / "samples.png"
     save_grid(path, images)
@@ -163,6 +170,7 @@ def evaluate_folder(
     inception_weights: Path | None = None,
     first_stage: str | None = None,
     one_at_a_time: bool = False,
+    precision: Precision | None = None,
     device: str = "auto",
 ) -> list[Score]:
     """Score a trained ensemble with ``seeds`` sampling seeds; print mean and spread with the protocol.
@@ -172,7 +180,7 @@ def evaluate_folder(
     if seeds < 1:
         raise UserError(f"seeds: must be at least 1, not {seeds}")
     chosen = pick_device(device)
-    ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time)
+    ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time, precision=precision)
     config = ensemble.config = ensemble.config.with_(evaluation={"samples": samples} if samples else {})
     images = open_reference(config, on_message=remarks.print)
     kind = features or config.evaluation.features
@@ -183,6 +191,7 @@ def evaluate_folder(
         for offset in range(seeds)
     ]
     sampler = f"{config.sampling.sampler} {config.sampling.steps} steps, {seeds} sampling seeds"
+    sampler += f", {config.sampling.precision}" if config.sampling.precision != "auto" else ""
     how = f"{protocol(images, space, config.evaluation.samples, metrics)}, {sampler}"
     record = _evaluation(scores, metrics, how)
     write_text(folder / EVALUATION, json.dumps(record, indent=2))

@@ -16,12 +16,16 @@ from meme.architecture import ExpertConfig, ImageConfig, NetworkConfig, check_ex
 from meme.errors import UserError
 from meme.explanations import explain
 from meme.files import write_text
-from meme.settings import MOST_EXPERTS, Count, Positive, Probability, Settings, require
+from meme.settings import MOST_EXPERTS, Count, Positive, Precision, Probability, Settings, require
 from meme.yaml_reader import read_yaml
 
 
 def _is_none(value: Any) -> bool:
     return value is None
+
+
+def _is_auto(value: Any) -> bool:
+    return value == "auto"
 
 
 class FirstStageConfig(Settings):
@@ -79,6 +83,9 @@ class TrainingConfig(Settings):
     names and shapes agree; or a folder of experts of this program, each of which starts its namesake."""
     initial_digest: Annotated[str | None, Field(exclude_if=_is_none)] = None
     """SHA-256 of the initial weights, by which a training is identified, wherever they lie; None: filled in when it begins."""
+    precision: Annotated[Precision, Field(exclude_if=_is_auto)] = "auto"  # left out of ids and files at its default
+    """Numbers that networks calculate with in training: bf16, fp16 (the loss is scaled up, and steps that overflow are skipped)
+    or fp32; auto is bf16 on a GPU and fp32 elsewhere. Weights are float32 with all of them."""
     seed: Count = 0
     """Of initial weights, order of the data, timesteps and noise."""
 
@@ -96,6 +103,8 @@ class SamplingConfig(Settings):
     batch_size: Positive = 256
     guidance_scale: Annotated[float, Field(ge=0.0)] = 1.0
     """Classifier-free guidance (Ho and Salimans 2021): 1 follows the class as trained, more overdoes it, 0 ignores it."""
+    precision: Annotated[Precision, Field(exclude_if=_is_auto)] = "auto"
+    """Numbers that networks calculate with when images are drawn: bf16, fp16 or fp32; auto is bf16 on a GPU, fp32 elsewhere."""
 
 
 class EvaluationConfig(Settings):

@@ -17,6 +17,7 @@ from meme.autoencoder import open_first_stage
 from meme.config import Config
 from meme.cost import ensemble_cost
 from meme.data import Images, TrainingData, open_images
+from meme.devices import wait_for
 from meme.ensemble import Ensemble, OneAtATime
 from meme.errors import UserError
 from meme.features import FeatureSpace
@@ -259,8 +260,7 @@ class _Drawn:
             batch = next(self._batches, None)
             if batch is None:
                 return
-            if batch.is_cuda:
-                torch.cuda.synchronize()
+            wait_for(batch.device)
             self.seconds += time.perf_counter() - begun
             self.first.append(batch[:missing].cpu())
             missing -= len(self.first[-1])

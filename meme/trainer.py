@@ -16,6 +16,7 @@ from meme.checkpoint import check_tensors, load_tensors, read_header, save_tenso
 from meme.config import Config, stable_id
 from meme.data import TrainingData, batch_indices
 from meme.denoiser import Denoiser, build_expert
+from meme.devices import calculating_in, exact_convolutions
 from meme.diffusion import draw_timesteps, dropped_labels, forward_process, training_noise
 from meme.errors import TrainingDiverged, UserError
 from meme.files import remove_partials
@@ -30,6 +31,7 @@ from meme.termination import interrupted_afterwards
 
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
 
+SCALE = ("scale", "_growth_tracker")  # torch's names of what its scaler of the loss keeps
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names, as is "step", its count of steps
 
 
@@ -103,7 +105,8 @@ def run_training(
         states.load(training.continue_from)
     kept = states if shard.is_first else None
     try:
-        _run(training, on_progress, kept, checkpoint_seconds)
+        with exact_convolutions(config.training.precision):
+            _run(training, on_progress, kept, checkpoint_seconds)
     except TrainingDiverged:
         if kept:
             kept.go_back()
@@ -124,10 +127,10 @@ def _run(training: "Training", on_progress: OnProgress, states: KeptStates | Non
         x_0, t, epsilon, labels = training.batch()
         x_t = training.process.add_noise(x_0, epsilon, t)
         training.optimizer.param_groups[0]["lr"] = learning_rate(settings.learning_rate, settings.warmup_steps, training.step)
-        with torch.autocast(training.device.type, torch.bfloat16, enabled=training.device.type == "cuda"):
+        with calculating_in(training.device, settings.precision):
             predicted = expert(x_t, t) if labels is None else expert(x_t, t, labels)
         loss = training.loss(predicted, x_0, x_t, epsilon, t)
-        loss.backward()
+        training.scaler.scale(loss).backward()
         skipped = training.clip_gradient()
         with interrupted_afterwards():
             training.updating = True
@@ -169,6 +172,7 @@ class Training:
         self.optimizer = torch.optim.AdamW([self.weights], lr=0.0, weight_decay=config.training.weight_decay, fused=True)
         self.process = forward_process(config.diffusion)
         self.loss = DenoisingLoss(config, self.process, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.training.precision == "fp16")
         self.window = LossWindow(shard)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -200,10 +204,12 @@ class Training:
     def clip_gradient(self) -> Tensor:
         """Limit the gradient's norm as the config says. Return 1 where the gradient is not finite, else 0, on the device: the
         optimiser's next step then changes nothing."""
+        self.scaler.unscale_(self.optimizer)
         if clip := self.config.training.gradient_clip:
             skipped = is_skipped(torch.nn.utils.clip_grad_norm_(self.weights, clip))
         else:
             skipped = is_skipped(torch.nn.utils.get_total_norm([self.weights.grad]))
+        self.scaler.update()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # which torch's fused step looks at
         return skipped
 
@@ -244,8 +250,8 @@ class Training:
         return is_held and self.load(path)
 
     def save(self, path: Path) -> None:
-        """Weights, averaged weights and the optimiser's moments."""
-        tensors = self._networks()
+        """Weights, averaged weights, the optimiser's moments and, in fp16, the scale of the loss."""
+        tensors = self._networks() | self._scale()
         for key, whole in self.optimizer.state.get(self.weights, {}).items():
             tensors |= {f"optimizer.{key}.{name}": part for name, part in self._by_name(whole).items()}
         save_tensors(path, tensors, _header(self.config, self.number, self.data, self.step))
@@ -255,18 +261,26 @@ class Training:
         tensors = {f"expert.{name}": tensor for name, tensor in self.expert.state_dict().items()}
         return tensors | {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
 
+    def _scale(self) -> dict[str, Tensor]:
+        """The scale of the loss and the steps since it changed, by their names in a checkpoint; nothing but in fp16."""
+        state = self.scaler.state_dict()
+        return {f"scaler.{name}": torch.tensor(float(state[name]), device=self.device) for name in SCALE if name in state}
+
     def load(self, path: Path) -> bool:
         """Go on from what ``save`` wrote; return False, and change nothing, where its numbers are not finite. ``UserError``, and
         nothing changed, where the file holds anything else."""
         tensors = load_tensors(path, str(self.device))
         fresh = {key: torch.zeros_like(self.weights) for key in ADAM_MOMENTS} | {"step": torch.zeros((), device=self.device)}
         moments = {f"optimizer.{key}.{name}": part for key in fresh for name, part in self._by_name(fresh[key]).items()}
-        check_tensors(path, tensors, self._networks() | moments)
+        check_tensors(path, tensors, self._networks() | self._scale() | moments)
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             return False
         self.step = read_header(path)["step"]
         self.expert.load_state_dict(_part(tensors, "expert."))
         self.averaged.load_state_dict(_part(tensors, "averaged."))
+        if scale := self.scaler.state_dict():
+            scale |= {"scale": tensors["scaler.scale"].item(), "_growth_tracker": int(tensors["scaler._growth_tracker"])}
+            self.scaler.load_state_dict(scale)
         for name, part in moments.items():
             part.copy_(tensors[name])
         taken = next(tensors[name] for name in moments if name.startswith("optimizer.step."))  # the same for all weights

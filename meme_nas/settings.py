@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from meme.config import Config, Settings
 from meme.errors import UserError
 from meme.presets import preset
+from meme.settings import Precision
 from search_spaces.space import PAPER
 
 Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
@@ -54,6 +55,8 @@ class SearchSettings(Settings):
     """Share of a GPU a trial takes: 0.25 puts four trials on each. Ignored on the CPU."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    precision: Precision = "auto"
+    """Numbers that networks calculate with, trained or sampled: bf16, fp16 or fp32; auto is bf16 on a GPU, fp32 elsewhere."""
     proxy_steps: Annotated[int, Field(ge=1)] | None = None
     """Training steps an expert in a trial. None: one for every 22 of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
@@ -207,7 +210,8 @@ class SearchSettings(Settings):
             data=_absolute(self.data) if self.data else config.data,
             image=image,
             evaluation=evaluation,
-            training={"seed": self.seed},
+            training={"seed": self.seed, "precision": self.precision},
+            sampling={"precision": self.precision},
         )
 
     def steps_of_a_proxy(self, config: Config) -> int:
@@ -226,6 +230,7 @@ class SearchSettings(Settings):
         return {
             "preset": self.preset_name,
             "image_size": self.full_config().image.size,
+            "precision": self.precision,
             "proxy_steps": self.steps_of_a_proxy(self.full_config()),
             "samples": self.as_proxy(self.full_config()).evaluation.samples,
             "strategy": self.strategy_name,

@@ -19,7 +19,7 @@ TRIALS = "trials"
 APART = {"audit": "audit", FINALIST: "finalists"}  # kinds of trials, and where these leave their files
 LEAST_FOR_IMPORTANCE = 10  # scored trials
 LOCK = ".lock"
-UNRECORDED = {"rungs": 1}  # what was in force in studies from before it could be chosen
+UNRECORDED = {"rungs": 1, "precision": "auto"}  # what was in force in studies from before it could be chosen
 EXPERT_OBJECTIVES = ("loss", "macs")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
