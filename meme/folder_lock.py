@@ -11,6 +11,8 @@ import filelock
 from meme.errors import UserError, printable
 from meme.files import write_text
 
+PROBED_SECONDS = 0.5  # for which a new holder tries: whoever asks whether a lock is held has it for a moment
+
 
 class FolderLock:
     """Held from its making to ``release``, or to the end of the process. Two processes on one folder never both hold it."""
@@ -20,9 +22,9 @@ class FolderLock:
         in the place of ``{holder}``. ``OSError`` where the folder can't be written."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._holder = path.with_name(f"{path.name}.holder")
-        self._lock = filelock.FileLock(path)
+        self._lock = filelock.FileLock(path, thread_local=False)
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=PROBED_SECONDS)
         except filelock.Timeout:
             raise UserError(refusal.replace("{holder}", _read_holder(self._holder))) from None
         except NotImplementedError:  # a file system without locks: the folder is then not guarded
@@ -40,6 +42,19 @@ class FolderLock:
 
     def __exit__(self, *exception: object) -> None:
         self.release()
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process, here or on a host that shares the folder, holds the lock ``path``; true where that can't be seen."""
+    if not path.exists():
+        return False
+    try:
+        with filelock.FileLock(path).acquire(timeout=0):
+            return False
+    except (filelock.Timeout, OSError):
+        return True
+    except NotImplementedError:
+        return False
 
 
 def _read_holder(path: Path) -> str:

@@ -26,7 +26,7 @@ from meme.validation import hold_out
 from meme_nas.bank import Banked, ExpertBank
 from meme_nas.cascades import StateCache, draw_cascade
 from meme_nas.progress import ProgressFile
-from meme_nas.study import trial_folder
+from meme_nas.study import LOCK, trial_folder
 from meme_nas.threads import threads
 from meme_nas.trial import FINALIST, Outcome, Task
 
@@ -172,7 +172,7 @@ class Objective:
         if key not in _opened:
             _opened.clear()
             basis = open_basis(config, self.device, self.inception_weights)
-            _opened[key] = basis, ExpertBank(self.bank, basis.data, basis.held_out, self.bank_gib)
+            _opened[key] = basis, ExpertBank(self.bank, basis.data, basis.held_out, self.bank_gib, self.folder / LOCK)
         return _opened[key]
 
 
