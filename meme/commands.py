@@ -249,7 +249,8 @@ def analyze_sources(
     chosen = pick_device(device)
     loaded = {} if kind == "latents" else _ensembles(sources, chosen)
     config = with_data(next(iter(loaded.values())).config if loaded else _config_of(sources[0]), data)
-    tensors = training_data(config, open_reference(config, on_message=remarks.print), chosen, remarks.print)
+    as_they_are = config.with_(training={"flip": False})
+    tensors = training_data(as_they_are, open_reference(config, on_message=remarks.print), chosen, remarks.print)
     with _progress() as bar:
         task = bar.add_task(kind, total=None)
         options: dict[str, Any] = {"count": images, "seed": seed}

@@ -24,6 +24,10 @@ def _is_none(value: Any) -> bool:
     return value is None
 
 
+def _is_off(value: Any) -> bool:
+    return value is False
+
+
 def _is_auto(value: Any) -> bool:
     return value == "auto"
 
@@ -78,6 +82,8 @@ class TrainingConfig(Settings):
     p2_k: Annotated[float, Field(gt=0.0)] = 1.0
     label_dropout: Probability = 0.0
     """Share of images trained without their class, which classifier-free guidance needs (Ho and Salimans 2021)."""
+    flip: Annotated[bool, Field(exclude_if=_is_off)] = False  # left out of ids and files where it is off
+    """Mirror images left to right, each with probability one half each time it is drawn."""
     initial_weights: Annotated[str | None, Field(exclude_if=_is_none)] = None  # left out of ids and files where it is not used
     """File with the weights of a latent-diffusion or ADM U-Net, or an expert of this program, that every expert starts from where
     names and shapes agree; or a folder of experts of this program, each of which starts its namesake."""

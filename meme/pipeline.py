@@ -106,7 +106,7 @@ def training_data(
     """What experts train on: the images, or their latents, computed once and cached."""
     if config.first_stage is None:
         return images
-    return latents_of(images, config.first_stage, config.image, device, on_message=on_message)
+    return latents_of(images, config.first_stage, config.image, device, on_message=on_message, flip=config.training.flip)
 
 
 def train(

@@ -17,7 +17,7 @@ from meme.config import Config, stable_id
 from meme.data import TrainingData, batch_indices
 from meme.denoiser import Denoiser, build_expert
 from meme.devices import calculating_in, exact_convolutions
-from meme.diffusion import draw_timesteps, dropped_labels, forward_process, training_noise
+from meme.diffusion import draw_timesteps, dropped_labels, flipped, forward_process, training_noise
 from meme.errors import TrainingDiverged, UserError
 from meme.files import remove_partials
 from meme.freed_memory import keep_freed_memory
@@ -180,7 +180,7 @@ class Training:
         this step: its rows of what is a function of (seed, step)."""
         seed, size = self.config.training.seed, self.config.training.batch_size
         indices = batch_indices(len(self.data), size, seed, self.step)
-        x_0 = self.data.tensor(indices)
+        x_0 = self._images(indices)
         noise = training_noise(tuple(x_0.shape), seed, self.step)
         t = draw_timesteps(self.config.expert(self.number), self.config.diffusion.timesteps, noise)
         if self.config.network.dropout:
@@ -193,6 +193,14 @@ class Training:
             rows(noise.epsilon).to(self.device, memory_format=torch.channels_last, non_blocking=True),
             rows(self._labels(indices)) if self.config.network.classes else None,
         )
+
+    def _images(self, indices: np.ndarray) -> Tensor:
+        """The images (B, C, H, W), about half of them mirrored where the config has them flipped."""
+        x_0 = self.data.tensor(indices)
+        if self.config.training.flip:
+            mirrored = flipped(len(indices), self.config.training.seed, self.step)
+            x_0[mirrored] = self.data.mirrored(indices[mirrored.numpy()])
+        return x_0
 
     def _labels(self, indices: np.ndarray) -> Tensor:
         """The images' classes, some of them withheld so that guidance has a network without classes to start from."""

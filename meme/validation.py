@@ -47,6 +47,10 @@ class Part:
         """As the whole's: float32 (B, C, H, W)."""
         return self.whole.tensor(self.indices[np.asarray(indices, dtype=np.int64)])
 
+    def mirrored(self, indices: ArrayLike) -> Tensor:
+        """As the whole's."""
+        return self.whole.mirrored(self.indices[np.asarray(indices, dtype=np.int64)])
+
 
 @dataclass(frozen=True)
 class IntervalLoss:

@@ -168,7 +168,8 @@ class Objective:
         return evaluate(ensemble, basis.images, basis.space, metrics=(self.metric,), device=device, batches=batches)
 
     def _open(self, config: Config) -> tuple[Basis, ExpertBank]:
-        key = (config.data, config.pixels, config.first_stage, config.network.classes, config.evaluation.features, self.bank)
+        data = (config.data, config.pixels, config.first_stage, config.training.flip, config.network.classes)
+        key = (*data, config.evaluation.features, self.bank)
         if key not in _opened:
             _opened.clear()
             basis = open_basis(config, self.device, self.inception_weights)
