@@ -131,6 +131,7 @@ def evaluate(
     seeds: Annotated[int, hint("SEEDS")] = 3,
     samples: Samples = None,
     features: Features = None,
+    inception_split: Annotated[int | None, hint("IMAGES", "(default: ten equal splits)")] = None,
     inception_weights: Annotated[Path | None, hint("FILE", "(default: that of MEME_INCEPTION, or fetched)")] = None,
     first_stage: FirstStage = None,
     machine: Resources = Resources(),
@@ -148,6 +149,7 @@ def evaluate(
         seeds: how many sampling seeds.
         samples: images to draw for each; they are not kept.
         features: feature space of the metrics.
+        inception_split: images of a split of the inception score; ADM's evaluator has 5000.
         inception_weights: Inception's TorchScript file, for machines with no network.
         first_stage: the autoencoder of a latent ensemble, if it is no longer where it was trained.
     """
@@ -160,6 +162,7 @@ def evaluate(
             seeds=seeds,
             samples=samples,
             features=features,
+            inception_split=inception_split,
             inception_weights=inception_weights,
             first_stage=first_stage,
             one_at_a_time=machine.one_at_a_time,

@@ -32,8 +32,8 @@ from meme.presets import preset, preset_names
 from meme.settings import Precision
 from meme.survey import Survey, suggested_commands, suggested_preset, survey, survey_lines
 from meme.takeover import summary as takeover_summary
+from meme.trainer import OnProgress, steps_done
 from meme.trainer import Progress as TrainingProgress
-from meme.trainer import steps_done
 
 
 def read_config(source: str | Path) -> Config:
@@ -87,8 +87,7 @@ def train_config(
     losses in it. ``train`` may be another way to do what ``meme.pipeline.train`` does.
     """
     config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
-    chosen_training = {"steps": steps, "precision": precision}
-    config = config.with_(training={name: value for name, value in chosen_training.items() if value is not None})
+    config = config.with_(training=_given(steps=steps, precision=precision))
     folder = out or _default_folder(source)
     chosen = pick_device(device)
     if config.training.initial_weights:
@@ -96,7 +95,18 @@ def train_config(
     images = open_reference(config, strict=strict, on_message=remarks.print)
     trained_on = training_data(config, images, chosen, remarks.print)
     _say_where_it_goes_on(folder, config, trained_on)
-    with _progress() as bar, LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
+    with LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
+        skipped = _train_shown(
+            config, curves, lambda show: train(config, trained_on, folder=folder, device=chosen, on_progress=show)
+        )
+    console.print(f"trained {len(config.experts)} experts x {config.training.steps} steps: {folder}")
+    emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps, "skipped": skipped})
+    return folder
+
+
+def _train_shown(config: Config, curves: LossCurves | None, train: Callable[[OnProgress], object]) -> int:
+    """``train`` behind bars that show how far it is. Return the number of skipped steps, which are also said."""
+    with _progress() as bar:
         tasks = {number: bar.add_task(f"expert {number}", total=config.training.steps) for number in _numbers(config)}
         skipped = dict.fromkeys(tasks, 0)
 
@@ -107,12 +117,16 @@ def train_config(
             label = f"expert {progress.expert}  loss {progress.loss:.4f}"
             bar.update(tasks[progress.expert], completed=progress.step, description=label)
 
-        train(config, trained_on, folder=folder, device=chosen, on_progress=on_progress)
-    for number in (number for number in skipped if skipped[number]):
-        remarks.print(f"expert {number}: skipped {skipped[number]} of its steps, as their gradients were not finite")
-    console.print(f"trained {len(config.experts)} experts x {config.training.steps} steps: {folder}")
-    emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps, "skipped": sum(skipped.values())})
-    return folder
+        train(on_progress)
+    for number, count in skipped.items():
+        if count:
+            remarks.print(f"expert {number}: skipped {count} of its steps, as their gradients were not finite")
+    return sum(skipped.values())
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that are not None: those that a command was given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _say_where_it_goes_on(folder: Path, config: Config, data: TrainingData) -> None:
@@ -167,6 +181,7 @@ def evaluate_folder(
     seeds: int = 3,
     samples: int | None = None,
     features: FeatureKind | None = None,
+    inception_split: int | None = None,
     inception_weights: Path | None = None,
     first_stage: str | None = None,
     one_at_a_time: bool = False,
@@ -181,7 +196,8 @@ def evaluate_folder(
         raise UserError(f"seeds: must be at least 1, not {seeds}")
     chosen = pick_device(device)
     ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time, precision=precision)
-    config = ensemble.config = ensemble.config.with_(evaluation={"samples": samples} if samples else {})
+    scoring = _given(samples=samples, inception_split=inception_split)
+    config = ensemble.config = ensemble.config.with_(evaluation=scoring)
     images = open_reference(config, on_message=remarks.print)
     kind = features or config.evaluation.features
     space = choose_features(kind, images, inception_weights=inception_weights, device=chosen, on_message=remarks.print)
@@ -190,15 +206,21 @@ def evaluate_folder(
         evaluate(ensemble, images, space, metrics=metrics, seed=config.evaluation.seed + offset, device=chosen)
         for offset in range(seeds)
     ]
-    sampler = f"{config.sampling.sampler} {config.sampling.steps} steps, {seeds} sampling seeds"
-    sampler += f", {config.sampling.precision}" if config.sampling.precision != "auto" else ""
-    how = f"{protocol(images, space, config.evaluation.samples, metrics)}, {sampler}"
+    scored = protocol(images, space, config.evaluation.samples, metrics, config.evaluation.inception_split)
+    how = f"{scored}, {_sampling_protocol(config)}, {seeds} sampling seeds"
     record = _evaluation(scores, metrics, how)
     write_text(folder / EVALUATION, json.dumps(record, indent=2))
     _print_scores(scores, metrics)
     console.print(f"({how})")
     emit({"folder": folder} | record)
     return scores
+
+
+def _sampling_protocol(config: Config) -> str:
+    """How images were drawn, for the protocol line."""
+    how = [f"{config.sampling.sampler} {config.sampling.steps} steps"]
+    how += [config.sampling.precision] if config.sampling.precision != "auto" else []
+    return ", ".join([*how, *(["classes in turn"] if config.network.classes else [])])
 
 
 def _evaluation(scores: list[Score], metrics: Sequence[Metric], how: str) -> dict:

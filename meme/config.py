@@ -29,7 +29,7 @@ def _is_off(value: Any) -> bool:
 
 
 def _is_auto(value: Any) -> bool:
-    return value == "auto"
+    return bool(value == "auto")
 
 
 class FirstStageConfig(Settings):
@@ -118,6 +118,8 @@ class EvaluationConfig(Settings):
 
     samples: Annotated[int, Field(ge=2)] = 10_000
     features: Literal["auto", "inception", "classifier", "random"] = "auto"
+    inception_split: Annotated[Positive | None, Field(exclude_if=_is_none)] = None
+    """Images of a split of the inception score: 5,000 are those of ADM's evaluator; None: ten equal splits."""
     seed: Count = 0
     """Of the sampling noise, common to all candidates."""
 

@@ -230,7 +230,7 @@ def evaluate(
     seed = config.evaluation.seed if seed is None else seed
     begun = time.perf_counter()
     drawn = _Drawn(draw(ensemble, config.evaluation.samples, seed, device) if batches is None else batches)
-    measured = measure(drawn, images, space, metrics, seed)
+    measured = measure(drawn, images, space, metrics, seed, config.evaluation.inception_split)
     cost = ensemble_cost(config)
     return Score(
         measured=measured,

@@ -216,7 +216,7 @@ class Training:
         if clip := self.config.training.gradient_clip:
             skipped = is_skipped(torch.nn.utils.clip_grad_norm_(self.weights, clip))
         else:
-            skipped = is_skipped(torch.nn.utils.get_total_norm([self.weights.grad]))
+            skipped = is_skipped(torch.nn.utils.get_total_norm([self.weights.grad]))  # type: ignore[list-item]  # it has one
         self.scaler.update()
         self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # which torch's fused step looks at
         return skipped

@@ -180,8 +180,11 @@ def test_the_held_out_loss_is_of_the_precision_of_training(trained, images):
 
 def test_commands_take_a_precision_and_say_it(trained, tmp_path, capsys):
     main(["evaluate", str(trained), "--precision", "bf16", "--seeds", "1", "--samples", "8", "--metrics", "fid"])
-    assert "1 sampling seeds, bf16" in " ".join(capsys.readouterr().out.split())
+    assert "ddim 4 steps, bf16, 1 sampling seeds" in " ".join(capsys.readouterr().out.split())
     main(["sample", str(trained), "--precision", "fp32", "--count", "1"])
+    scored = ["--metrics", "inception_score", "--features", "classifier", "--seeds", "1", "--samples", "8"]
+    main(["evaluate", str(trained), "--inception-split", "4", *scored])
+    assert "inception score over splits of 4 images" in " ".join(capsys.readouterr().out.split())
     BRIEF.with_(training={"steps": 1}).save(tmp_path / "small.yaml")
     main(["train", str(tmp_path / "small.yaml"), "--precision", "fp32"])
     assert Config.load(tmp_path / "small" / "config.yaml").training.precision == "fp32"
