@@ -9,7 +9,7 @@ GROUPS = {
     "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "rungs", "seed", "retrain", "dry_run"),
     "report": ("watch", "watch_port"),
     "winner": ("audit_factor", "audit_size", "audit_seeds", "confirm_share", "confirm_seeds"),
-    "trial": ("proxy_steps", "trunk_share", "samples", "features", "inception_weights", "strict"),
+    "trial": ("proxy_steps", "trunk_share", "samples", "features", "inception_weights", "strict", "precision"),
     "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag", "workers_per_expert"),
     "cluster": ("ray_address", "storage", "dashboard_host"),
 }

@@ -26,6 +26,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from meme.config import Config
 from meme.denoiser import build_expert
+from meme.devices import wait_for
 from meme.initialization import initialize
 from meme.presets import preset
 from meme.trainer import in_one_piece
@@ -116,8 +117,7 @@ def seconds(step: Callable[[Batch], None], inputs: Batch, steps: int) -> float:
     begun = time.perf_counter()
     for _ in range(steps):
         step(inputs)
-    if inputs[0].is_cuda:
-        torch.cuda.synchronize()
+    wait_for(inputs[0].device)
     return (time.perf_counter() - begun) / steps
 
 

@@ -16,6 +16,7 @@ Data = Annotated[str | None, hint("PATH", BY_CONFIG)]
 FirstStage = Annotated[str | None, hint("PATH", BY_CONFIG)]
 Features = Annotated[FeatureKind | None, hint("{auto,inception,classifier,random}", BY_CONFIG)]
 Device = Annotated[str, hint("DEVICE")]
+Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"] | None, hint("{auto,bf16,fp16,fp32}", BY_CONFIG)]
 Samples = Annotated[int | None, hint("IMAGES", BY_CONFIG)]
 
 
@@ -27,6 +28,8 @@ class Resources:
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
     one_at_a_time: bool = False
     """Keep one expert in memory, and the states of all images on disk between experts."""
+    precision: Precision = None
+    """Numbers that networks calculate with: bf16, fp16 or fp32; auto is bf16 on a GPU and fp32 elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,10 @@ def train(
     config: Annotated[str, POSITIONAL, hint("CONFIG")],
     data: Data = None,
     first_stage: FirstStage = None,
-    init_from: Annotated[Path | None, hint("FILE", "(default: fresh weights)")] = None,
+    init_from: Annotated[Path | None, hint("PATH", "(default: fresh weights)")] = None,
     trunk_share: Annotated[float | None, hint("SHARE", "(default: as the config says; 0 in presets)")] = None,
+    steps: Annotated[int | None, hint("STEPS", BY_CONFIG)] = None,
+    precision: Precision = None,
     out: Annotated[Path | None, hint("FOLDER", "(default: the YAML's path without .yaml; of a preset results/NAME-full)")] = None,
     strict: bool = False,
     tensorboard: bool = False,
@@ -57,10 +62,13 @@ def train(
         config: a preset's name, or a YAML file such as results/digits-meme/winner.yaml.
         data: digits, or a folder or zip of images, or a folder of Hugging Face datasets.
         first_stage: the autoencoder of a latent preset: a folder as diffusers writes it, or a hub name.
-        init_from: a published U-Net of latent diffusion or ADM (.safetensors or .ckpt), which every expert starts from where
-            names and shapes agree.
+        init_from: a published U-Net of latent diffusion or ADM (.safetensors or .ckpt), or an expert-N.safetensors of this
+            program, which every expert starts from where names and shapes agree; or a folder trained by this program, where
+            each expert starts from its namesake.
         trunk_share: share of all training steps, from 0 to below 1, in which one network is trained on all timesteps; every
             expert starts from it. The sum of all steps stays the same.
+        steps: training steps an expert; more than a finished training had make it go on.
+        precision: numbers that networks calculate with in training; part of what identifies it, as the seed is.
         out: folder for the trained ensemble.
         strict: refuse a data set with unreadable files instead of skipping them.
         tensorboard: leave curves of the losses in the folder's tensorboard, for TensorBoard.
@@ -74,6 +82,8 @@ def train(
             first_stage=first_stage,
             init_from=init_from,
             trunk_share=trunk_share,
+            steps=steps,
+            precision=precision,
             out=out,
             device=machine.device,
             strict=strict,
@@ -111,6 +121,7 @@ def sample(
             out=out,
             first_stage=first_stage,
             one_at_a_time=machine.one_at_a_time,
+            precision=machine.precision,
             device=machine.device,
         )
 
@@ -124,6 +135,7 @@ def evaluate(
     seeds: Annotated[int, hint("SEEDS")] = 3,
     samples: Samples = None,
     features: Features = None,
+    inception_split: Annotated[int | None, hint("IMAGES", "(default: ten equal splits)")] = None,
     inception_weights: Annotated[Path | None, hint("FILE", "(default: that of MEME_INCEPTION, or fetched)")] = None,
     first_stage: FirstStage = None,
     machine: Resources = Resources(),
@@ -141,6 +153,7 @@ def evaluate(
         seeds: how many sampling seeds.
         samples: images to draw for each; they are not kept.
         features: feature space of the metrics.
+        inception_split: images of a split of the inception score; ADM's evaluator has 5000.
         inception_weights: Inception's TorchScript file, for machines with no network.
         first_stage: the autoencoder of a latent ensemble, if it is no longer where it was trained.
     """
@@ -153,9 +166,11 @@ def evaluate(
             seeds=seeds,
             samples=samples,
             features=features,
+            inception_split=inception_split,
             inception_weights=inception_weights,
             first_stage=first_stage,
             one_at_a_time=machine.one_at_a_time,
+            precision=machine.precision,
             device=machine.device,
         )
 

@@ -34,11 +34,13 @@ from torch import Tensor, nn
 from meme.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample
 from meme.config import Config, DiffusionConfig
 from meme.denoiser import Denoiser
+from meme.devices import calculating_in
 from meme.diffusion import forward_process
 from meme.ensemble import Ensemble, expert_at
 from meme.errors import UserError
 from meme.iformer import IFormerBlock
 from meme.seeding import generator
+from meme.settings import Precision
 from meme.spectrum import MeanSpectrum, Spectrum
 from meme.transformer import SpatialTransformer
 
@@ -309,16 +311,16 @@ def _spectra_of(ensemble: Ensemble, number: int, times: Sequence[int], images: _
     for x_0, epsilon in images.batches(next(expert.parameters()).device):
         for t in times:
             with listening(expert, layers.at(t)):
-                _forward(expert, _noised(process, x_0, epsilon, t), t)
+                _forward(expert, _noised(process, x_0, epsilon, t), t, ensemble.config.sampling.precision)
             seen.add(len(x_0))
     return layers
 
 
-def _forward(expert: Denoiser, x: Tensor, t: int) -> None:
+def _forward(expert: Denoiser, x: Tensor, t: int, precision: Precision) -> None:
     """Run an expert on x_t (B, C, H, W) as ``Ensemble.denoise`` does: the one place here that knows how it is called."""
     timesteps = torch.full((x.shape[0],), t, device=x.device)
     labels = () if expert.classes is None else (torch.full_like(timesteps, expert.classes.num_embeddings - 1),)  # no class
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
+    with calculating_in(x.device, precision):
         expert(x, timesteps, *labels)
 
 

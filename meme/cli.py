@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from meme.console import Output
-from meme.errors import UserError
+from meme.errors import TrainingDiverged, UserError
 from meme.explanations import explain
 from meme.files import NO_ROOM
 from meme.termination import terminated_by_sigterm, was_terminated
@@ -153,7 +153,7 @@ def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> It
             yield
     except ValidationError as error:
         _exit(explain(error, model))
-    except UserError as error:
+    except (UserError, TrainingDiverged) as error:
         _exit(str(error))
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_left():

@@ -18,6 +18,7 @@ from meme.ablations import run as run_recipe
 from meme.config import Config
 from meme.console import console, emit, remarks
 from meme.cost_table import cost_rows, print_table
+from meme.data import TrainingData
 from meme.ensemble import Ensemble
 from meme.errors import UserError
 from meme.export import EVALUATION, export_diffusers, find_trained
@@ -26,11 +27,12 @@ from meme.files import write_text
 from meme.grids import save_grid
 from meme.loss_curves import LossCurves
 from meme.metrics import NAMES, Metric, offered_metrics, protocol
-from meme.pipeline import Score, draw, evaluate, load_ensemble, open_reference, pick_device, train, training_data
+from meme.pipeline import Score, draw, evaluate, load_ensemble, open_reference, pick_device, train, training_data, with_scale
 from meme.presets import preset, preset_names
+from meme.settings import Precision
 from meme.survey import Survey, suggested_commands, suggested_preset, survey, survey_lines
 from meme.takeover import summary as takeover_summary
-from meme.trainer import TRUNK
+from meme.trainer import TRUNK, OnProgress, steps_done
 from meme.trainer import Progress as TrainingProgress
 from meme.trunk import with_trunk_share
 
@@ -61,7 +63,7 @@ def with_first_stage(config: Config, source: str | None) -> Config:
 
 
 def with_initial_weights(config: Config, path: Path | None) -> Config:
-    """``config`` whose experts start from the published U-Net at ``path``."""
+    """``config`` whose experts start from the published U-Net, or the experts of this program, at ``path``."""
     return config if path is None else config.with_(training={"initial_weights": str(path.absolute())})
 
 
@@ -72,6 +74,8 @@ def train_config(
     first_stage: str | None = None,
     init_from: Path | None = None,
     trunk_share: float | None = None,
+    steps: int | None = None,
+    precision: Precision | None = None,
     out: Path | None = None,
     device: str = "auto",
     strict: bool = False,
@@ -80,11 +84,12 @@ def train_config(
 ) -> Path:
     """Train every expert of a preset or YAML config; return the folder of the trained ensemble.
 
-    Interrupted, the same call goes on where it was. The folder is ``out``, else beside the YAML and named like it, else
-    ``results/`` and the preset's name, with ``-full``. ``tensorboard`` leaves curves of the losses in it. ``train`` may be
-    another way to do what ``meme.pipeline.train`` does.
+    Interrupted, the same call goes on where it was; finished, one with more ``steps`` does. The folder is ``out``, else beside
+    the YAML and named like it, else ``results/`` and the preset's name, with ``-full``. ``tensorboard`` leaves curves of the
+    losses in it. ``train`` may be another way to do what ``meme.pipeline.train`` does.
     """
     config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
+    config = config.with_(training=_given(steps=steps, precision=precision))
     config = config if trunk_share is None else with_trunk_share(config, trunk_share)
     folder = out or _default_folder(source)
     chosen = pick_device(device)
@@ -92,28 +97,65 @@ def train_config(
         remarks.print(takeover_summary(config, Path(config.training.initial_weights)), markup=False)
     images = open_reference(config, strict=strict, on_message=remarks.print)
     trained_on = training_data(config, images, chosen, remarks.print)
-    with _progress() as bar, LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
+    _say_where_it_goes_on(folder, config, trained_on)
+    with LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
+        skipped = _train_shown(
+            config, curves, lambda show: train(config, trained_on, folder=folder, device=chosen, on_progress=show)
+        )
+    console.print(f"trained {len(config.experts)} experts x {config.training.steps} steps: {folder}")
+    emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps, "skipped": skipped})
+    return folder
+
+
+def _train_shown(config: Config, curves: LossCurves | None, train: Callable[[OnProgress], object]) -> int:
+    """``train`` behind bars that show how far it is. Return the number of skipped steps, which are also said."""
+    with _progress() as bar:
         tasks = {number: bar.add_task(f"expert {number}", total=config.training.steps) for number in _numbers(config)}
         if config.training.trunk_steps:
             tasks[TRUNK] = bar.add_task("trunk", total=config.training.trunk_steps)
+        skipped = dict.fromkeys(tasks, 0)
 
         def on_progress(progress: TrainingProgress) -> None:
             if curves:
                 curves(progress)
-            name = f"expert {progress.expert}" if progress.expert != TRUNK else "trunk"
-            label = f"{name}  loss {progress.loss:.4f}"
+            skipped[progress.expert] = progress.skipped
+            label = f"{_network_name(progress.expert)}  loss {progress.loss:.4f}"
             bar.update(tasks[progress.expert], completed=progress.step, description=label)
 
-        train(config, trained_on, folder=folder, device=chosen, on_progress=on_progress)
-    console.print(f"trained {len(config.experts)} experts x {config.training.steps} steps: {folder}")
-    emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps})
-    return folder
+        train(on_progress)
+    for number, count in skipped.items():
+        if count:
+            remarks.print(f"{_network_name(number)}: skipped {count} of its steps, as their gradients were not finite")
+    return sum(skipped.values())
 
 
-def open_ensemble(folder: Path, device: torch.device, *, first_stage: str | None, one_at_a_time: bool) -> Ensemble:
-    """A trained ensemble, its first stage perhaps elsewhere than where it was trained."""
+def _network_name(number: int) -> str:
+    return f"expert {number}" if number != TRUNK else "trunk"
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that are not None: those that a command was given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _say_where_it_goes_on(folder: Path, config: Config, data: TrainingData) -> None:
+    """Say of finished experts whose training is made longer where it goes on."""
+    config = with_scale(config, data)
+    for number in _numbers(config):
+        finished, state = steps_done(folder, config, number, data)
+        if 0 < finished < config.training.steps and state:
+            remarks.print(f"expert {number} goes on from step {state}")
+        elif 0 < finished < config.training.steps:
+            remarks.print(f"expert {number} begins anew: {folder} has its weights at step {finished} but no state to go on from")
+
+
+def open_ensemble(
+    folder: Path, device: torch.device, *, first_stage: str | None, one_at_a_time: bool, precision: Precision | None = None
+) -> Ensemble:
+    """A trained ensemble, its first stage perhaps elsewhere than where it was trained, to be sampled in ``precision``."""
     ensemble = load_ensemble(folder, device, one_at_a_time=one_at_a_time)
-    ensemble.config = with_first_stage(ensemble.config, first_stage)
+    config = with_first_stage(ensemble.config, first_stage)
+    ensemble.config = config.with_(sampling={"precision": precision}) if precision else config
     return ensemble
 
 
@@ -125,13 +167,14 @@ def sample_folder(
     out: Path | None = None,
     first_stage: str | None = None,
     one_at_a_time: bool = False,
+    precision: Precision | None = None,
     device: str = "auto",
 ) -> Path:
     """Draw ``count`` images from a trained ensemble into one PNG; return its path."""
     if count < 1:
         raise UserError(f"count: must be at least 1, not {count}")
     chosen = pick_device(device)
-    ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time)
+    ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time, precision=precision)
     images = torch.cat([batch.cpu() for batch in draw(ensemble, count, seed, chosen)])
     path = out or folder / "samples.png"
     save_grid(path, images)
@@ -147,9 +190,11 @@ def evaluate_folder(
     seeds: int = 3,
     samples: int | None = None,
     features: FeatureKind | None = None,
+    inception_split: int | None = None,
     inception_weights: Path | None = None,
     first_stage: str | None = None,
     one_at_a_time: bool = False,
+    precision: Precision | None = None,
     device: str = "auto",
 ) -> list[Score]:
     """Score a trained ensemble with ``seeds`` sampling seeds; print mean and spread with the protocol.
@@ -159,8 +204,9 @@ def evaluate_folder(
     if seeds < 1:
         raise UserError(f"seeds: must be at least 1, not {seeds}")
     chosen = pick_device(device)
-    ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time)
-    config = ensemble.config = ensemble.config.with_(evaluation={"samples": samples} if samples else {})
+    ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time, precision=precision)
+    scoring = _given(samples=samples, inception_split=inception_split)
+    config = ensemble.config = ensemble.config.with_(evaluation=scoring)
     images = open_reference(config, on_message=remarks.print)
     kind = features or config.evaluation.features
     space = choose_features(kind, images, inception_weights=inception_weights, device=chosen, on_message=remarks.print)
@@ -169,14 +215,21 @@ def evaluate_folder(
         evaluate(ensemble, images, space, metrics=metrics, seed=config.evaluation.seed + offset, device=chosen)
         for offset in range(seeds)
     ]
-    sampler = f"{config.sampling.sampler} {config.sampling.steps} steps, {seeds} sampling seeds"
-    how = f"{protocol(images, space, config.evaluation.samples, metrics)}, {sampler}"
+    scored = protocol(images, space, config.evaluation.samples, metrics, config.evaluation.inception_split)
+    how = f"{scored}, {_sampling_protocol(config)}, {seeds} sampling seeds"
     record = _evaluation(scores, metrics, how)
     write_text(folder / EVALUATION, json.dumps(record, indent=2))
     _print_scores(scores, metrics)
     console.print(f"({how})")
     emit({"folder": folder} | record)
     return scores
+
+
+def _sampling_protocol(config: Config) -> str:
+    """How images were drawn, for the protocol line."""
+    how = [f"{config.sampling.sampler} {config.sampling.steps} steps"]
+    how += [config.sampling.precision] if config.sampling.precision != "auto" else []
+    return ", ".join([*how, *(["classes in turn"] if config.network.classes else [])])
 
 
 def _evaluation(scores: list[Score], metrics: Sequence[Metric], how: str) -> dict:
@@ -227,7 +280,8 @@ def analyze_sources(
     chosen = pick_device(device)
     loaded = {} if kind == "latents" else _ensembles(sources, chosen)
     config = with_data(next(iter(loaded.values())).config if loaded else _config_of(sources[0]), data)
-    tensors = training_data(config, open_reference(config, on_message=remarks.print), chosen, remarks.print)
+    as_they_are = config.with_(training={"flip": False})
+    tensors = training_data(as_they_are, open_reference(config, on_message=remarks.print), chosen, remarks.print)
     with _progress() as bar:
         task = bar.add_task(kind, total=None)
         options: dict[str, Any] = {"count": images, "seed": seed}

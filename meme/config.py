@@ -16,7 +16,7 @@ from meme.architecture import ExpertConfig, ImageConfig, NetworkConfig, check_ex
 from meme.errors import UserError
 from meme.explanations import explain
 from meme.files import write_text
-from meme.settings import MOST_EXPERTS, Count, Positive, Probability, Settings, require
+from meme.settings import MOST_EXPERTS, Count, Positive, Precision, Probability, Settings, require
 from meme.yaml_reader import read_yaml
 
 
@@ -27,6 +27,14 @@ def _is_none(value: Any) -> bool:
 def _is_unused(value: Any) -> bool:
     """Return whether a field that did not always exist has its default, and so stays out of ids and files."""
     return not value
+
+
+def _is_off(value: Any) -> bool:
+    return value is False
+
+
+def _is_auto(value: Any) -> bool:
+    return bool(value == "auto")
 
 
 class FirstStageConfig(Settings):
@@ -81,8 +89,16 @@ class TrainingConfig(Settings):
     p2_k: Annotated[float, Field(gt=0.0)] = 1.0
     label_dropout: Probability = 0.0
     """Share of images trained without their class, which classifier-free guidance needs (Ho and Salimans 2021)."""
+    flip: Annotated[bool, Field(exclude_if=_is_off)] = False  # left out of ids and files where it is off
+    """Mirror images left to right, each with probability one half each time it is drawn."""
     initial_weights: Annotated[str | None, Field(exclude_if=_is_none)] = None  # left out of ids and files where it is not used
-    """File with the weights of a latent-diffusion or ADM U-Net that every expert starts from where names and shapes agree."""
+    """File with the weights of a latent-diffusion or ADM U-Net, or an expert of this program, that every expert starts from where
+    names and shapes agree; or a folder of experts of this program, each of which starts its namesake."""
+    initial_digest: Annotated[str | None, Field(exclude_if=_is_none)] = None
+    """SHA-256 of the initial weights, by which a training is identified, wherever they lie; None: filled in when it begins."""
+    precision: Annotated[Precision, Field(exclude_if=_is_auto)] = "auto"  # left out of ids and files at its default
+    """Numbers that networks calculate with in training: bf16, fp16 (the loss is scaled up, and steps that overflow are skipped)
+    or fp32; auto is bf16 on a GPU and fp32 elsewhere. Weights are float32 with all of them."""
     seed: Count = 0
     """Of initial weights, order of the data, timesteps and noise."""
 
@@ -103,6 +119,8 @@ class SamplingConfig(Settings):
     batch_size: Positive = 256
     guidance_scale: Annotated[float, Field(ge=0.0)] = 1.0
     """Classifier-free guidance (Ho and Salimans 2021): 1 follows the class as trained, more overdoes it, 0 ignores it."""
+    precision: Annotated[Precision, Field(exclude_if=_is_auto)] = "auto"
+    """Numbers that networks calculate with when images are drawn: bf16, fp16 or fp32; auto is bf16 on a GPU, fp32 elsewhere."""
 
 
 class EvaluationConfig(Settings):
@@ -110,6 +128,8 @@ class EvaluationConfig(Settings):
 
     samples: Annotated[int, Field(ge=2)] = 10_000
     features: Literal["auto", "inception", "classifier", "random"] = "auto"
+    inception_split: Annotated[Positive | None, Field(exclude_if=_is_none)] = None
+    """Images of a split of the inception score: 5,000 are those of ADM's evaluator; None: ten equal splits."""
     seed: Count = 0
     """Of the sampling noise, common to all candidates."""
 
@@ -162,9 +182,11 @@ class Config(Settings):
 
     @property
     def architecture_id(self) -> str:
-        """Equal for two configs that differ in nothing that can change what is trained (data, where a first stage lies, name and
-        scoring aside)."""
+        """Equal for two configs that differ in nothing that can change what is trained (data, name, scoring, and where a first
+        stage or known initial weights lie aside)."""
         content = self.model_dump(mode="json", include={"image", "first_stage", "network", "experts", "diffusion", "training"})
+        if self.training.initial_digest:
+            content["training"].pop("initial_weights", None)
         if content["first_stage"]:
             content["first_stage"] |= {"source": None, "subfolder": None}
         content["experts"] = [self.canonical_expert(number + 1).model_dump(mode="json") for number in range(len(self.experts))]

@@ -15,8 +15,10 @@ from meme.architecture import Mixing
 from meme.blocks import Downsample, Upsample, channels_last, doubled
 from meme.config import Config, ExpertConfig, ImageConfig, NetworkConfig
 from meme.denoiser import Denoiser
+from meme.devices import calculating_in, resolved, wait_for
 from meme.iformer import LowMixer
 from meme.sampler import sampling_timesteps
+from meme.settings import Precision
 from meme.torchvision_compat import make_torchvision_importable
 
 LATENCY_PASSES = 4
@@ -134,24 +136,26 @@ def ensemble_latency_ms(config: Config, device: torch.device | str = "cpu", only
 def _expert_latency_ms(config: Config, number: int, device: torch.device) -> float:
     expert = config.expert(number).network_alone(config.network)
     size = config.sampling.batch_size
-    return _latency_ms(config.image, config.network, expert, min(size, LATENCY_IMAGES) if device.type == "cpu" else size, device)
+    images = min(size, LATENCY_IMAGES) if device.type == "cpu" else size
+    return _latency_ms(config.image, config.network, expert, images, device, resolved(device, config.sampling.precision))
 
 
 @lru_cache(maxsize=10_000)
 @torch.inference_mode()
-def _latency_ms(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig, batch_size: int, device: torch.device) -> float:
+def _latency_ms(
+    image: ImageConfig, network: NetworkConfig, expert: ExpertConfig, batch_size: int, device: torch.device, precision: Precision
+) -> float:
     """Of one network for one image in a batch: the quickest of a few passes, as what disturbs them only makes them slower."""
     denoiser = channels_last(Denoiser(image, network, expert).to(device).eval())
     x = torch.zeros(batch_size, image.channels, image.size, image.size, device=device)
     inputs = [x.contiguous(memory_format=torch.channels_last), torch.zeros(batch_size, device=device)]
     inputs += [torch.zeros(batch_size, dtype=torch.long, device=device)] if network.classes else []
     took = []
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with calculating_in(device, precision):
         for _ in range(LATENCY_PASSES):
             begun = time.perf_counter()
             denoiser(*inputs)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            wait_for(device)
             took.append(time.perf_counter() - begun)
     return 1000 * min(took) / batch_size
 

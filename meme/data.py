@@ -49,6 +49,8 @@ class TrainingData(Protocol):
 
     def tensor(self, indices: ArrayLike) -> torch.Tensor: ...
 
+    def mirrored(self, indices: ArrayLike) -> torch.Tensor: ...
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -80,6 +82,10 @@ class Images:
         """The images at ``indices`` (B,) as float32 (B, C, H, W) in [-1, 1]."""
         chosen = np.asarray(self.pixels[np.asarray(indices, dtype=np.int64)])
         return torch.from_numpy(chosen).float().div_(127.5).sub_(1)
+
+    def mirrored(self, indices: ArrayLike) -> torch.Tensor:
+        """As ``tensor``, with left and right exchanged."""
+        return self.tensor(indices).flip(-1)
 
 
 def _silent(message: str) -> None:

@@ -48,6 +48,11 @@ def dropped_labels(count: int, share: float, seed: int, step: int) -> Tensor:
     return torch.rand(count, generator=generator(seed, "label dropout", step)) < share
 
 
+def flipped(count: int, seed: int, step: int) -> Tensor:
+    """Which of a batch's images are mirrored: (B,) booleans, a function of (seed, step), common to all candidates."""
+    return torch.rand(count, generator=generator(seed, "flip", step)) < 0.5
+
+
 def forward_process(diffusion: DiffusionConfig) -> DDPMScheduler:
     """The noise schedule; its ``add_noise(x_0, epsilon, t)`` is Eq. 1."""
     return DDPMScheduler(**schedule_arguments(diffusion))

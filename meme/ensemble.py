@@ -9,6 +9,7 @@ from torch import Tensor
 
 from meme.config import Config
 from meme.denoiser import Denoiser
+from meme.devices import calculating_in
 from meme.freed_memory import give_freed_memory_back
 
 
@@ -38,7 +39,7 @@ class Ensemble:
         expert = self.experts[expert_at(self.config, t) - 1]
         timesteps = torch.full((x.shape[0],), t, device=x.device)
         inputs = (x, timesteps, labels) if self.config.network.classes else (x, timesteps)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
+        with calculating_in(x.device, self.config.sampling.precision):
             predicted: Tensor = expert(*inputs)
         return predicted.float()
 

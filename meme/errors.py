@@ -1,4 +1,4 @@
-"""The one exception a user reads, and text that is fit to print."""
+"""The exceptions that a user reads, and text that is fit to print."""
 
 MOST_QUOTED = 200  # characters
 
@@ -21,3 +21,10 @@ class UserError(ValueError):
 
     def __init__(self, sentence: str):
         super().__init__(printable(sentence))
+
+
+class TrainingDiverged(RuntimeError):
+    """Gradients, losses or weights are no longer finite numbers: one sentence, which commands print as they do a ``UserError``.
+
+    It is the fault of a candidate: a search records it as a failed trial and goes on.
+    """

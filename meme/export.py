@@ -107,7 +107,7 @@ def _index(config: Config, scheduler: str) -> dict:
 def _portable(config: Config) -> Config:
     """``config`` without the paths of the machine it was trained on."""
     stage = {"first_stage": {"source": "vae", "subfolder": ""}} if config.first_stage else {}
-    return config.with_(data=Path(config.data).name, training={"initial_weights": None}, **stage)
+    return config.with_(data=Path(config.data).name, training={"initial_weights": None, "initial_digest": None}, **stage)
 
 
 def _check_experts(config: Config, folder: Path) -> None:

@@ -105,17 +105,22 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return distances.masked_fill_(distances < norms.mul_(SAME), 0)
 
 
-def inception_scores(probabilities: np.ndarray, splits: int = INCEPTION_SPLITS) -> np.ndarray:
+def inception_scores(probabilities: np.ndarray, splits: int = INCEPTION_SPLITS, split_images: int | None = None) -> np.ndarray:
     """exp of the mean divergence of class probabilities (N, K) from their average, once for each split: float64 (splits,).
 
     Salimans et al. 2016 (1606.03498): 1 where all samples look alike or none is recognised, K at best. Splits are consecutive
-    and as equal as can be; fewer than N samples make as many splits.
+    and as equal as can be; fewer than N samples make as many splits. With ``split_images`` each has that many
+    samples, and the last one what is left, as in ADM's evaluator (5,000).
 
     Raises ValueError for no sample.
     """
     if not len(probabilities):
         raise ValueError("the inception score needs at least 1 sample")
-    return np.array([_inception_score(part) for part in np.array_split(probabilities, min(splits, len(probabilities)))])
+    if split_images is None:
+        parts = np.array_split(probabilities, min(splits, len(probabilities)))
+    else:
+        parts = [probabilities[first : first + split_images] for first in range(0, len(probabilities), split_images)]
+    return np.array([_inception_score(part) for part in parts])
 
 
 def _inception_score(probabilities: np.ndarray) -> float:

@@ -4,12 +4,20 @@ import errno
 import glob
 import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+NEW_SECONDS = 5.0  # a half-written file that is still empty may have been made just now, and not yet been locked
+UNLOCKABLE_SECONDS = 3_600.0  # age from which one is taken for abandoned where the file system has no locks
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a disk that is full
 
 
@@ -21,12 +29,13 @@ def cache_folder() -> Path:
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on leaving without an error it is synced and renamed over ``path``, and
-    the folder synced: after a power cut there is the old file or the new one."""
+    the folder synced: after a power cut there is the old file or the new one. It is locked meanwhile, by which
+    ``remove_abandoned`` tells it from what a killed process left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
     partial = Path(name)
     try:
+        _lock(handle)
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
@@ -34,13 +43,43 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.replace(path)
         _sync_folder(path.parent)
     finally:
+        os.close(handle)
         partial.unlink(missing_ok=True)
 
 
 def remove_partials(path: Path) -> None:
-    """Remove what processes that were killed while they wrote ``path`` left beside it. None may be writing it now."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        partial.unlink(missing_ok=True)
+    """Remove what processes that were killed while they wrote ``path`` left beside it."""
+    remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.*.part"), new_seconds=0.0)
+
+
+def remove_abandoned(partials: Iterable[Path], new_seconds: float = NEW_SECONDS) -> None:
+    """Remove those half-written files that no process is writing, here or on another host that shares the folder."""
+    for partial in partials:
+        with suppress(FileNotFoundError):  # its writer has finished
+            if _is_abandoned(partial, new_seconds):
+                partial.unlink()
+
+
+def _is_abandoned(partial: Path, new_seconds: float) -> bool:
+    with partial.open("rb+") as file:
+        found, is_free = os.fstat(file.fileno()), _lock(file.fileno())
+    age = time.time() - found.st_mtime
+    if is_free is None:
+        return age > UNLOCKABLE_SECONDS
+    return is_free and (found.st_size > 0 or age >= new_seconds)
+
+
+def _lock(handle: int) -> bool | None:
+    """Lock an open file until it is closed; whether that succeeded. None where the system has no such locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,6 +34,7 @@ class Latents:
     values: np.ndarray  # unscaled float32 (N, c, h, w), a read-only memory map
     scale_factor: float  # the config's, else one over the standard deviation of all values
     first_stage_id: str
+    mirrored_values: np.ndarray | None = None  # those of the mirrored images, where they were asked for
 
     def __len__(self) -> int:
         return len(self.values)
@@ -41,6 +42,15 @@ class Latents:
     def tensor(self, indices: ArrayLike) -> Tensor:
         """The scaled latents at ``indices`` (B,) as float32 (B, c, h, w)."""
         chosen = np.asarray(self.values[np.asarray(indices, dtype=np.int64)])
+        return torch.from_numpy(chosen).mul_(self.scale_factor)
+
+    def mirrored(self, indices: ArrayLike) -> Tensor:
+        """As ``tensor``, of the images with left and right exchanged: a first stage does not encode those as mirrored latents.
+
+        ``ValueError`` where they were not asked for."""
+        if self.mirrored_values is None:
+            raise ValueError(f"{self.name}: the latents of the mirrored images were not asked for")
+        chosen = np.asarray(self.mirrored_values[np.asarray(indices, dtype=np.int64)])
         return torch.from_numpy(chosen).mul_(self.scale_factor)
 
     @property
@@ -73,30 +83,42 @@ def latents_of(
     device: torch.device | str = "cpu",
     batch_size: int = 64,
     on_message: Callable[[str], None] = _silent,
+    *,
+    flip: bool = False,
 ) -> Latents:
     """``images`` as latents of ``image``'s channels and size, encoded once and kept under ``cache_folder()/"latents"``.
 
     The files are named by what determines them: the images' content and the first stage. ``batch_size`` images lie in
-    memory at a time. Two processes that encode the same do the work twice and end with the same.
+    memory at a time. With ``flip``, those of the mirrored images are kept beside them; the scale factor is that of the images as
+    they are. Two processes that encode the same do the work twice and end with the same.
 
     Raises UserError as `open_first_stage` does, or if the latents have no standard deviation, or the cache can't be written.
     """
     stage = open_first_stage(config, image, device)
-    path = cache_folder() / "latents" / f"{images.content_id}-{stage.id}.npy"
+    values, measured = _entry(images, stage, batch_size, on_message, mirrored=False)
+    mirrored = _entry(images, stage, batch_size, on_message, mirrored=True)[0] if flip else None
+    return Latents(images, values, config.scale_factor or measured, stage.id, mirrored)
+
+
+def _entry(
+    images: Images, stage: FirstStage, batch_size: int, on_message: Callable[[str], None], *, mirrored: bool
+) -> tuple[np.ndarray, float]:
+    """Latents and their measured scale factor from the cache, into which they are first put where they are missing."""
+    path = cache_folder() / "latents" / f"{images.content_id}-{stage.id}{'-mirrored' if mirrored else ''}.npy"
     shape = (len(images), *stage.latent_shape)
     entry = _read_entry(path, shape)
     if entry is None:
-        on_message(f"Encoding {len(images)} images of {images.name} to latents of {' x '.join(map(str, shape[1:]))}, once")
+        what = f"{len(images)} {'mirrored ' if mirrored else ''}images of {images.name}"
+        on_message(f"Encoding {what} to latents of {' x '.join(map(str, shape[1:]))}, once")
         try:
-            _write_entry(path, shape, images, stage, batch_size)
+            _write_entry(path, shape, images, stage, batch_size, mirrored=mirrored)
         except OSError as error:
             advice = "make room there, or name another folder in MEME_CACHE"
             raise UserError(f"first_stage: cannot write the cache {path}: {error.strerror}; {advice}") from error
         entry = _read_entry(path, shape)
     if entry is None:
         raise UserError(f"first_stage: the cache {path} cannot be read back; name another folder in MEME_CACHE")
-    values, measured = entry
-    return Latents(images, values, config.scale_factor or measured, stage.id)
+    return entry
 
 
 def _read_entry(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, float] | None:
@@ -110,13 +132,16 @@ def _read_entry(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, float] 
     return (values, scale_factor) if sound else None
 
 
-def _write_entry(path: Path, shape: tuple[int, ...], images: Images, stage: FirstStage, batch_size: int) -> None:
+def _write_entry(
+    path: Path, shape: tuple[int, ...], images: Images, stage: FirstStage, batch_size: int, *, mirrored: bool
+) -> None:
     """Latents go straight to disk, as they may be more than memory holds. The scale factor comes last: it seals the entry."""
     moments = []
     with written_whole(path) as partial, partial.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         for first in range(0, len(images), batch_size):
-            latents = stage.encode(torch.tensor(images.pixels[first : first + batch_size])).cpu()
+            pixels = torch.tensor(images.pixels[first : first + batch_size])
+            latents = stage.encode(pixels.flip(-1) if mirrored else pixels).cpu()
             file.write(latents.numpy().astype("<f4").tobytes())
             variance, mean = torch.var_mean(latents.double(), correction=0)
             moments.append((latents.numel(), mean.item(), variance.item()))

@@ -91,11 +91,13 @@ def measure(
     space: FeatureSpace,
     metrics: Sequence[Metric] = ("fid",),
     seed: int = 0,
+    inception_split: int | None = None,
 ) -> dict[Metric, Measured]:
     """Compare images, uint8 (B, C, H, W) a batch, with the data ``images`` in ``space``, by ``metrics``, in their order.
 
     ``batches`` is consumed once and no image is kept; of KID, precision and recall the features of all samples are held, of
-    the inception score the class probabilities. ``seed`` is of KID's random subsets.
+    the inception score the class probabilities. ``seed`` is of KID's random subsets, ``inception_split`` the
+    images of a split of the inception score (None: ten equal splits).
 
     fid: Heusel et al. 2017 (1706.08500), as clean-fid. sfid: the same on spatial features, Nash et al. 2021 (2103.03841).
     kid: Binkowski et al. 2018 (1801.01401), mean over subsets. precision, recall: Kynkaanniemi et al. 2019 (1904.06991).
@@ -111,7 +113,7 @@ def measure(
         if drawn.count < (fewest := _FEWEST.get(metric, 2)):
             raise UserError(f"samples: {metric} needs at least {fewest}, not {drawn.count}")
     known = reference(images, space, {_REFERENCE_PARTS[metric] for metric in metrics if metric in _REFERENCE_PARTS})
-    computed = _computed(drawn, known, space, seed)
+    computed = _computed(drawn, known, space, seed, inception_split)
     return {metric: computed[metric] for metric in metrics}
 
 
@@ -146,14 +148,16 @@ class _Drawn:
         return np.concatenate(self._probabilities)
 
 
-def _computed(drawn: _Drawn, known: Reference, space: FeatureSpace, seed: int) -> dict[Metric, Measured]:
+def _computed(
+    drawn: _Drawn, known: Reference, space: FeatureSpace, seed: int, inception_split: int | None
+) -> dict[Metric, Measured]:
     results: dict[Metric, Measured] = {}
     if "fid" in drawn.metrics:
         results["fid"] = Measured(frechet_distance(drawn.pooled.result(), known.pooled))
     if "sfid" in drawn.metrics:
         results["sfid"] = Measured(frechet_distance(drawn.spatial.result(), known.spatial))
     if "inception_score" in drawn.metrics:
-        results["inception_score"] = _mean_and_spread(inception_scores(drawn.probabilities))
+        results["inception_score"] = _mean_and_spread(inception_scores(drawn.probabilities, split_images=inception_split))
     if known.features is not None:
         features = drawn.features
         if "kid" in drawn.metrics:
@@ -169,7 +173,13 @@ def _mean_and_spread(values: np.ndarray) -> Measured:
     return Measured(float(values.mean()), float(values.std()))
 
 
-def protocol(images: Images, space: FeatureSpace, samples: int, metrics: Sequence[Metric] = ("fid",)) -> str:
+def protocol(
+    images: Images,
+    space: FeatureSpace,
+    samples: int,
+    metrics: Sequence[Metric] = ("fid",),
+    inception_split: int | None = None,
+) -> str:
     """What a score must be quoted with, in one line; sampler and steps are the caller's to add."""
     text = f"{space.name} features, {samples:,} samples against all {len(images):,} images of {images.name}"
     if len(images) > FEATURES_KEPT and not {"kid", "precision", "recall"}.isdisjoint(metrics):
@@ -179,5 +189,6 @@ def protocol(images: Images, space: FeatureSpace, samples: int, metrics: Sequenc
     if "kid" in metrics:
         text += f", KID over {KID_SUBSETS} subsets"
     if "inception_score" in metrics:
-        text += f", inception score over {INCEPTION_SPLITS} splits"
+        splits = f"splits of {inception_split:,} images" if inception_split else f"{INCEPTION_SPLITS} splits"
+        text += f", inception score over {splits}"
     return text

@@ -5,6 +5,7 @@ A trained ensemble is a folder: ``config.yaml`` and an ``expert-N.safetensors`` 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,14 +17,18 @@ from meme.autoencoder import open_first_stage
 from meme.config import Config
 from meme.cost import ensemble_cost
 from meme.data import Images, TrainingData, open_images
+from meme.devices import wait_for
 from meme.ensemble import Ensemble, OneAtATime
 from meme.errors import UserError
 from meme.features import FeatureSpace
+from meme.folder_lock import FolderLock
 from meme.latents import Latents, latents_of
 from meme.metrics import Measured, Metric, measure, require_metrics
 from meme.sampler import draw_images, sampling_timesteps
+from meme.takeover import identified
 from meme.trainer import OnProgress, check_expert, load_expert, train_expert, train_trunk
 
+LOCK = ".training.lock"
 GRID_IMAGES = 64
 LARGEST_ENLARGEMENT = 2
 OnMessage = Callable[[str], None]
@@ -101,7 +106,7 @@ def training_data(
     """What experts train on: the images, or their latents, computed once and cached."""
     if config.first_stage is None:
         return images
-    return latents_of(images, config.first_stage, config.image, device, on_message=on_message)
+    return latents_of(images, config.first_stage, config.image, device, on_message=on_message, flip=config.training.flip)
 
 
 def train(
@@ -116,18 +121,17 @@ def train(
 
     Where the config has a trunk, that is trained first, and every expert starts from it.
 
-    With a ``folder`` the result is kept there, and the same call again continues it. ``on_progress`` is told of step and loss;
-    whatever it raises stops the training. Raises ``UserError`` for a folder that holds another training, ``TrainingDiverged``
-    when the loss is no longer finite.
+    With a ``folder`` the result is kept there, and the same call again continues it, as does one with more steps.
+    ``on_progress`` is told of step and loss; whatever it raises stops the training. Raises ``UserError`` for a folder that holds
+    another training or is being trained in, ``TrainingDiverged`` when gradients are no longer finite.
     """
-    config = with_scale(config, data)
-    if folder:
-        claim_folder(folder, config)
-    trunk = train_trunk(config, data, folder=folder, device=device, on_progress=on_progress)
-    experts = [
-        train_expert(config, number, data, folder=folder, device=device, on_progress=on_progress, trunk=trunk)
-        for number in range(1, len(config.experts) + 1)
-    ]
+    config = identified(with_scale(config, data))
+    with claim_folder(folder, config) if folder else nullcontext():
+        trunk = train_trunk(config, data, folder=folder, device=device, on_progress=on_progress)
+        experts = [
+            train_expert(config, number, data, folder=folder, device=device, on_progress=on_progress, trunk=trunk)
+            for number in range(1, len(config.experts) + 1)
+        ]
     return Ensemble(config, experts)
 
 
@@ -136,15 +140,36 @@ def with_scale(config: Config, data: TrainingData) -> Config:
     return config.with_(first_stage={"scale_factor": data.scale_factor}) if isinstance(data, Latents) else config
 
 
-def claim_folder(folder: Path, config: Config) -> None:
-    """Write the config into a new folder; ``UserError`` if the folder holds the training of another config."""
-    path = folder / "config.yaml"
+def claim_folder(folder: Path, config: Config) -> FolderLock:
+    """Lock ``folder`` and write the config into it; return the lock.
+
+    ``UserError`` where another process trains in it, or where it holds the training of another config, or of more steps.
+    """
+    refusal = f"out: {folder} is being trained in by {{holder}}; wait for it, or give another folder"
     try:
-        if path.exists() and Config.load(path).architecture_id != config.architecture_id:
-            raise UserError(f"out: {folder} holds a training with other settings; give another folder")
-        config.save(path)
+        lock = FolderLock(folder / LOCK, refusal)
+        try:
+            _check_claim(folder, config)
+            config.save(folder / "config.yaml")
+        except BaseException:
+            lock.release()
+            raise
     except OSError as error:
         raise UserError(f"out: {folder} can't be written ({error.strerror})") from None
+    return lock
+
+
+def _check_claim(folder: Path, config: Config) -> None:
+    if not (folder / "config.yaml").exists():
+        return
+    found, steps = identified(Config.load(folder / "config.yaml")), config.training.steps
+    if found.with_(training={"steps": steps}).architecture_id != config.architecture_id:
+        raise UserError(f"out: {folder} holds a training with other settings; give another folder")
+    if found.training.steps > steps:
+        raise UserError(
+            f"training.steps: {folder} holds a training of {found.training.steps} steps, which can only be made longer; "
+            f"give --steps {found.training.steps} or more, or another folder"
+        )
 
 
 def load_ensemble(folder: Path, device: torch.device | str = "cpu", *, one_at_a_time: bool = False) -> Ensemble:
@@ -208,7 +233,7 @@ def evaluate(
     seed = config.evaluation.seed if seed is None else seed
     begun = time.perf_counter()
     drawn = _Drawn(draw(ensemble, config.evaluation.samples, seed, device) if batches is None else batches)
-    measured = measure(drawn, images, space, metrics, seed)
+    measured = measure(drawn, images, space, metrics, seed, config.evaluation.inception_split)
     cost = ensemble_cost(config)
     return Score(
         measured=measured,
@@ -238,8 +263,7 @@ class _Drawn:
             batch = next(self._batches, None)
             if batch is None:
                 return
-            if batch.is_cuda:
-                torch.cuda.synchronize()
+            wait_for(batch.device)
             self.seconds += time.perf_counter() - begun
             self.first.append(batch[:missing].cpu())
             missing -= len(self.first[-1])

@@ -1,11 +1,15 @@
-"""Weights of a published U-Net, of latent diffusion (CompVis) or ADM (guided-diffusion), as the start of an expert.
+"""Weights that exist as the start of an expert: a published U-Net, of latent diffusion (CompVis) or ADM (guided-diffusion), or
+experts of this program, whose tensors have our own names.
 
 Both publish one naming: ``input_blocks.N.M``, ``middle_block.M``, ``output_blocks.N.M``, ``out.M``. A whole checkpoint of latent
 diffusion has them behind ``model.diffusion_model.``, and averaged weights beside them, which are taken where they are there.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from meme.blocks import AttentionBlock, Downsample, ResidualBlock, Upsample
+from meme.checkpoint import read_header
 from meme.config import Config, NetworkConfig
 from meme.denoiser import Denoiser, build_expert
 from meme.errors import UserError, in_one_line
@@ -94,21 +99,22 @@ class Taken:
 
 
 def take_over(network: NetworkConfig, expert: Denoiser, path: Path) -> Taken:
-    """What of the checkpoint at ``path`` fits ``expert``: all of a latent-diffusion or ADM U-Net of the same size.
+    """What of the checkpoint at ``path`` fits ``expert``: all of a latent-diffusion or ADM U-Net of the same size, and of an
+    expert of this program the tensors whose names and shapes agree.
 
-    Of an iU-Net that is the decoder, the middle, the time embedding and the first convolution, where shapes agree: its encoder
-    is another one. The file does not say how many attention heads its network has; the expert's config does.
+    Of a published U-Net, an iU-Net takes the decoder, the middle, the time embedding and the first convolution, where shapes
+    agree: its encoder is another one. The file does not say how many attention heads its network has; the expert's config does.
     Raises ``UserError`` for a file that cannot be read, holds more than tensors, or has nothing that fits.
     """
     found, own, tensors = read_weights(path), dict(expert.named_parameters()), {}
-    for pair in pairs(network, expert):
+    for pair in _own_pairs(expert) if _is_own(path) else pairs(network, expert):
         tensor = _find(found, pair.theirs)
         if tensor is not None and (fitted := _fitted(tensor, pair, own[pair.ours])) is not None:
             tensors[pair.ours] = fitted
     if not tensors:
         raise UserError(
             f"initial_weights: nothing in {path} fits; it must hold a U-Net of latent diffusion or ADM by the names they were "
-            "published under (input_blocks.0.0.weight), of the preset's width"
+            "published under (input_blocks.0.0.weight), or an expert of this program (expert-1.safetensors), of that width"
         )
     return Taken(tensors, len(own), sum(weight.numel() for weight in own.values()))
 
@@ -121,11 +127,72 @@ def start_from(network: NetworkConfig, expert: Denoiser, path: Path) -> None:
         own[name].copy_(tensor)
 
 
-def summary(config: Config, path: Path) -> str:
-    """One line on what every expert of ``config`` takes over from ``path``: it does not depend on their splits."""
-    with torch.device("meta"):
-        expert = build_expert(config, 1)
-    return f"from {path.name}, every expert takes {take_over(config.network, expert, path)}"
+def summary(config: Config, source: Path) -> str:
+    """What the experts of ``config`` take over from ``source``, on one line where it is the same for all of them."""
+    taken = []
+    for number in range(1, len(config.experts) + 1):
+        with torch.device("meta"):
+            expert = build_expert(config, number)
+        taken.append(str(take_over(config.network, expert, weights_file(source, number))))
+    if len(set(taken)) == 1:
+        return f"from {source.name}, every expert takes {taken[0]}"
+    return "\n".join(f"from {source.name}, expert {number} takes {each}" for number, each in enumerate(taken, start=1))
+
+
+def weights_file(source: Path, number: int) -> Path:
+    """The file that expert ``number`` starts from: ``source``, or its namesake in that folder."""
+    return source / f"expert-{number}.safetensors" if source.is_dir() else source
+
+
+def identified(config: Config) -> Config:
+    """``config`` with the digest of its initial weights, if it has any.
+
+    ``UserError`` where they are not there and their digest is not known, or are others than the digest says.
+    """
+    source, known = config.training.initial_weights, config.training.initial_digest
+    if source is None or (known and not Path(source).exists()):
+        return config
+    found = digest(Path(source))
+    if known and found != known:
+        raise UserError(f"initial_weights: {source} holds other weights than training.initial_digest says")
+    return config if known else config.with_(training={"initial_digest": found})
+
+
+def digest(source: Path) -> str:
+    """SHA-256 of a file, or of all experts' files in a folder, as hex digits. ``UserError`` where there is none."""
+    files = sorted(source.glob("expert-*.safetensors")) if source.is_dir() else [source]
+    files = [path for path in files if not path.name.endswith(".training.safetensors")]
+    try:
+        stamps = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        digests = {path.name: _file_digest(*stamp) for path, stamp in zip(files, stamps, strict=True)}
+    except OSError as error:
+        raise UserError(f"initial_weights: {source} cannot be read ({error.strerror})") from None
+    if not digests:
+        raise UserError(f"initial_weights: {source} holds no expert-1.safetensors")
+    if not source.is_dir():
+        return digests[source.name]
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+@lru_cache(maxsize=100)
+def _file_digest(path: Path, size: int, changed: int) -> str:
+    """SHA-256 of a file, read again only when its size or time of change is another."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file was written by this program."""
+    try:
+        read_header(path)
+    except UserError:
+        return False
+    return True
+
+
+def _own_pairs(expert: Denoiser) -> Iterator[Pair]:
+    """Every tensor of ``expert`` under its own name."""
+    return (Pair(name, name) for name, _ in expert.named_parameters())
 
 
 def pairs(network: NetworkConfig, expert: Denoiser) -> Iterator[Pair]:

@@ -1,7 +1,6 @@
 """Train one expert: the loop, the averaged weights, checkpoint and resume."""
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,25 +17,25 @@ from meme.checkpoint import check_tensors, load_tensors, read_header, save_tenso
 from meme.config import Config, stable_id
 from meme.data import TrainingData, batch_indices
 from meme.denoiser import Denoiser, build_expert
-from meme.diffusion import draw_timesteps, dropped_labels, forward_process, training_noise
-from meme.errors import UserError
+from meme.devices import calculating_in, exact_convolutions
+from meme.diffusion import draw_timesteps, dropped_labels, flipped, forward_process, training_noise
+from meme.errors import TrainingDiverged, UserError
 from meme.files import remove_partials
 from meme.freed_memory import keep_freed_memory
+from meme.kept_states import KeptStates
 from meme.losses import DenoisingLoss
 from meme.seeding import derive_seed
 from meme.sharding import WHOLE, Shard
-from meme.takeover import start_from
+from meme.skipped_steps import LossWindow, is_skipped
+from meme.takeover import identified, start_from, weights_file
 from meme.termination import interrupted_afterwards
 from meme.trunk import start_from_trunk, trunk_config
 
 TRUNK = 0  # the trunk's number where experts have theirs
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
 
+SCALE = ("scale", "_growth_tracker")  # torch's names of what its scaler of the loss keeps
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names, as is "step", its count of steps
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,9 @@ class Progress:
     step: int
     steps: int
     loss: float
-    """Mean squared error of the predicted noise, over the steps since the last report."""
+    """Mean squared error of the predicted noise, over the steps taken since the last report."""
+    skipped: int = 0
+    """Steps of the whole training so far whose gradient was not finite: they changed no weight."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -70,9 +71,10 @@ def train_expert(
     """Train expert ``number`` and return it with its averaged weights.
 
     With a ``folder``, a finished expert found there is returned at once, an unfinished one is continued, and the same call
-    again after any interruption ends with the same weights. With a ``shard``, several processes make the same call, each with
-    its own. Where the config has a trunk and none is given, ``train_trunk`` is called first. Raises ``TrainingDiverged`` when
-    the loss is not finite.
+    again after any interruption ends with the same weights. The state stays beside the finished expert, so that a call with more
+    steps goes on from there. With a ``shard``, several processes make the same call, each with its own. Where the config has a
+    trunk and none is given, ``train_trunk`` is called first. Raises ``TrainingDiverged`` when too many gradients in a row, or the
+    weights, are not finite.
     """
     finished = expert_file(folder, number) if folder else None
     options: dict[str, Any] = {
@@ -139,12 +141,12 @@ def _trained(
     """Read the network from the file ``finished``, or train it and keep it there; None: only train it."""
     if finished is not None and _is_finished(finished, config, number, data):
         return read_expert(config, number, finished, device)
-    state = finished.with_suffix(".training.safetensors") if finished else None
+    state = state_beside(finished) if finished else None
     training = run_training(config, number, data, state, device, on_progress, checkpoint_seconds, shard, trunk)
     if finished and state and shard.is_first:
+        KeptStates(state).keep(training.save)
         save_expert(training.averaged.module, config, number, data, finished)
-        state.unlink(missing_ok=True)
-        remove_partials(state)
+        KeptStates(state).remove_previous()
         remove_partials(finished)
     return training.averaged.module.eval()
 
@@ -167,54 +169,54 @@ def run_training(
     """
     keep_freed_memory()
     training = Training(config, number, data, device, shard, trunk)
-    if state and 0 < _holds(state, config, number, data) <= config.training.steps:
-        training.load(state)
+    states = KeptStates(state) if state else None
+    if states:
+        states.load(training.continue_from)
+    kept = states if shard.is_first else None
     try:
-        _run(training, on_progress, state if shard.is_first else None, checkpoint_seconds)
+        with exact_convolutions(config.training.precision):
+            _run(training, on_progress, kept, checkpoint_seconds)
     except TrainingDiverged:
+        if kept:
+            kept.go_back()
         raise
     except BaseException:  # also Ctrl-C: what was trained is not lost, unless an error left weights half updated
-        if state and shard.is_first and not training.updating:
-            training.save(state)
+        if kept and not training.updating:
+            training.keep(kept)
         raise
     return training
 
 
-def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None, checkpoint_seconds: float) -> None:
+def _run(training: "Training", on_progress: OnProgress, states: KeptStates | None, checkpoint_seconds: float) -> None:
     """The loop: batch and noise, timestep, loss, step, average, report."""
     config, shard = training.config, training.shard
     expert, settings = shard.joined(training.expert), config.training
-    losses, saved_at = torch.zeros((), device=training.device), time.monotonic()
-    reported = training.step
+    saved_at = time.monotonic()
     while training.step < settings.steps:
         x_0, t, epsilon, labels = training.batch()
         x_t = training.process.add_noise(x_0, epsilon, t)
         training.optimizer.param_groups[0]["lr"] = learning_rate(settings.learning_rate, settings.warmup_steps, training.step)
-        with torch.autocast(training.device.type, torch.bfloat16, enabled=training.device.type == "cuda"):
+        with calculating_in(training.device, settings.precision):
             predicted = expert(x_t, t) if labels is None else expert(x_t, t, labels)
         loss = training.loss(predicted, x_0, x_t, epsilon, t)
-        loss.backward()
-        if settings.gradient_clip:
-            torch.nn.utils.clip_grad_norm_(training.weights, settings.gradient_clip)
+        training.scaler.scale(loss).backward()
+        skipped = training.clip_gradient()
         with interrupted_afterwards():
             training.updating = True
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=False)  # the weights' own gradients are views of this one
             training.average()
             training.step += 1
+            training.window.add(loss, skipped)
             training.updating = False
-        losses += loss.detach()
         if training.step % REPORT_EVERY == 0 or training.step == settings.steps:
-            mean = shard.mean(losses) / (training.step - reported)
-            if not math.isfinite(mean):
-                raise TrainingDiverged(f"expert {training.number}: loss is {mean} at step {training.step}")
-            losses.zero_()
-            reported = training.step
-            if shard.is_first:
-                on_progress(Progress(training.number, training.step, settings.steps, mean))
-        if checkpoint and time.monotonic() - saved_at >= checkpoint_seconds:
-            training.save(checkpoint)
+            mean = training.window.mean(training.number, training.step, settings.steps)
+            if shard.is_first and mean is not None:
+                on_progress(Progress(training.number, training.step, settings.steps, mean, training.skipped))
+        if states and time.monotonic() - saved_at >= checkpoint_seconds:
+            training.keep(states)
             saved_at = time.monotonic()
+    training.require_finite()
 
 
 class AveragedExpert(AveragedModel):
@@ -247,13 +249,15 @@ class Training:
         self.optimizer = torch.optim.AdamW([self.weights], lr=0.0, weight_decay=config.training.weight_decay, fused=True)
         self.process = forward_process(config.diffusion)
         self.loss = DenoisingLoss(config, self.process, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.training.precision == "fp16")
+        self.window = LossWindow(shard)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """This process's images (B, C, H, W), timesteps (B,), noise (B, C, H, W) and labels (B,), if the network takes them, of
         this step: its rows of what is a function of (seed, step)."""
         seed, size = self.config.training.seed, self.config.training.batch_size
         indices = batch_indices(len(self.data), size, seed, self.step)
-        x_0 = self.data.tensor(indices)
+        x_0 = self._images(indices)
         noise = training_noise(tuple(x_0.shape), seed, self.step)
         t = draw_timesteps(self.config.expert(self.number), self.config.diffusion.timesteps, noise)
         if self.config.network.dropout:
@@ -267,12 +271,49 @@ class Training:
             rows(self._labels(indices)) if self.config.network.classes else None,
         )
 
+    def _images(self, indices: np.ndarray) -> Tensor:
+        """The images (B, C, H, W), about half of them mirrored where the config has them flipped."""
+        x_0 = self.data.tensor(indices)
+        if self.config.training.flip:
+            mirrored = flipped(len(indices), self.config.training.seed, self.step)
+            x_0[mirrored] = self.data.mirrored(indices[mirrored.numpy()])
+        return x_0
+
     def _labels(self, indices: np.ndarray) -> Tensor:
         """The images' classes, some of them withheld so that guidance has a network without classes to start from."""
         training, classes = self.config.training, self.config.network.classes
         withheld = dropped_labels(len(indices), training.label_dropout, training.seed, self.step)
         labels = torch.from_numpy(np.asarray(self.data.labels)[indices])
         return torch.where(withheld, classes, labels).to(self.device, non_blocking=True)
+
+    def clip_gradient(self) -> Tensor:
+        """Limit the gradient's norm as the config says. Return 1 where the gradient is not finite, else 0, on the device: the
+        optimiser's next step then changes nothing."""
+        self.scaler.unscale_(self.optimizer)
+        if clip := self.config.training.gradient_clip:
+            skipped = is_skipped(torch.nn.utils.clip_grad_norm_(self.weights, clip))
+        else:
+            skipped = is_skipped(torch.nn.utils.get_total_norm([self.weights.grad]))  # type: ignore[list-item]  # it has one
+        self.scaler.update()
+        self.optimizer.found_inf = skipped  # type: ignore[attr-defined]  # which torch's fused step looks at
+        return skipped
+
+    @property
+    def skipped(self) -> int:
+        """Steps so far that changed no weight. Waits for the device."""
+        taken = self.optimizer.state[self.weights].get("step", 0) if self.weights in self.optimizer.state else 0
+        return self.step - int(taken)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether weights, averages and moments are finite numbers. Waits for the device."""
+        moments = [self.optimizer.state[self.weights][key] for key in ADAM_MOMENTS] if self.optimizer.state else []
+        return all(bool(whole.isfinite().all()) for whole in (self.weights, self._averages, *moments))
+
+    def require_finite(self) -> None:
+        """Raises ``TrainingDiverged`` where weights, averages or moments are not finite."""
+        if not self.is_finite:
+            raise TrainingDiverged(f"expert {self.number}: weights are not finite at step {self.step}")
 
     @torch.no_grad()
     def average(self) -> None:
@@ -283,9 +324,19 @@ class Training:
         self._averages.lerp_(self.weights, 1 - min(self.config.training.ema_decay, warm))
         self.averaged.n_averaged += 1
 
+    def keep(self, states: KeptStates) -> None:
+        """Save what there is, unless it is not good to go on from: its last step was skipped, or it is not finite."""
+        if not self.window.last_was_skipped and self.is_finite:
+            states.keep(self.save)
+
+    def continue_from(self, path: Path) -> bool:
+        """``load`` the file at ``path`` where it holds an earlier moment of this training, and finite numbers; whether it did."""
+        is_held = 0 < _holds(path, self.config, self.number, self.data) <= self.config.training.steps
+        return is_held and self.load(path)
+
     def save(self, path: Path) -> None:
-        """Weights, averaged weights and the optimiser's moments."""
-        tensors = self._networks()
+        """Weights, averaged weights, the optimiser's moments and, in fp16, the scale of the loss."""
+        tensors = self._networks() | self._scale()
         for key, whole in self.optimizer.state.get(self.weights, {}).items():
             tensors |= {f"optimizer.{key}.{name}": part for name, part in self._by_name(whole).items()}
         save_tensors(path, tensors, _header(self.config, self.number, self.data, self.step))
@@ -295,19 +346,32 @@ class Training:
         tensors = {f"expert.{name}": tensor for name, tensor in self.expert.state_dict().items()}
         return tensors | {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
 
-    def load(self, path: Path) -> None:
-        """Go on from what ``save`` wrote; ``UserError``, and nothing changed, where the file holds anything else."""
+    def _scale(self) -> dict[str, Tensor]:
+        """The scale of the loss and the steps since it changed, by their names in a checkpoint; nothing but in fp16."""
+        state = self.scaler.state_dict()
+        return {f"scaler.{name}": torch.tensor(float(state[name]), device=self.device) for name in SCALE if name in state}
+
+    def load(self, path: Path) -> bool:
+        """Go on from what ``save`` wrote; return False, and change nothing, where its numbers are not finite. ``UserError``, and
+        nothing changed, where the file holds anything else."""
         tensors = load_tensors(path, str(self.device))
         fresh = {key: torch.zeros_like(self.weights) for key in ADAM_MOMENTS} | {"step": torch.zeros((), device=self.device)}
         moments = {f"optimizer.{key}.{name}": part for key in fresh for name, part in self._by_name(fresh[key]).items()}
-        check_tensors(path, tensors, self._networks() | moments)
+        check_tensors(path, tensors, self._networks() | self._scale() | moments)
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            return False
         self.step = read_header(path)["step"]
         self.expert.load_state_dict(_part(tensors, "expert."))
         self.averaged.load_state_dict(_part(tensors, "averaged."))
+        if scale := self.scaler.state_dict():
+            scale |= {"scale": tensors["scaler.scale"].item(), "_growth_tracker": int(tensors["scaler._growth_tracker"])}
+            self.scaler.load_state_dict(scale)
         for name, part in moments.items():
             part.copy_(tensors[name])
+        taken = next(tensors[name] for name in moments if name.startswith("optimizer.step."))  # the same for all weights
         groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": {0: fresh | {"step": fresh["step"] + self.step}}, "param_groups": groups})
+        self.optimizer.load_state_dict({"state": {0: fresh | {"step": taken}}, "param_groups": groups})
+        return True
 
     def _by_name(self, whole: Tensor) -> dict[str, Tensor]:
         """Each weight's part of ``whole`` (P,); of a number, which is the same for all, a copy."""
@@ -344,8 +408,8 @@ def starting_expert(config: Config, number: int, trunk: Denoiser | None = None) 
     if config.training.trunk_steps and trunk is None:
         raise ValueError(f"training.trunk_steps is {config.training.trunk_steps}, and no trunk is given")
     expert = build_expert(config, number)
-    if config.training.initial_weights:
-        start_from(config.network, expert, Path(config.training.initial_weights))
+    if source := identified(config).training.initial_weights:
+        start_from(config.network, expert, weights_file(Path(source), number))
     if trunk is not None:
         start_from_trunk(expert, trunk)
     return expert
@@ -361,17 +425,37 @@ def expert_file(folder: Path, number: int) -> Path:
     return folder / (f"expert-{number}.safetensors" if number else "trunk.safetensors")
 
 
+def state_file(folder: Path, number: int) -> Path:
+    """Where the state of an expert's training lies, from which it goes on."""
+    return state_beside(expert_file(folder, number))
+
+
+def state_beside(finished: Path) -> Path:
+    """Return the path of the state of a training whose finished weights are ``finished``."""
+    return finished.with_suffix(".training.safetensors")
+
+
+def steps_done(folder: Path, config: Config, number: int, data: TrainingData) -> tuple[int, int]:
+    """Steps of this training that the finished expert ``number`` in ``folder`` has, and those of its kept state; 0: none."""
+    finished, state = expert_file(folder, number), state_file(folder, number)
+    return _holds(finished, config, number, data), _holds(state, config, number, data)
+
+
 def save_expert(expert: Denoiser, config: Config, number: int, data: TrainingData, path: Path) -> None:
     """Write a finished expert with what it was made of, for ``read_expert``."""
     save_tensors(path, expert.state_dict(), _header(config, number, data, config.training.steps))
 
 
 def check_expert(config: Config, number: int, folder: Path) -> Path:
-    """The file of a finished expert in ``folder``; ``UserError`` if it is missing or of another architecture."""
+    """The file of a finished expert in ``folder``; ``UserError`` if it is missing, of another architecture, or of fewer steps, as
+    where a training that was made longer has not ended."""
     path = expert_file(folder, number)
     if not path.is_file():
         raise UserError(f"{path}: missing; train this config first (python -m meme train ...)")
     _check_architecture(config, number, path)
+    done, steps = read_header(path).get("step"), config.training.steps
+    if done != steps:
+        raise UserError(f"{path}: holds an expert of {done} training steps, not {steps}; run its training again to its end")
     return path
 
 
@@ -413,7 +497,7 @@ def training_id(config: Config, number: int, data: TrainingData) -> str:
 
 def _header(config: Config, number: int, data: TrainingData, step: int) -> dict[str, str | int]:
     """What an expert is made of: two trainings with equal headers but for ``step`` are one training at two moments."""
-    training = config.training.model_dump(exclude={"steps"})
+    training = identified(config).training.model_dump(exclude={"steps", "initial_weights"})  # known by their digest
     made_of = [training, config.canonical_expert(number).model_dump(), config.diffusion.model_dump(), data.content_id]
     return {"architecture": _architecture(config, number), "training": stable_id(made_of), "step": step}
 

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from meme.config import Config, stable_id
 from meme.data import TrainingData
+from meme.devices import calculating_in
 from meme.diffusion import forward_process
 from meme.seeding import generator
+from meme.settings import Precision
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 1 / 16, 1_024  # images
 DRAWS, FEWEST_ROUNDS, MOST_ROUNDS = 2_048, 2, 32  # of (image, t, noise); rounds are draws of every image
@@ -44,6 +46,10 @@ class Part:
     def tensor(self, indices: ArrayLike) -> Tensor:
         """As the whole's: float32 (B, C, H, W)."""
         return self.whole.tensor(self.indices[np.asarray(indices, dtype=np.int64)])
+
+    def mirrored(self, indices: ArrayLike) -> Tensor:
+        """As the whole's."""
+        return self.whole.mirrored(self.indices[np.asarray(indices, dtype=np.int64)])
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def interval_loss(
             epsilon = torch.randn(x_0.shape, generator=source)
             x_t = process.add_noise(x_0, epsilon, t[indices])
             labels = _labels(config, held_out, indices)
-            predicted = _predicted(expert, x_t, t[indices], labels, torch.device(device))
+            predicted = _predicted(expert, x_t, t[indices], labels, torch.device(device), config.training.precision)
             errors = (predicted.cpu()[:, : x_0.shape[1]] - epsilon).square()
             per_image[indices] += errors.mean(dim=(1, 2, 3)).double()
     per_image /= rounds
@@ -100,8 +106,10 @@ def _labels(config: Config, held_out: TrainingData, indices: Tensor) -> Tensor |
     return torch.from_numpy(np.asarray(held_out.labels)[indices.numpy()]) if config.network.classes else None
 
 
-def _predicted(expert: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, device: torch.device) -> Tensor:
+def _predicted(
+    expert: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None, device: torch.device, precision: Precision
+) -> Tensor:
     x_t = x_t.to(device, memory_format=torch.channels_last)
     inputs = (x_t, t.to(device)) if labels is None else (x_t, t.to(device), labels.to(device))
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with calculating_in(device, precision):
         return expert(*inputs).float()

@@ -3,32 +3,38 @@
 An entry is a folder named by the expert's training id: architecture in canonical form, interval, p, noise schedule, training
 settings, seed and the data's content. It holds averaged weights at one or more numbers of steps, the state to train it further
 from, and ``entry.json``, which is written last and names what is whole. Under a limit, the least recently used states go first,
-then the least recently used entries; what a running search has asked for stays.
+then the least recently used entries; what a running search has asked for stays: it leaves a lease in the entry, which counts as
+long as the search's lock is held, on whatever host. A search that goes on has its leases again.
 """
 
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 import filelock
 import torch
 from pydantic import TypeAdapter
 
-from meme.config import Config
+from meme.config import Config, stable_id
 from meme.cost import ensemble_cost
 from meme.data import TrainingData
 from meme.denoiser import Denoiser
 from meme.errors import UserError
 from meme.files import write_text
+from meme.folder_lock import is_held
+from meme.kept_states import KeptStates
 from meme.trainer import Progress, read_expert, run_training, save_expert, training_id
 from meme.trunk import trunk_config
 from meme.validation import interval_loss
 
 FORMAT = 1  # of the folder: raise it when an older bank can no longer be read
-_STATE, _ENTRY, _LABEL = "state.safetensors", "entry.json", "bank.json"
+_STATE, _ENTRY, _LABEL, _LEASE = "state.safetensors", "entry.json", "bank.json", ".lease"
 OnProgress = Callable[[Progress], None]
 
 
@@ -55,8 +61,18 @@ _RECORDS = TypeAdapter(dict[str, Banked])  # what a damaged or foreign entry cla
 class ExpertBank:
     """A folder of experts trained on one data set, which several studies and their workers may share."""
 
-    def __init__(self, folder: Path, data: TrainingData, held_out: TrainingData, limit_gib: float | None = None):
-        """``UserError`` if ``folder`` can't be written, is of an older format, or holds experts of other data."""
+    def __init__(
+        self,
+        folder: Path,
+        data: TrainingData,
+        held_out: TrainingData,
+        limit_gib: float | None = None,
+        search: Path | None = None,
+    ):
+        """``search`` is the file that the search which asks holds locked while it runs; None: what is asked for here stays only
+        as far as this bank evicts. ``UserError`` if ``folder`` can't be written, is of an older format, or holds experts of other
+        data."""
+        self._search = search.absolute() if search else None
         self.folder, self.data, self.held_out, self.limit_gib = folder, data, held_out, limit_gib
         self._known: dict[tuple[str, int], Banked] = {}
         self._asked: set[str] = set()
@@ -79,10 +95,11 @@ class ExpertBank:
     ) -> Banked:
         """The expert at the config's number of steps: found, trained further, or trained.
 
-        Another process that wants the same one waits for it. Raises ``TrainingDiverged`` when the loss is not finite.
+        Another process that wants the same one waits for it. Raises ``TrainingDiverged`` when gradients are not finite.
         """
         key = self.key(config, number)
         self._asked.add(key)
+        self._lease(self._entry(key))
         if (found := self._find(key, config.training.steps)) is not None:
             _touch(self._entry(key))
             return found
@@ -140,24 +157,35 @@ class ExpertBank:
         save_expert(expert, config, number, self.data, self.weights(record))
         if steps >= max((other.steps for other in records.values()), default=0):
             training.save(state)
+        KeptStates(state).remove_previous()
         _write_records(entry, records | {str(steps): record})
         return record
 
+    def _lease(self, entry: Path) -> None:
+        """Note in ``entry`` which search has asked for it."""
+        if self._search is None:
+            return
+        lease = entry / f"{stable_id(str(self._search))}{_LEASE}"
+        with suppress(OSError):  # a bank that may only be read
+            if not lease.exists():
+                write_text(lease, str(self._search))
+
     def _evict(self) -> None:
         """Keep the bank under its limit: first states, then whole entries, least recently used first; what was asked for here
-        or is being trained stays."""
+        or by another search that runs, or is being trained, stays."""
         if self.limit_gib is None:
             return
         excess = _size(self.folder) - self.limit_gib * 2**30
-        idle = sorted(
-            (entry for entry in self.folder.glob("??/*") if entry.name not in self._asked),
-            key=lambda entry: entry.stat().st_mtime,
-        )
+        if excess <= 0:
+            return
+        used = {entry: _used_at(entry) for entry in self.folder.glob("??/*") if entry.name not in self._asked}
+        idle = sorted((moment, entry) for entry, moment in used.items() if moment is not None)
+        running = cache(is_held)
         for part in (_STATE, ""):
-            for entry in idle:
+            for _, entry in idle:
                 if excess <= 0:
                     return
-                excess -= _removed(entry, part)
+                excess -= _removed(entry, part, running)
 
 
 def _claim(folder: Path, content_id: str) -> None:
@@ -213,21 +241,56 @@ def _touch(entry: Path) -> None:
         return
 
 
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-
-
-def _removed(entry: Path, part: str) -> int:
-    """Remove one file of an entry, or with no ``part`` all of it, unless it is being trained; the bytes that freed."""
-    lock = filelock.FileLock(entry / ".lock")
+def _used_at(entry: Path) -> float | None:
+    """When it was last used; None where another process has evicted it just now."""
     try:
-        with lock.acquire(timeout=0):
+        return entry.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all weights and states below ``folder``, less those of files that vanish meanwhile."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".safetensors"):
+                with suppress(FileNotFoundError):
+                    size += os.stat(os.path.join(place, name)).st_size
+    return size
+
+
+def _is_leased(entry: Path, running: Callable[[Path], bool]) -> bool:
+    """Whether a search that is ``running``, as its lock says, has asked for ``entry``."""
+    for lease in entry.glob(f"*{_LEASE}"):
+        with suppress(OSError, ValueError):
+            if running(Path(lease.read_text(encoding="utf-8"))):
+                return True
+    return False
+
+
+def _removed(entry: Path, part: str, running: Callable[[Path], bool]) -> int:
+    """Remove one file of an entry, or with no ``part`` all of it, unless it is leased or being trained; the bytes that freed."""
+    try:
+        with filelock.FileLock(entry / ".lock").acquire(timeout=0):
+            if _is_leased(entry, running):
+                return 0
             before = _size(entry)
             if part:
                 (entry / part).unlink(missing_ok=True)
-            else:
-                (entry / _ENTRY).unlink(missing_ok=True)  # first, so that no reader believes in what is going
-                shutil.rmtree(entry, ignore_errors=True)
-            return before - (_size(entry) if entry.exists() else 0)
-    except filelock.Timeout:
+                return before - _size(entry)
+            return before if _is_gone(entry, running) else 0
+    except (filelock.Timeout, FileNotFoundError):  # in use, or evicted by another process
         return 0
+
+
+def _is_gone(entry: Path, running: Callable[[Path], bool]) -> bool:
+    """Put ``entry`` out of sight and delete it; or put it back, where a search asked for it in between. Whether it is gone."""
+    hidden = entry.with_name(f".{entry.name}.{uuid4().hex}")
+    entry.rename(hidden)
+    if _is_leased(hidden, running):
+        with suppress(OSError):  # it is being trained again already
+            hidden.rename(entry)
+            return False
+    shutil.rmtree(hidden, ignore_errors=True)
+    return True

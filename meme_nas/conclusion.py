@@ -32,7 +32,7 @@ from meme_nas.report import write_report
 from meme_nas.report_words import NOT_CONFIRMED, audit_verdict, confirmed_words, metric_name, quantity
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy, winner
-from meme_nas.study import trial_folder
+from meme_nas.study import LOCK, trial_folder
 from meme_nas.summary import Portrait, Summary
 from meme_nas.trial_log import TrialRecord
 
@@ -74,7 +74,7 @@ def conclude(
     folder, trials, best, audited = settings.folder, search.study.trials, chosen.best, chosen.audited
     confirmed = confirmation.result() if confirmation else None
     export_configs(folder, trials, settings, best, confirmed)
-    bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
+    bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out, search=folder / LOCK)
     for trial in finalists.chosen:
         restore_ensemble(trial_folder(folder, trial.number), bank, pick_device(settings.device))
     facts = facts_of(settings, basis.images, basis.space)
@@ -102,7 +102,7 @@ class Portraits:
 
     def __init__(self, settings: SearchSettings, basis: Basis):
         self.device, self._data, self._seed = pick_device(settings.device), basis.data, {"seed": settings.seed}
-        self.bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out)
+        self.bank = ExpertBank(settings.bank_folder, basis.data, basis.held_out, search=settings.folder / LOCK)
         self._made: dict[str, Portrait] = {}  # by architecture
 
     def of(self, trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[Portrait]:

@@ -26,7 +26,7 @@ from meme.validation import hold_out
 from meme_nas.bank import Banked, ExpertBank
 from meme_nas.cascades import StateCache, draw_cascade
 from meme_nas.progress import ProgressFile
-from meme_nas.study import trial_folder
+from meme_nas.study import LOCK, trial_folder
 from meme_nas.threads import threads
 from meme_nas.trial import FINALIST, Outcome, Task
 
@@ -168,11 +168,12 @@ class Objective:
         return evaluate(ensemble, basis.images, basis.space, metrics=(self.metric,), device=device, batches=batches)
 
     def _open(self, config: Config) -> tuple[Basis, ExpertBank]:
-        key = (config.data, config.pixels, config.first_stage, config.network.classes, config.evaluation.features, self.bank)
+        data = (config.data, config.pixels, config.first_stage, config.training.flip, config.network.classes)
+        key = (*data, config.evaluation.features, self.bank)
         if key not in _opened:
             _opened.clear()
             basis = open_basis(config, self.device, self.inception_weights)
-            _opened[key] = basis, ExpertBank(self.bank, basis.data, basis.held_out, self.bank_gib)
+            _opened[key] = basis, ExpertBank(self.bank, basis.data, basis.held_out, self.bank_gib, self.folder / LOCK)
         return _opened[key]
 
 

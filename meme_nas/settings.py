@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from meme.config import Config, Settings
 from meme.errors import UserError
 from meme.presets import preset
+from meme.settings import Precision
 from search_spaces.space import PAPER
 
 Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
@@ -55,6 +56,8 @@ class SearchSettings(Settings):
     """Share of a GPU a trial takes: 0.25 puts four trials on each. Ignored on the CPU."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
+    precision: Precision = "auto"
+    """Numbers that networks calculate with, trained or sampled: bf16, fp16 or fp32; auto is bf16 on a GPU, fp32 elsewhere."""
     proxy_steps: Annotated[int, Field(ge=1)] | None = None
     """Training steps an expert in a trial. None: one for every 22 of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
@@ -231,7 +234,8 @@ class SearchSettings(Settings):
             data=_absolute(self.data) if self.data else config.data,
             image=image,
             evaluation=evaluation,
-            training={"seed": self.seed},
+            training={"seed": self.seed, "precision": self.precision},
+            sampling={"precision": self.precision},
         )
 
     def trunk_steps_of(self, config: Config) -> int:
@@ -281,6 +285,7 @@ class SearchSettings(Settings):
         return {
             "preset": self.preset_name,
             "image_size": self.full_config().image.size,
+            "precision": self.precision,
             "proxy_steps": self.steps_of_a_proxy(self.full_config()),
             "trunk_share": self.trunk_share,
             "set_alpha_to_one": self.full_config().sampling.set_alpha_to_one,

@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from meme.errors import UserError, in_one_line
-from meme.files import write_text
+from meme.files import remove_abandoned, write_text
 
 JOURNAL = "study.journal"
 DATABASE = "study.database.json"
@@ -126,8 +126,7 @@ def mend(place: Place) -> str | None:
     That is the lock of the journal, a last line that is not whole, and files half written beside the one they were to replace.
     ``UserError`` where a line is damaged that others follow: a kill does not do that.
     """
-    for partial in place.folder.rglob(".*.part"):
-        partial.unlink(missing_ok=True)
+    remove_abandoned(place.folder.rglob(".*.part"))  # others may be writing into a bank in this folder
     Path(f"{place.journal}.lock").unlink(missing_ok=True)
     if not place.journal.exists():
         return None

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
 import optuna
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from meme.errors import UserError
+from meme.folder_lock import FolderLock
 from meme_nas.storage import JOURNAL, NAME, Place, mend, place_of, readable
 from meme_nas.trial import CONFIRMATION, FINALIST, PROBABILITIES, Outcome
 from meme_nas.trial_log import TrialLog, TrialRecord, record_of
@@ -19,8 +19,9 @@ TRIALS = "trials"
 # Kinds of trials, and where these leave their files.
 APART = {kind: kind for kind in ("audit", PROBABILITIES, CONFIRMATION)} | {FINALIST: "finalists"}
 LEAST_FOR_IMPORTANCE = 10  # scored trials
+LOCK = ".lock"
 # What was in force in studies from before it could be chosen.
-UNRECORDED = {"rungs": 1, "trunk_share": 0.0, "set_alpha_to_one": False}
+UNRECORDED = {"rungs": 1, "trunk_share": 0.0, "set_alpha_to_one": False, "precision": "auto"}
 EXPERT_OBJECTIVES = ("loss", "macs")
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -38,7 +39,7 @@ class Study:
     ):
         """``storage`` is the URL of a database for the record; None: where it lies, a new one in a journal in ``folder``."""
         self.folder = folder
-        self._lock: filelock.BaseFileLock | None = _claim(folder)
+        self._lock: FolderLock | None = _claim(folder)
         try:
             place = place_of(folder, storage)
             self.mended = mend(place)
@@ -209,14 +210,10 @@ def _load(place: Place) -> optuna.Study | None:
         return optuna.load_study(study_name=place.name, storage=storage) if place.name in names else None
 
 
-def _claim(folder: Path) -> filelock.FileLock:
+def _claim(folder: Path) -> FolderLock:
     """Make sure that ``folder`` can be written and that no other process searches in it."""
+    refusal = f"study: another search is running in {folder} ({{holder}}); give another --study or wait for it"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise UserError(f"study: another search is running in {folder}; give another --study or wait for it") from None
+        return FolderLock(folder / LOCK, refusal)
     except OSError as error:
         raise UserError(f"study: {folder} can't be written ({error.strerror}); give another --study") from None
-    return lock

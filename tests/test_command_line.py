@@ -124,7 +124,7 @@ def one_object(capsys):
 def test_every_verb_for_scripts_prints_one_json_document(config, capsys):
     folder = config.with_suffix("")
     main(["train", str(config), "--json"])
-    assert one_object(capsys) == {"folder": str(folder), "experts": 4, "steps": 2}
+    assert one_object(capsys) == {"folder": str(folder), "experts": 4, "steps": 2, "skipped": 0}
     main(["sample", str(folder), "--count", "4", "--json"])
     assert one_object(capsys) == {"samples": 4, "seed": 0, "path": str(folder / "samples.png")}
     main(["evaluate", str(folder), "--metrics", "fid", "--seeds", "2", "--json"])

@@ -128,6 +128,23 @@ def test_inception_score_is_its_formula_in_every_split():
     np.testing.assert_allclose(inception_scores(probabilities), expected)
 
 
+def test_splits_of_so_many_images_are_those_of_adms_evaluator():
+    probabilities = torch.randn(103, 7, generator=torch.Generator().manual_seed(0)).mul(3).softmax(dim=1).numpy()
+
+    def of_adm(preds, split_size):  # after its formula: splits from the first image on, the last one shorter
+        scores = []
+        for first in range(0, len(preds), split_size):
+            part = preds[first : first + split_size].astype(np.float64)
+            kl = part * (np.log(part) - np.log(part.mean(axis=0, keepdims=True)))
+            scores.append(np.exp(kl.sum(axis=1).mean()))
+        return scores
+
+    found = inception_scores(probabilities, split_images=50)
+    assert len(found) == 3
+    np.testing.assert_allclose(found, of_adm(probabilities, 50))
+    assert len(inception_scores(probabilities, split_images=5_000)) == 1
+
+
 def test_inception_score_lies_between_one_and_the_number_of_classes():
     assert inception_scores(np.full((50, 4), 0.25, np.float32)) == pytest.approx([1.0] * 10)
     certain_and_even = np.eye(5, dtype=np.float32)[np.arange(100) % 5]

@@ -34,7 +34,16 @@ def ids(config: Config) -> tuple[str, list[tuple[str, str]]]:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_ids_are_what_they_were(name):
-    assert ids(preset(name)) == GOLDEN[name]
+    assert ids(preset(name).with_(training={"flip": False})) == GOLDEN[name]  # as all presets were before images could be flipped
+
+
+def test_flips_make_another_training_of_the_same_architecture():
+    (before, trainings), (after, flipped) = (
+        ids(preset("celeba64-meme").with_(training={"flip": each})) for each in (False, True)
+    )
+    assert before != after
+    assert [architecture for architecture, _ in trainings] == [architecture for architecture, _ in flipped]
+    assert all(one != other for (_, one), (_, other) in zip(trainings, flipped, strict=True))
 
 
 # Number of tensors, digest of their names and shapes in order, and a sum over the weights in which each tensor counts otherwise.

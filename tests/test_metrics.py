@@ -248,3 +248,16 @@ def test_the_protocol_names_what_a_score_depends_on(digits, random, monkeypatch)
         "inception score over 10 splits"
     )
     assert "\n" not in line
+    as_adm = protocol(digits, random, 50_000, ("inception_score",), inception_split=5_000)
+    assert as_adm.endswith("inception score over splits of 5,000 images")
+
+
+def test_the_splits_asked_for_are_those_of_the_score(digits, classifier):
+    pixels = torch.tensor(digits.pixels[:40])
+    asked, tenths = (
+        measure(batches(pixels), digits, classifier, ("inception_score",), inception_split=split)["inception_score"]
+        for split in (40, None)
+    )
+    whole = inception_scores(classifier.views(pixels).known_probabilities.cpu().numpy(), split_images=40)
+    assert asked.value == pytest.approx(whole[0]) and asked.spread == 0.0
+    assert tenths.value != asked.value

@@ -1,6 +1,8 @@
 """Experts that start from a published U-Net compute what it computes; an iU-Net takes what fits; nothing is unpickled."""
 
 import pickle
+import re
+import shutil
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from meme.errors import UserError
 from meme.pipeline import open_reference, train
 from meme.presets import preset
 from meme.takeover import read_weights, start_from, take_over
-from meme.trainer import starting_expert
+from meme.trainer import load_expert, starting_expert, training_id
 
 WIDTH, GROUPS, HEAD = 16, 2, 8
 UNCONDITIONAL = {"multipliers": (1, 2), "depth": 2, "attention_downsamples": (1, 2)}
@@ -107,9 +109,93 @@ def test_training_starts_there_and_is_another_training(tmp_path, capsys):
         train(plain, open_reference(plain), folder=tmp_path / "plain")
 
 
+# Experts of this program
+
+BRIEF = preset("digits-meme").with_(training={"steps": 1, "batch_size": 4, "warmup_steps": 0})
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder trained by this program."""
+    folder = tmp_path_factory.mktemp("own")
+    train(BRIEF, open_reference(BRIEF), folder=folder)
+    return folder
+
+
+def started_from(path, config=BRIEF):
+    return config.with_(training={"initial_weights": str(path), "seed": 7})
+
+
+def test_a_folder_of_our_experts_starts_each_from_its_namesake(own):
+    config = started_from(own)
+    for number in (1, 4):
+        ours, started = load_expert(BRIEF, number, own), starting_expert(config, number)
+        assert all(map(torch.equal, ours.state_dict().values(), started.state_dict().values()))
+
+
+def test_one_of_our_experts_gives_others_what_has_its_shapes(own):
+    config = started_from(own / "expert-2.safetensors")
+    ours, started, fresh = load_expert(BRIEF, 2, own), starting_expert(config, 4), starting_expert(BRIEF, 4)
+    taken = take_over(BRIEF.network, fresh, own / "expert-2.safetensors")
+    assert 0 < len(taken.tensors) < taken.total_tensors
+    assert torch.equal(started.conv_in.weight, ours.conv_in.weight)
+    assert not torch.equal(started.conv_in.weight, fresh.conv_in.weight)
+
+
+def test_the_command_says_what_each_expert_takes_of_ours(own, tmp_path, capsys):
+    BRIEF.save(tmp_path / "new.yaml")
+    main(["train", str(tmp_path / "new.yaml"), "--init-from", str(own / "expert-1.safetensors")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "from expert-1.safetensors, expert 1 takes 122 of 122 tensors" in said
+    assert re.search(r"expert 4 takes \d+ of 118 tensors, [\d,]+ of [\d,]+ parameters; \d+ start fresh", said)
+    main(["train", str(tmp_path / "new.yaml"), "--init-from", str(own), "--out", str(tmp_path / "other")])
+    assert "start fresh" not in capsys.readouterr().out
+
+
+def test_a_folder_without_the_expert_is_refused(own, tmp_path):
+    with pytest.raises(UserError, match=r"initial_weights: .* holds no expert-1\.safetensors"):
+        starting_expert(started_from(tmp_path), 1)
+
+
+# Which weights they are is known by their content
+
+
+def test_the_same_weights_elsewhere_are_the_same_training(own, tmp_path):
+    data = open_reference(BRIEF)
+    copy = tmp_path / "copy.safetensors"
+    shutil.copyfile(own / "expert-1.safetensors", copy)
+    one, other = (started_from(path) for path in (own / "expert-1.safetensors", copy))
+    assert training_id(one, 1, data) == training_id(other, 1, data) != training_id(BRIEF, 1, data)
+    train(one, data, folder=tmp_path / "trained")
+    train(other, data, folder=tmp_path / "trained", on_progress=lambda progress: pytest.fail("trained again"))
+
+
+def test_other_weights_under_the_same_path_are_another_training(own, tmp_path):
+    data, path = open_reference(BRIEF), tmp_path / "weights.safetensors"
+    shutil.copyfile(own / "expert-1.safetensors", path)
+    before = training_id(started_from(path), 1, data)
+    train(started_from(path), data, folder=tmp_path / "trained")
+    kept = Config.load(tmp_path / "trained" / "config.yaml")
+    shutil.copyfile(own / "expert-2.safetensors", path)
+    assert training_id(started_from(path), 1, data) != before
+    with pytest.raises(UserError, match="initial_weights: .* holds other weights than training.initial_digest says"):
+        starting_expert(kept, 1)
+    with pytest.raises(UserError, match="holds other weights|holds a training with other settings"):
+        train(started_from(path), data, folder=tmp_path / "trained")
+
+
+def test_a_finished_training_is_known_when_its_initial_weights_are_gone(own, tmp_path):
+    data, path = open_reference(BRIEF), tmp_path / "weights.safetensors"
+    shutil.copyfile(own / "expert-1.safetensors", path)
+    train(started_from(path), data, folder=tmp_path / "trained")
+    path.unlink()
+    again = Config.load(tmp_path / "trained" / "config.yaml")
+    train(again, data, folder=tmp_path / "trained", on_progress=lambda progress: pytest.fail("trained again"))
+
+
 def test_ids_and_files_of_other_trainings_are_as_they_were():
     config = preset("digits-meme")
-    assert "initial_weights" not in config.to_yaml()
+    assert "initial_weights" not in config.to_yaml() and "initial_digest" not in config.to_yaml()
     assert config.architecture_id == "a1f46bdf5a1a"  # of the release before there were initial weights
 
 

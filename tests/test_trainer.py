@@ -17,10 +17,10 @@ from meme import trainer
 from meme.checkpoint import load_tensors, read_header, save_tensors
 from meme.config import Config
 from meme.data import batch_indices, open_images
-from meme.errors import UserError
+from meme.errors import TrainingDiverged, UserError
 from meme.presets import preset
 from meme.termination import terminated_by_sigterm
-from meme.trainer import Training, TrainingDiverged, expert_file, learning_rate, load_expert, train_expert
+from meme.trainer import Training, expert_file, learning_rate, load_expert, train_expert
 
 SMALL = preset("digits-meme").with_(
     network={"channels": 8, "head_channels": 4},
@@ -108,7 +108,7 @@ def test_the_first_losses_are_the_ones_known(train):
 
 
 def test_a_diverging_training_is_stopped_and_leaves_nothing(train, tmp_path):
-    with pytest.raises(TrainingDiverged, match=r"expert 1: loss is (nan|inf) at step 2"):
+    with pytest.raises(TrainingDiverged, match=r"expert 1: loss is (nan|inf) at step 6, with 5 steps in a row"):
         train(SMALL.with_(training={"learning_rate": 1e30, "warmup_steps": 0}))
     assert list(tmp_path.iterdir()) == []
 
@@ -326,11 +326,14 @@ def test_an_interrupted_training_ends_as_an_unbroken_one(stops, dropout, train, 
     assert is_average_of(train(config)[0], unbroken(config))
 
 
-def test_a_continued_training_begins_where_it_stopped_and_leaves_the_finished_expert_only(train, tmp_path):
+FINISHED = ["expert-1.safetensors", "expert-1.training.safetensors"]  # the expert, and the state that more steps go on from
+
+
+def test_a_continued_training_begins_where_it_stopped_and_leaves_the_finished_expert_and_its_state(train, tmp_path):
     train(stop_at=4)
     assert os.listdir(tmp_path) == ["expert-1.training.safetensors"]
     assert steps_of(train()[1]) == [6, 8]
-    assert os.listdir(tmp_path) == ["expert-1.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == FINISHED
 
 
 def test_a_training_killed_between_reports_continues_from_its_timed_checkpoint(train, unbroken, images, tmp_path):
@@ -393,11 +396,18 @@ def test_what_a_killed_process_left_half_written_goes_with_the_end_and_nothing_e
     for name in (*left, *others):
         (tmp_path / name).touch()
     train()
-    assert {path.name for path in tmp_path.iterdir()} == {"expert-1.safetensors", *others}
+    assert {path.name for path in tmp_path.iterdir()} == {*FINISHED, *others}
 
 
 def test_more_steps_continue_an_unfinished_training(train, unbroken):
     train(BRIEF.with_(training={"steps": 5}), stop_at=4)
+    expert, reports = train()
+    assert steps_of(reports) == [6, 8]
+    assert is_average_of(expert, unbroken(SMALL))
+
+
+def test_more_steps_continue_a_finished_training(train, unbroken):
+    train(SMALL.with_(training={"steps": 5}))
     expert, reports = train()
     assert steps_of(reports) == [6, 8]
     assert is_average_of(expert, unbroken(SMALL))
@@ -419,7 +429,7 @@ def test_a_finished_expert_is_returned_without_training(train, tmp_path):
     found, reports = train()
     assert reports == []
     assert same_experts(found, expert) and not found.training
-    assert os.listdir(tmp_path) == ["expert-1.safetensors"]
+    assert sorted(os.listdir(tmp_path)) == FINISHED
 
 
 @pytest.mark.parametrize("sections", [{"name": "x"}, {"data": "x"}, {"sampling": {"steps": 4}}, {"evaluation": {"samples": 3}}])
@@ -520,7 +530,7 @@ DAMAGES = {
 @pytest.mark.parametrize("stop_at", [2, None], ids=["unfinished", "finished"])
 def test_a_damaged_checkpoint_is_a_user_error(damage, stop_at, train, tmp_path):
     train(BRIEF, stop_at=stop_at)
-    (path,) = tmp_path.iterdir()
+    path = sorted(tmp_path.iterdir())[0]
     DAMAGES[damage](path)
     with pytest.raises(UserError, match="not a readable checkpoint of this program"):
         train(BRIEF)
@@ -543,7 +553,7 @@ TAMPERED = {
 @pytest.mark.parametrize("stop_at", [2, None], ids=["unfinished", "finished"])
 def test_tensors_that_are_not_what_the_header_claims_are_a_user_error(tampered, stop_at, train, tmp_path):
     train(SMALL, stop_at=stop_at)
-    (path,) = tmp_path.iterdir()
+    path = sorted(tmp_path.iterdir())[0]
     save_tensors(path, TAMPERED[tampered](load_tensors(path)), read_header(path))
     with pytest.raises(UserError, match="not a readable checkpoint of this program"):
         train(SMALL)

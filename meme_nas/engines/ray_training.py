@@ -26,11 +26,12 @@ from ray.train.torch import TorchTrainer
 from meme.config import Config
 from meme.data import TrainingData
 from meme.ensemble import Ensemble
-from meme.errors import UserError, in_one_line
+from meme.errors import TrainingDiverged, UserError, in_one_line
 from meme.files import write_text
 from meme.pipeline import OnMessage, claim_folder, load_ensemble, open_reference, training_data, with_scale
 from meme.sharding import WHOLE, Shard
-from meme.trainer import TRUNK, OnProgress, Progress, TrainingDiverged, train_expert, train_trunk
+from meme.takeover import identified
+from meme.trainer import TRUNK, OnProgress, Progress, train_expert, train_trunk
 from meme_nas.engines.ray import LOOPBACK, start
 from meme_nas.engines.ray_cluster import check_shared, join
 
@@ -71,12 +72,13 @@ class RayTraining:
     ) -> Ensemble:
         """Raises as ``meme.pipeline.train``, and ``UserError`` where there is no room for one expert."""
         Shard(0, self.workers_per_expert).check(config.training.batch_size)
-        claim_folder(folder, with_scale(config, data))
-        self._connect(folder)
-        try:
-            self._train(folder.absolute(), with_scale(config, data), on_progress)
-        finally:
-            ray.shutdown()
+        config = identified(with_scale(config, data))
+        with claim_folder(folder, config):
+            self._connect(folder)
+            try:
+                self._train(folder.absolute(), config, on_progress)
+            finally:
+                ray.shutdown()
         return load_ensemble(folder, device)
 
     def _connect(self, folder: Path) -> None:
