@@ -1,8 +1,9 @@
 """Where cached files live, and how a file appears whole or not at all."""
 
 import errno
-import glob
+import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,12 +11,39 @@ from pathlib import Path
 
 import platformdirs
 
+from meme.errors import UserError
+
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a disk that is full
+CACHE_VARIABLE, INCEPTION_VARIABLE = "MEME_CACHE", "MEME_INCEPTION"
+NO_FILE = "off"  # what MEME_INCEPTION may be beside a path
 
 
 def cache_folder() -> Path:
-    """``$MEME_CACHE``, else the user's cache folder for this program."""
-    return Path(os.environ.get("MEME_CACHE") or platformdirs.user_cache_dir("meme-nas"))
+    """``$MEME_CACHE``, else the user's cache folder for this program; ``UserError`` where there is neither."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return expanded(named)
+    try:
+        folder = Path(platformdirs.user_cache_dir("meme-nas"))
+    except RuntimeError:  # no HOME, and a user that the system does not know, as in containers
+        folder = Path()
+    if not folder.is_absolute():
+        raise UserError("MEME_CACHE: this user has no home folder; name a folder in MEME_CACHE, or one in HOME")
+    return folder
+
+
+def expanded(path: str | Path) -> Path:
+    """``path`` with ``~`` as the home folder; ``UserError`` where there is none. Shells leave ``--study=~/x`` as it is."""
+    found = os.path.expanduser(path)
+    if found.partition(os.sep)[0] == "~":
+        raise UserError(f"{path}: this user has no home folder; write the path without ~, or name a folder in HOME")
+    return Path(found)
+
+
+def settle_paths() -> None:
+    """Make the paths in our environment variables absolute, for the workers of this process: they may run elsewhere."""
+    for name in (CACHE_VARIABLE, INCEPTION_VARIABLE):
+        if (value := os.environ.get(name)) and value != NO_FILE:
+            os.environ[name] = os.path.abspath(expanded(value))
 
 
 @contextmanager
@@ -23,30 +51,71 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on leaving without an error it is synced and renamed over ``path``, and
     the folder synced: after a power cut there is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    partial = Path(name)
+    with _locked(path.parent, fcntl.LOCK_SH):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.chmod(partial, 0o666 & ~_umask())
+            partial.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path, names: str) -> None:
+    """Remove what processes that were killed while they wrote left in ``folder``, of files whose names match ``names``.
+
+    Nothing is removed while any process writes there: it has a lock on the folder, which the system frees when it is killed.
+    """
+    ours = re.compile(rf"\.(?:{names})\.[a-z0-9_]{{8}}\.part")
+    with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours_alone:
+        for partial in folder.glob(".*.part") if is_ours_alone else ():
+            if ours.fullmatch(partial.name) and not partial.is_symlink():
+                partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[bool]:
+    """Hold a lock of the operating system on ``folder``; yields whether it was to be had. Not every file system has locks."""
+    handle = -1
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
     try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
-        partial.replace(path)
-        _sync_folder(path.parent)
+        yield handle >= 0 and _takes_lock(handle, how)
     finally:
-        partial.unlink(missing_ok=True)
+        if handle >= 0:
+            os.close(handle)
 
 
-def remove_partials(path: Path) -> None:
-    """Remove what processes that were killed while they wrote ``path`` left beside it. None may be writing it now."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        partial.unlink(missing_ok=True)
+def _takes_lock(handle: int, how: int) -> bool:
+    try:
+        fcntl.flock(handle, how)
+    except OSError:
+        return False
+    return True
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` and a file in it that is at once removed; ``UserError`` where that is not allowed, before hours of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written ({error.strerror})") from None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the new one, never half of it."""
+    """Write ``text`` so that a reader sees the old file or the new one, never half of it.
+
+    Names of files that are not UTF-8 may stand in it; their odd bytes are written as escapes.
+    """
     with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _sync_folder(folder: Path) -> None:

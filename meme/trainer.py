@@ -32,7 +32,7 @@ REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names, as is "step", its count of steps
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(UserError):
     """The loss is no longer a finite number."""
 
 
@@ -77,8 +77,7 @@ def train_expert(
     if shard.is_first:
         save_expert(training.averaged.module, config, number, data, finished)
         state.unlink(missing_ok=True)
-        remove_partials(state)
-        remove_partials(finished)
+        remove_partials(folder, rf"expert-{number}\.(training\.)?safetensors")
     return training.averaged.module.eval()
 
 
@@ -138,7 +137,8 @@ def _run(training: "Training", on_progress: OnProgress, checkpoint: Path | None,
         if training.step % REPORT_EVERY == 0 or training.step == settings.steps:
             mean = shard.mean(losses) / (training.step - reported)
             if not math.isfinite(mean):
-                raise TrainingDiverged(f"expert {training.number}: loss is {mean} at step {training.step}")
+                rate = f"training.learning_rate {settings.learning_rate:g}"
+                raise TrainingDiverged(f"expert {training.number}: loss is {mean} at step {training.step}; lower {rate}")
             losses.zero_()
             reported = training.step
             if shard.is_first:
