@@ -24,6 +24,10 @@ def _is_none(value: Any) -> bool:
     return value is None
 
 
+def _is_off(value: Any) -> bool:
+    return not value
+
+
 class FirstStageConfig(Settings):
     """The autoencoder between images and the latents that are denoised (Rombach et al. 2022)."""
 
@@ -110,6 +114,8 @@ class Config(Settings):
     name: str
     data: str = "digits"
     """``digits``, or the path of a folder or zip of images."""
+    follow_links: Annotated[bool, Field(exclude_if=_is_off)] = False
+    """Follow links that lead out of the folder of images, and linked folders."""
     image: ImageConfig
     first_stage: FirstStageConfig | None = None
     """Latent diffusion's autoencoder; None: pixels are denoised."""
