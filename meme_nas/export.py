@@ -74,10 +74,11 @@ def export_configs(
 
 
 def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Config:
-    """The trial's config with the training length and the samples of its preset."""
+    """The trial's config with the training length and the samples of its preset, on the data where they lie now."""
     full = settings.full_config()
     steps = round(full.training.steps * trial.config.training.steps / settings.steps_of_a_proxy(full))
-    return trial.config.with_(name=name, training={"steps": steps}, evaluation={"samples": full.evaluation.samples})
+    where = {"data": full.data, "follow_links": full.follow_links}
+    return trial.config.with_(name=name, **where, training={"steps": steps}, evaluation={"samples": full.evaluation.samples})
 
 
 def drop_weights(folder: Path, numbers: Iterable[int]) -> None:
