@@ -1,6 +1,8 @@
 """Search the conv/attention split of every expert of a MEME ensemble: ``python run_search.py --budget 50``."""
 
-from meme.cli import exits_with_a_sentence, read_settings
+import sys
+
+from meme.cli import NOTHING_FOUND, exits_with_a_sentence, read_settings
 from meme.console import as_a_step, emit, printing
 from meme_nas.settings import SearchSettings
 
@@ -8,8 +10,9 @@ from meme_nas.settings import SearchSettings
 GROUPS = {
     "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "rungs", "seed", "retrain", "dry_run"),
     "report": ("watch", "watch_port"),
-    "winner": ("audit_factor", "audit_size", "audit_seeds", "confirm_share", "confirm_seeds"),
-    "trial": ("proxy_steps", "trunk_share", "samples", "features", "inception_weights", "strict", "precision"),
+    "winner": ("audit_factor", "audit_size", "audit_seeds", "p_share", "confirm_share", "confirm_seeds"),
+    "trial": ("proxy_steps", "trunk_share", "samples", "features", "inception_weights", "precision"),
+    "data": ("strict", "follow_links", "fresh"),
     "engine": ("engine", "workers", "cpus_per_trial", "gpus_per_trial", "device", "proposal_lag", "workers_per_expert"),
     "cluster": ("ray_address", "storage", "dashboard_host"),
 }
@@ -28,10 +31,12 @@ def main(arguments: list[str] | None = None) -> None:
                 describe(settings)
                 return
             summary = run(settings)
-            if settings.retrain:
+            if settings.retrain and summary.winner:
                 with as_a_step():
                     retrain_winner(settings)
             emit(as_record(summary))
+            if summary.winner is None:
+                sys.exit(NOTHING_FOUND)
 
 
 if __name__ == "__main__":

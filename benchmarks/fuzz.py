@@ -1,6 +1,6 @@
 """Feed broken and hostile files to everything that reads what a user brings or shares.
 
-    python benchmarks/fuzz.py [--inputs 10000] [--readers config checkpoint bank images] [--seed 0]
+    python benchmarks/fuzz.py [--inputs 10000] [--readers config checkpoint bank images exif listings environments] [--seed 0]
 
 ``inputs`` files for each reader. A reader must take a file, pass it over, or refuse it by a UserError of one printable line;
 anything else that comes out, and any file that takes longer than ``SLOW_SECONDS``, is an error. The last line is one JSON object
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,16 +24,34 @@ from pathlib import Path
 
 import hypothesis
 import numpy as np
-from hostile import CONFIGS, FOLDERS, ZIPS, Files, bank_files, checkpoints
+from hostile import (
+    CONFIGS,
+    ENVIRONMENTS,
+    EXIF_SEGMENTS,
+    FOLDERS,
+    LISTINGS,
+    VARIABLES,
+    ZIPS,
+    Files,
+    bank_files,
+    checkpoints,
+    jpeg_with_exif,
+)
 from hypothesis import strategies as st
 
+from meme.cli import with_homes
 from meme.config import Config
 from meme.data import open_images
-from meme.errors import UserError
+from meme.errors import UserError, shell_command
+from meme.features.inception import find_inception
+from meme.files import cache_folder, settle_paths
+from meme.image_decoding import decode_image
 from meme.presets import preset
 from meme.trainer import Training, _holds, load_expert, train_expert
 from meme.validation import Part, hold_out
 from meme_nas.bank import ExpertBank
+from meme_nas.placement import check_engine
+from meme_nas.settings import SearchSettings
 
 SLOW_SECONDS = 10.0
 ROUND = 1_000  # inputs of one hypothesis run; each has its own seed
@@ -154,7 +173,86 @@ def _put(root: Path, name: str, content: bytes) -> None:
         return
 
 
-READERS: dict[str, Reader] = {"config": configs, "checkpoint": expert_files, "bank": bank, "images": images}
+def exif(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], None]]:
+    """A whole JPEG with any EXIF: it must be read, in one of the eight ways that an orientation can turn it."""
+    upright = decode_image(jpeg_with_exif(b""), 8, 1)[0][0]
+    turns = {np.rot90(each, turn).tobytes() for each in (upright, upright.T) for turn in range(4)}
+
+    def read(segment: bytes) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, as where images are opened
+            pixels, _ = decode_image(jpeg_with_exif(segment), 8, 1)
+        if pixels[0].tobytes() not in turns:
+            raise AssertionError("an image is not what its EXIF makes of it")
+
+    return EXIF_SEGMENTS, read
+
+
+def listings(folder: Path) -> tuple[st.SearchStrategy, Callable[[tuple], None]]:
+    """``open_images`` on folders of odd names, links and files of other programs."""
+    source, outside = folder / "images", folder / "outside"
+    _put(outside, "a.png", jpeg_with_exif(b""))
+
+    def read(content: tuple[dict[str, bytes | str], bool]) -> None:
+        files, follow_links = content
+        shutil.rmtree(source, ignore_errors=True)
+        source.mkdir()
+        for name, file in files.items():
+            if isinstance(file, bytes):
+                _put(source, name, file)
+            elif file not in ("/", "/proc/self/fd") or not follow_links:  # all of the machine is not what is tried here
+                _link(source, name, file)
+        said: list[str] = []
+        open_images(source, size=8, channels=3, follow_links=follow_links, on_message=said.append)
+        if not all(line.isprintable() for line in said):
+            raise AssertionError("a message of more than one printable line")
+
+    return LISTINGS, read
+
+
+def _link(root: Path, name: str, target: str) -> None:
+    path = root / name.lstrip("/").replace("..", "_").replace("\0", "")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
+    except (OSError, ValueError):
+        return
+
+
+def environments(folder: Path) -> tuple[st.SearchStrategy, Callable[[tuple], None]]:
+    """What every command makes of its environment and of paths among its words, before it does anything."""
+
+    def read(content: tuple[dict[str, str], list[str]]) -> None:
+        variables, words = content
+        kept = dict(os.environ)
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+        try:
+            os.environ.update({"MEME_INCEPTION": "off"} | {name: value for name, value in variables.items() if value})
+            settle_paths()
+            if not cache_folder().is_absolute():
+                raise AssertionError("a cache that lies elsewhere for a worker")
+            find_inception(None)
+            check_engine(SearchSettings())
+            if not shell_command(with_homes(words)).isprintable():
+                raise AssertionError("a command that is no printable line")
+        finally:
+            os.environ.clear()
+            os.environ.update(kept)
+
+    return ENVIRONMENTS, read
+
+
+READERS: dict[str, Reader] = {
+    "config": configs,
+    "checkpoint": expert_files,
+    "bank": bank,
+    "images": images,
+    "exif": exif,
+    "listings": listings,
+    "environments": environments,
+}
+NEVER_REFUSED = {"exif"}
 
 
 def fuzz(reader: str, inputs: int, seed: int = 0) -> Tally:

@@ -352,6 +352,61 @@ IMAGE_FILES = st.one_of(
 )
 FOLDERS = st.dictionaries(NAMES, IMAGE_FILES, max_size=3)
 
+# EXIF: whatever stands beside an image's pixels, which are whole
+
+ENTRY = st.builds(
+    lambda tag, kind, count, value: struct.pack("<HHI", tag, kind, count) + value,
+    st.sampled_from([0x112, 0x112, 0x10F, 0x11A, 0x11B, 0x128, 0x132, 0x8769, 0x8825, 0xA005, 0x9000, 0x927C, 0x2BC])
+    | st.integers(0, 65535),
+    st.integers(0, 14),
+    st.sampled_from([0, 1, 1, 1, 2, 3, 4, 5, 1000, 2**32 - 1]),
+    st.binary(min_size=4, max_size=4) | st.integers(0, 9).map(lambda value: struct.pack("<HH", value, 0)),
+)
+EXIF_BODIES = st.builds(
+    lambda entries, after: b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4) + after,
+    st.lists(ENTRY, max_size=6),
+    st.binary(max_size=40),
+)
+EXIF_SEGMENTS = st.one_of(EXIF_BODIES, damaged(EXIF_BODIES), BYTES).map(lambda body: b"Exif\0\0" + body)
+
+
+@cache
+def _plain_jpeg() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (10, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def jpeg_with_exif(segment: bytes) -> bytes:
+    """A whole JPEG of 8 x 10 pixels with this APP1 segment."""
+    plain = _plain_jpeg()
+    return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
+
+
+# Listings: what other programs leave beside images, and links
+
+ODD_NAMES = st.one_of(
+    NAMES,
+    st.sampled_from(["IMG.HEIC", "a.nef", "a.jxl", "scan.0001", "image", "Thumbs.db", "@eaDir/a.png/T.jpg", "#recycle/a.png"]),
+    st.sampled_from(
+        ["a[/b].jpg", "[red].png", ".movie.mkv.part", "~", "~root/a.png", "caf\udce9.png", "caf\udce9/a.png", "-a.png"]
+    ),
+)
+LINKS = st.sampled_from(["..", ".", "a.png", "/", "/dev/null", "/proc/self/fd", "nowhere", "loop.png", "../outside", "\udcff"])
+LISTINGS = st.tuples(st.dictionaries(ODD_NAMES, IMAGE_FILES | LINKS, max_size=5), st.booleans())
+
+# Environments: values of variables, and words of a command line
+
+ODD_PATHS = st.one_of(
+    st.sampled_from(
+        ["", ".", "cache", "~", "~/x", "~nobody-here/x", "off", "/dev/null", "/proc/x", "a" * 300, "/" + "a" * 90, "caf\udce9"]
+    ),
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20),
+)
+VARIABLES = ("MEME_CACHE", "MEME_INCEPTION", "MEME_INCEPTION_SHA256", "HOME", "TMPDIR", "RAY_TMPDIR", "XDG_CACHE_HOME")
+ENVIRONMENTS = st.tuples(st.dictionaries(st.sampled_from(VARIABLES), ODD_PATHS), st.lists(ODD_PATHS, max_size=4))
+
 
 @st.composite
 def zips(draw: st.DrawFn) -> bytes:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from meme.cli import BY_CONFIG, PARSING, POSITIONAL, check_words, exits_with_a_sentence, hint
+from meme.cli import BY_CONFIG, PARSING, POSITIONAL, check_words, exits_with_a_sentence, hint, with_homes
 from meme.config import Config
 from meme.console import Output, printing
 
@@ -50,6 +50,8 @@ def train(
     precision: Precision = None,
     out: Annotated[Path | None, hint("FOLDER", "(default: the YAML's path without .yaml; of a preset results/NAME-full)")] = None,
     strict: bool = False,
+    follow_links: bool = False,
+    fresh: bool = False,
     tensorboard: bool = False,
     machine: Machine = Machine(),
     output: Output = Output(),  # noqa: B008
@@ -71,6 +73,8 @@ def train(
         precision: numbers that networks calculate with in training; part of what identifies it, as the seed is.
         out: folder for the trained ensemble.
         strict: refuse a data set with unreadable files instead of skipping them.
+        follow_links: follow links that lead out of the folder of images, and linked folders; where they lead is printed.
+        fresh: read the images again, whatever the cache holds.
         tensorboard: leave curves of the losses in the folder's tensorboard, for TensorBoard.
     """
     from meme.commands import train_config
@@ -87,6 +91,8 @@ def train(
             out=out,
             device=machine.device,
             strict=strict,
+            follow_links=follow_links,
+            fresh=fresh,
             tensorboard=tensorboard,
         )
 
@@ -201,6 +207,7 @@ def export(
 
 def data(
     source: Annotated[str, POSITIONAL, hint("PATH")],
+    follow_links: bool = False,
     output: Output = Output(),  # noqa: B008
 ) -> None:
     """Say what a data set holds: images, sizes, modes, classes, unreadable files; and the command to start with.
@@ -210,11 +217,12 @@ def data(
     Args:
         source: a folder or zip of images (a folder for each class, if there are classes), CIFAR-10's binary version, a folder
             written by save_to_disk of Hugging Face datasets, parquet files, or digits.
+        follow_links: follow links that lead out of the folder, and linked folders; where they lead is listed.
     """
     from meme.commands import describe_data
 
     with printing(output):
-        describe_data(source)
+        describe_data(source, follow_links=follow_links)
 
 
 def analyze(
@@ -331,6 +339,7 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line of ``python -m meme``; ``arguments`` None: those of the process."""
     words = sys.argv[1:] if arguments is None else arguments
     with exits_with_a_sentence(Config, resumes=words[:1] != [] and words[0] in RESUMED):
+        words = with_homes(words)
         check_words(VERBS, words)
         tyro.extras.subcommand_cli_from_dict(VERBS, prog="python -m meme", args=words, config=PARSING)
 

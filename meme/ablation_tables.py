@@ -360,14 +360,16 @@ def _pipes(cells: Cells) -> str:
 
 def print_report(report: Report, console: Console) -> None:
     """The report on the terminal."""
-    console.print(f"\n{report.title}", style="bold", markup=False)
-    console.print(report.protocol, markup=False)
+    console.print(f"\n{report.title}", style="bold")
+    console.print(report.protocol)
     for cells in (report.table, report.differences):
         drawn = _drawn(cells)
-        width = Console(width=1000).measure(drawn).maximum  # a narrower terminal wraps lines rather than lose digits
-        Console(width=max(console.width, width), file=console.file, highlight=False).print(drawn)
+        width = (
+            Console(width=1000, markup=False).measure(drawn).maximum
+        )  # a narrower terminal wraps lines rather than lose digits
+        Console(width=max(console.width, width), file=console.file, highlight=False, markup=False, emoji=False).print(drawn)
     for line in (*report.sentences, *report.notes):
-        console.print(f"- {line}", markup=False)
+        console.print(f"- {line}")
 
 
 def _drawn(cells: Cells) -> Table:

@@ -22,7 +22,7 @@ from meme.data import Images, TrainingData
 from meme.ensemble import Ensemble
 from meme.errors import UserError
 from meme.features import FeatureKind, FeatureSpace, choose_features
-from meme.files import write_text
+from meme.files import expanded, write_text
 from meme.pipeline import OnMessage, Score, evaluate, open_reference, pick_device, train, training_data
 from meme.presets import SOFT_PROBABILITIES, experts_of, preset, preset_names
 from meme.trainer import Progress
@@ -262,7 +262,7 @@ class Ablation:
 
 
 def _local(source: str) -> str:
-    return str(Path(source).absolute()) if Path(source).exists() else source
+    return str(expanded(source).absolute()) if expanded(source).exists() else source
 
 
 def _allowed(field: str, value: str, known: tuple[str, ...]) -> None:

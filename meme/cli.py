@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import errno
+import io
 import os
 import re
 import select
@@ -18,12 +20,15 @@ from pydantic.fields import FieldInfo
 from meme.console import Output
 from meme.errors import TrainingDiverged, UserError
 from meme.explanations import explain
-from meme.files import NO_ROOM
+from meme.files import NO_ROOM, expanded, settle_paths
 from meme.termination import terminated_by_sigterm, was_terminated
 
 Settings = TypeVar("Settings", bound=BaseModel)
+NOTHING_FOUND = 1
 UNREAD, WRONG_USE, INTERRUPTED, TERMINATED = 1, 2, 130, 143  # the first as rich has it
 
+# Error numbers of a place that cannot be written: whose fault that is, the user can see.
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _SAYS_NONE = re.compile(r"\s*\bNone: (.+?)\.(?=\s|$)")
 
 PARSING = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
@@ -49,6 +54,7 @@ def read_settings(
     The parser fills plain records, so that it is the model that refuses a value, in its own words. ``groups`` are the titles
     under which the help lists fields, by name; fields in none come last. ``example`` is a whole command, for the help.
     """
+    arguments = with_homes(sys.argv[1:] if arguments is None else arguments)
     check_flags({name: field.annotation for name, field in model.model_fields.items()} | {"output": Output}, arguments)
     known = {name: [field for field in fields if field in model.model_fields] for name, fields in groups.items()}
     grouped = {field for fields in known.values() for field in fields}
@@ -90,6 +96,16 @@ def _metavar(field: FieldInfo) -> str:
     return (get_args(kind)[0] if get_origin(kind) is Annotated else kind).__name__.upper()
 
 
+def with_homes(words: Sequence[str]) -> list[str]:
+    """``words`` of a command line with ``~`` expanded where a value begins with it; shells leave ``--study=~/x`` as it is."""
+    return [_with_home(word) for word in words]
+
+
+def _with_home(word: str) -> str:
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{flag}{equals}{expanded(value)}" if value.startswith("~") else word
+
+
 def check_words(verbs: Mapping[str, Callable[..., None]], words: Sequence[str]) -> None:
     """``UserError`` for a verb, a flag or a choice that there is not, with the nearest one there is."""
     if not words or words[0].startswith("-"):
@@ -99,10 +115,10 @@ def check_words(verbs: Mapping[str, Callable[..., None]], words: Sequence[str]) 
     check_flags(get_type_hints(verbs[words[0]], include_extras=True), words[1:])
 
 
-def check_flags(options: Mapping[str, Any], arguments: Sequence[str] | None) -> None:
+def check_flags(options: Mapping[str, Any], arguments: Sequence[str]) -> None:
     """``UserError`` for a flag that is none of ``options`` (a type for each name), or a value that is none of its choices."""
     choices, flag = _choices(options), ""
-    for word in sys.argv[1:] if arguments is None else arguments:
+    for word in arguments:
         if word.startswith("--") and len(word) > 2:
             flag, _, value = word.partition("=")
             flag = flag.replace("_", "-")
@@ -142,14 +158,15 @@ def _nearest(word: str, allowed: Sequence[str]) -> str:
 
 @contextmanager
 def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> Iterator[None]:
-    """Turn what a user did wrong, or a full disk, into one sentence on standard error and exit status 2; Ctrl-C into status 130,
-    SIGTERM into 143, and a reader that left (``| head``) into 1.
+    """Turn what a user did wrong, or a disk that is full or cannot be written, into one sentence on standard error and exit
+    status 2; Ctrl-C into status 130, SIGTERM into 143, and a reader that left (``| head``) into 1.
 
     ``resumes``: whether the same command goes on where it was, or has to begin anew.
     """
     how = "the same command goes on from here" if resumes else "the same command begins anew"
     try:
         with terminated_by_sigterm(), _interruptions_unwrapped(), _all_printed():
+            settle_paths()
             yield
     except ValidationError as error:
         _exit(explain(error, model))
@@ -158,6 +175,8 @@ def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> It
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_left():
             sys.exit(UNREAD)
+        if error.errno in _NOT_WRITABLE:
+            _exit(f"{error.filename or 'a file of the results'}: {error.strerror}")
         if error.errno not in NO_ROOM:
             raise
         _exit(f"{error.filename or 'a disk'}: {error.strerror}; make room, and {how}")
@@ -183,11 +202,29 @@ def _interruptions_unwrapped() -> Iterator[None]:
 
 @contextmanager
 def _all_printed() -> Iterator[None]:
-    """Print what waits in the buffer, which else only the interpreter's end would do, where nobody takes its errors."""
+    """Print what waits in the buffer, which else only the interpreter's end would do, where nobody takes its errors.
+
+    A character that the output cannot show is printed as its escape. Closed standard streams are opened on nothing, before the
+    first file that would take their place.
+    """
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
         sys.stdout.flush()
+
+
+def _open_closed_streams() -> None:
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free, which is this one
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _reader_left() -> bool:

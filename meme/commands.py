@@ -1,16 +1,18 @@
 """The verbs of ``python -m meme``: each works on a config, or on the folder of a trained ensemble."""
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from meme.ablation_tables import markdown, print_report, report_of
 from meme.ablations import Ablation, Training
@@ -18,15 +20,15 @@ from meme.ablations import run as run_recipe
 from meme.config import Config
 from meme.console import console, emit, remarks
 from meme.cost_table import cost_rows, print_table
-from meme.data import TrainingData
+from meme.data import Images, TrainingData, check_outside
 from meme.ensemble import Ensemble
 from meme.errors import UserError
 from meme.export import EVALUATION, export_diffusers, find_trained
-from meme.features import FeatureKind, choose_features
-from meme.files import write_text
+from meme.features import FeatureKind, FeatureSpace, choose_features
+from meme.files import check_writable, expanded, write_text
 from meme.grids import save_grid
 from meme.loss_curves import LossCurves
-from meme.metrics import NAMES, Metric, offered_metrics, protocol
+from meme.metrics import NAMES, Metric, fewest_images, offered_metrics, protocol, require_images
 from meme.pipeline import Score, draw, evaluate, load_ensemble, open_reference, pick_device, train, training_data, with_scale
 from meme.presets import preset, preset_names
 from meme.settings import Precision
@@ -49,7 +51,13 @@ def with_data(config: Config, data: str | None) -> Config:
     """``config`` on other data: a path is kept absolute, since whoever reads the config may run elsewhere."""
     if data is None:
         return config
-    return config.with_(data=data if data == "digits" else str(Path(data).absolute()))
+    return config.with_(data=data if data == "digits" else str(expanded(data).absolute()))
+
+
+def check_output(config: Config, output: Path, field: str = "out") -> None:
+    """``UserError`` where ``output`` lies inside the folder of the config's images, which it would join."""
+    if config.data and config.data != "digits":
+        check_outside(Path(os.path.realpath(expanded(config.data))), output, field)
 
 
 def with_first_stage(config: Config, source: str | None) -> Config:
@@ -58,7 +66,8 @@ def with_first_stage(config: Config, source: str | None) -> Config:
         return config
     if config.first_stage is None:
         raise UserError(f"first_stage: {config.name} denoises pixels and takes none")
-    found = str(Path(source).absolute()) if Path(source).exists() else source
+    local = expanded(source)
+    found = str(local.absolute()) if local.exists() else source
     return config.with_(first_stage={"source": found})
 
 
@@ -79,23 +88,28 @@ def train_config(
     out: Path | None = None,
     device: str = "auto",
     strict: bool = False,
+    follow_links: bool = False,
+    fresh: bool = False,
     tensorboard: bool = False,
     train: Callable[..., Ensemble] = train,
 ) -> Path:
     """Train every expert of a preset or YAML config; return the folder of the trained ensemble.
 
     Interrupted, the same call goes on where it was; finished, one with more ``steps`` does. The folder is ``out``, else beside
-    the YAML and named like it, else ``results/`` and the preset's name, with ``-full``. ``tensorboard`` leaves curves of the
-    losses in it. ``train`` may be another way to do what ``meme.pipeline.train`` does.
+    the YAML and named like it, else ``results/`` and the preset's name, with ``-full``. With ``fresh`` images are read again,
+    whatever the cache holds, and with ``follow_links`` links out of their folder are followed. ``tensorboard`` leaves curves of
+    the losses in it. ``train`` may be another way to do what ``meme.pipeline.train`` does.
     """
     config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
+    config = config.with_(follow_links=True) if follow_links else config
     config = config.with_(training=_given(steps=steps, precision=precision))
     config = config if trunk_share is None else with_trunk_share(config, trunk_share)
     folder = out or _default_folder(source)
+    check_output(config, folder)
     chosen = pick_device(device)
     if config.training.initial_weights:
-        remarks.print(takeover_summary(config, Path(config.training.initial_weights)), markup=False)
-    images = open_reference(config, strict=strict, on_message=remarks.print)
+        remarks.print(takeover_summary(config, Path(config.training.initial_weights)))
+    images = open_reference(config, strict=strict, fresh=fresh, on_message=remarks.print)
     trained_on = training_data(config, images, chosen, remarks.print)
     _say_where_it_goes_on(folder, config, trained_on)
     with LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
@@ -175,8 +189,10 @@ def sample_folder(
         raise UserError(f"count: must be at least 1, not {count}")
     chosen = pick_device(device)
     ensemble = open_ensemble(folder, chosen, first_stage=first_stage, one_at_a_time=one_at_a_time, precision=precision)
-    images = torch.cat([batch.cpu() for batch in draw(ensemble, count, seed, chosen)])
     path = out or folder / "samples.png"
+    check_output(ensemble.config, path)
+    check_writable(path.parent)  # before the work
+    images = torch.cat([batch.cpu() for batch in draw(ensemble, count, seed, chosen)])
     save_grid(path, images)
     console.print(f"{count} samples: {path}")
     emit({"samples": count, "seed": seed, "path": path})
@@ -210,7 +226,7 @@ def evaluate_folder(
     images = open_reference(config, on_message=remarks.print)
     kind = features or config.evaluation.features
     space = choose_features(kind, images, inception_weights=inception_weights, device=chosen, on_message=remarks.print)
-    metrics = tuple(metrics) or offered_metrics(space)
+    metrics = tuple(metrics) or _fitting_metrics(space, images, config.evaluation.samples)
     scores = [
         evaluate(ensemble, images, space, metrics=metrics, seed=config.evaluation.seed + offset, device=chosen)
         for offset in range(seeds)
@@ -218,10 +234,13 @@ def evaluate_folder(
     scored = protocol(images, space, config.evaluation.samples, metrics, config.evaluation.inception_split)
     how = f"{scored}, {_sampling_protocol(config)}, {seeds} sampling seeds"
     record = _evaluation(scores, metrics, how)
-    write_text(folder / EVALUATION, json.dumps(record, indent=2))
     _print_scores(scores, metrics)
     console.print(f"({how})")
     emit({"folder": folder} | record)
+    try:  # last: scores that were printed are not lost where the folder may only be read
+        write_text(folder / EVALUATION, json.dumps(record, indent=2))
+    except OSError as error:
+        raise UserError(f"{folder / EVALUATION}: the scores above can't be written there ({error.strerror})") from None
     return scores
 
 
@@ -230,6 +249,17 @@ def _sampling_protocol(config: Config) -> str:
     how = [f"{config.sampling.sampler} {config.sampling.steps} steps"]
     how += [config.sampling.precision] if config.sampling.precision != "auto" else []
     return ", ".join([*how, *(["classes in turn"] if config.network.classes else [])])
+
+
+def _fitting_metrics(space: FeatureSpace, images: Images, samples: int) -> tuple[Metric, ...]:
+    """All metrics that the feature space offers and for which there are images enough; the others are named."""
+    offered, count = offered_metrics(space), min(len(images), samples)
+    fitting = tuple(metric for metric in offered if fewest_images(metric) <= count)
+    if few := [metric for metric in offered if metric not in fitting]:
+        remarks.print(f"left out, since {count} images are too few: {', '.join(few)}")
+    if not fitting:
+        require_images(offered, images)
+    return fitting
 
 
 def _evaluation(scores: list[Score], metrics: Sequence[Metric], how: str) -> dict:
@@ -280,12 +310,15 @@ def analyze_sources(
     chosen = pick_device(device)
     loaded = {} if kind == "latents" else _ensembles(sources, chosen)
     config = with_data(next(iter(loaded.values())).config if loaded else _config_of(sources[0]), data)
+    target = out or _analysis_folder(sources[0])
+    check_output(config, target)
+    check_writable(target)  # before the work
     as_they_are = config.with_(training={"flip": False})
     tensors = training_data(as_they_are, open_reference(config, on_message=remarks.print), chosen, remarks.print)
     with _progress() as bar:
         task = bar.add_task(kind, total=None)
         options: dict[str, Any] = {"count": images, "seed": seed}
-        options["on_progress"] = lambda done, total: bar.update(task, completed=done, total=total)
+        options["on_progress"] = partial(_show_progress, bar, task)
         if kind == "latents":
             table = analysis.latents(tensors, config.diffusion, timesteps, device=chosen, **options)
         elif kind == "features":
@@ -293,7 +326,7 @@ def analyze_sources(
         else:
             table = analysis.experts(loaded, tensors, timesteps, **options)
     write = {"latents": figures.write_latents, "features": figures.write_features, "experts": figures.write_experts}
-    paths = write[kind](table, out or _analysis_folder(sources[0]))
+    paths = write[kind](table, target)
     if kind == "experts":
         for name, mean in analysis.expert_distances(table).groupby("ensemble", sort=False)["distance"].mean().items():
             console.print(f"{name}: given the same input, experts lie {mean:.3f} apart in relative log amplitude (ln)")
@@ -356,26 +389,31 @@ def export_folder(folder: Path, *, out: Path | None = None, licence: str = "unkn
     """
     trained = find_trained(folder)
     if trained.remark:
-        remarks.print(trained.remark, markup=False)
+        remarks.print(trained.remark)
     written = export_diffusers(trained, out or folder / "diffusers", licence=licence)
     scored = "with scores" if trained.scores else "without scores: python -m meme evaluate records them"
-    console.print(f"exported {trained.config.name}: {written} (its README.md says how to load it; {scored})", markup=False)
+    console.print(f"exported {trained.config.name}: {written} (its README.md says how to load it; {scored})")
     emit({"folder": written, "ensemble": trained.folder, "name": trained.config.name, "has_scores": bool(trained.scores)})
     return written
 
 
-def describe_data(source: str) -> Survey:
+def describe_data(source: str, *, follow_links: bool = False) -> Survey:
     """Say what the data set at ``source`` holds, and which commands to start with."""
     with _progress() as bar:
         task = bar.add_task("looking at files", total=None)
-        found = survey(source, lambda done, total: bar.update(task, completed=done, total=total))
+        shown = partial(_show_progress, bar, task)
+        found = survey(source, shown, follow_links=follow_links)
     gpu = torch.cuda.is_available()
     for label, text in survey_lines(found, gpu=gpu):
-        console.print(f"{label:<14} {text}", markup=False)
+        console.print(f"{label:<14} {text}")
     unreadable = [{"name": each.name, "reason": each.reason} for each in found.unreadable]
     suggested = {"preset": suggested_preset(found), "commands": suggested_commands(found, gpu=gpu)}
     emit(asdict(found) | {"unreadable": unreadable} | suggested)
     return found
+
+
+def _show_progress(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 def _default_folder(source: str | Path) -> Path:
@@ -388,5 +426,6 @@ def _numbers(config: Config) -> range:
 
 
 def _progress() -> Progress:
-    label, count = TextColumn("{task.description:<24}"), TextColumn("{task.completed}/{task.total}")
+    label = TextColumn("{task.description:<24}", markup=False)
+    count = TextColumn("{task.completed}/{task.total}", markup=False)
     return Progress(label, BarColumn(), count, TimeRemainingColumn(), console=remarks)

@@ -140,6 +140,8 @@ class Config(Settings):
     name: str
     data: str = "digits"
     """``digits``, or the path of a folder or zip of images."""
+    follow_links: Annotated[bool, Field(exclude_if=_is_off)] = False
+    """Follow links that lead out of the folder of images, and linked folders."""
     image: ImageConfig
     first_stage: FirstStageConfig | None = None
     """Latent diffusion's autoencoder; None: pixels are denoised."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-console = Console(highlight=False, soft_wrap=True)
+# Names of files and settings may hold square brackets: nothing that is printed is markup.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 """Results a person reads."""
-remarks = Console(highlight=False, soft_wrap=True)
+remarks = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 """What was noticed on the way, and progress."""
 
 

@@ -73,7 +73,7 @@ def print_table(rows: list[CostRow], console: Console) -> None:
             f"{first.macs_convention / 1e9:.3f}",
             *_beside(first.macs_paper, 1e9, first.macs_difference),
         )
-    Console(width=max(console.width, TABLE_WIDTH), highlight=False).print(table)
+    Console(width=max(console.width, TABLE_WIDTH), highlight=False, markup=False, emoji=False).print(table)
     console.print("MACs G: one image, attention counted. The paper's way: three images, latent diffusion's attention left out.")
     console.print("The paper prints few digits, and nothing for rows whose columns are empty.")
 

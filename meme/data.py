@@ -7,6 +7,7 @@ sources themselves is left to `meme.image_sources`. Shapes: ``N`` images, ``B`` 
 import errno
 import hashlib
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
@@ -22,14 +23,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from meme.errors import UserError, printable
-from meme.files import cache_folder, write_text, written_whole
-from meme.image_decoding import square
-from meme.image_sources import ALLOWED, Layout, Skipped, decode_all, open_layout
+from meme.files import cache_folder, expanded, write_text, written_whole
+from meme.image_decoding import FULL_WHITE, Origin, square
+from meme.image_sources import ALLOWED, Layout, Skipped, decode_all, is_passed_over, open_layout
 from meme.seeding import generator
 
 __all__ = ["Images", "Skipped", "TrainingData", "batch_indices", "open_images"]
 
-_FORMAT = 2  # of the cache and of how pixels are made: raise it when either changes
+_FORMAT = 3  # of the cache and of how pixels are made: raise it when either changes
 _NAMED = 5  # skipped files named in a message
 
 
@@ -66,7 +67,8 @@ class Images:
     content_id: str  # 16 hex digits of a SHA-256: the same images, labels and classes have the same id wherever they lie
     skipped: tuple[Skipped, ...]  # files that could not be read
     source_side: int | None = None  # median of the shorter sides in pixels, before anything was resized
-    colour_share: float | None = None  # of the source's images, those stored in colour
+    colour_share: float | None = None  # of the source's images, those with a pixel in colour
+    white: int = FULL_WHITE  # value of white in the source's grey images of more than 8 bits
 
     @property
     def known_labels(self) -> np.ndarray:
@@ -98,6 +100,8 @@ def open_images(
     size: int,
     channels: int,
     strict: bool = False,
+    follow_links: bool = False,
+    fresh: bool = False,
     on_message: Callable[[str], None] = _silent,
 ) -> Images:
     """Read a data set as ``size`` x ``size`` images with 1 (grey) or 3 (RGB) channels.
@@ -107,8 +111,9 @@ def open_images(
     (see `meme.hf_datasets`). Where every image lies in a sub-folder, the first level of
     sub-folders names the classes, after folders common to all are stripped. A folder called digits is "./digits".
 
-    Decoded images are kept under the cache folder, so that opening again is quick; a changed file is noticed.
-    Unreadable files are skipped with one line to ``on_message``, or refused if ``strict``.
+    Decoded images are kept under the cache folder, so that opening again is quick; a changed file is noticed, and with
+    ``fresh`` all files are read again. Unreadable files are skipped with one line to ``on_message``, or refused if ``strict``.
+    Links that lead out of a folder are followed if ``follow_links``, with one line that names where they lead.
 
     Raises UserError naming the field, if the source cannot be read or holds no readable image.
     """
@@ -119,11 +124,24 @@ def open_images(
     if source == "digits":
         return _digits(size, channels)
     path = existing(source)
-    with open_layout(path) as layout:
+    check_outside(path, cache_folder(), "MEME_CACHE")
+    with open_layout(path, follow_links=follow_links) as layout:
         entry = cache_folder() / "data" / _key(path, layout, size, channels)
+        if fresh:
+            shutil.rmtree(entry, ignore_errors=True)
         images = _cached(path, entry, layout, size, channels)
-        _report(images.skipped, len(layout.members) + len(layout.skipped), strict, on_message)
+        _report(images, layout, strict, on_message)
     return images
+
+
+def check_outside(data: Path, output: Path, field: str) -> None:
+    """``UserError`` where ``output``, named by ``field``, lies inside the folder ``data``: what is written would join the images.
+
+    A hidden folder inside ``data`` is allowed, since hidden files are passed over.
+    """
+    where = Path(os.path.realpath(output))
+    if data.is_dir() and where.is_relative_to(data) and not is_passed_over(where.relative_to(data).as_posix()):
+        raise UserError(f"{field}: {where} lies inside the data {data}, whose images it would join; name a folder outside")
 
 
 def batch_indices(count: int, batch: int, seed: int, step: int) -> np.ndarray:
@@ -162,22 +180,32 @@ def existing(source: str | Path) -> Path:
     if not str(source).strip():
         raise UserError(f"data: is empty; {ALLOWED}")
     try:
-        return Path(source).expanduser().resolve(strict=True)
+        return expanded(source).resolve(strict=True)
     except FileNotFoundError as error:
         raise UserError(f"data: {shown} does not exist; {ALLOWED}") from error
     except (OSError, ValueError, RuntimeError) as error:  # no permission, a NUL in the name, a loop of links
         raise UserError(f"data: {shown} cannot be opened ({printable(str(error))}); {ALLOWED}") from error
 
 
-def _report(skipped: Sequence[Skipped], total: int, strict: bool, on_message: Callable[[str], None]) -> None:
+def _report(images: Images, layout: Layout, strict: bool, on_message: Callable[[str], None]) -> None:
+    if layout.linked:
+        on_message(f"links lead out of {images.name} to {_first_few(layout.linked)}")
+    if images.white != FULL_WHITE:
+        on_message(
+            f"the 16-bit grey images of {images.name} use {images.white.bit_length()} bits: {images.white:,} is taken as white"
+        )
+    skipped, total = images.skipped, len(layout.members) + len(layout.skipped)
     if not skipped:
         return
-    named = ", ".join(f"{each.name} ({each.reason})" for each in skipped[:_NAMED])
-    more = f", and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+    named = _first_few([f"{each.name} ({each.reason})" for each in skipped])
     count = f"{len(skipped)} of {total} files could not be read"
     if strict:
-        raise UserError(f"data: {count}, and strict allows none: {named}{more}")
-    on_message(f"{count} and were skipped: {named}{more}")
+        raise UserError(f"data: {count}, and strict allows none: {named}")
+    on_message(f"{count} and were skipped: {named}")
+
+
+def _first_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f", and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _content_id(shape: Sequence[int], digest: bytes, labels: np.ndarray | None, classes: Sequence[str]) -> str:
@@ -237,7 +265,7 @@ def _read_entry(entry: Path, name: str, shape: tuple[int, int, int]) -> Images |
         labels = np.load(entry / "labels.npy", allow_pickle=False) if classes else None
         skipped = tuple(Skipped(*each) for each in facts["skipped"])
         identity = facts["content_id"]
-        origin = {key: facts[key] for key in ("source_side", "colour_share")}
+        origin = {key: facts[key] for key in ("source_side", "colour_share", "white")}
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
     if (pixels.shape, pixels.dtype) != ((count, *shape), np.uint8):
@@ -248,11 +276,49 @@ def _read_entry(entry: Path, name: str, shape: tuple[int, int, int]) -> Images |
 
 
 def _build(folder: Path, path: Path, layout: Layout, shape: tuple[int, int, int]) -> None:
-    """Decode ``layout`` into ``folder``; pixels go straight to disk, as they may be more than memory holds."""
+    """Decode ``layout`` into ``folder``: a second time where its grey images of 16 bits turn out to use only some of them."""
+    found = _decoded(folder, layout, shape, FULL_WHITE)
+    if not len(found.labels):
+        first = found.skipped[0]
+        bad = f"none of {len(found.skipped)} files in {printable(str(path))} could be read: {first.name} ({first.reason})"
+        raise UserError(f"data: {bad}; {ALLOWED}")
+    white = _white(max(origin.peak for origin in found.origins))
+    if white != FULL_WHITE:
+        found = _decoded(folder, layout, shape, white)
+    with written_whole(folder / "labels.npy") as partial, partial.open("wb") as file:
+        np.save(file, found.labels, allow_pickle=False)
+    labels = found.labels if layout.classes else None
+    facts = {
+        "count": len(found.labels),
+        "content_id": _content_id((len(found.labels), *shape), found.digest, labels, layout.classes),
+        "classes": layout.classes,
+        "skipped": found.skipped,
+        "source_side": int(np.median([origin.side for origin in found.origins])),
+        "colour_share": float(np.mean([origin.in_colour for origin in found.origins])),
+        "white": white,
+    }
+    write_text(folder / "entry.json", json.dumps(facts))
+
+
+def _white(peak: int) -> int:
+    """Value of white in 16-bit grey images whose largest value is ``peak``: of as many bits as it takes."""
+    return FULL_WHITE if peak == 0 else 2 ** max(8, peak.bit_length()) - 1
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    labels: np.ndarray  # int64 (N,)
+    digest: bytes  # SHA-256 of the pixels
+    skipped: list[Skipped]
+    origins: list[Origin]  # of each file
+
+
+def _decoded(folder: Path, layout: Layout, shape: tuple[int, int, int], white: int) -> _Decoded:
+    """What ``layout`` holds; its pixels go straight to ``folder``, as they may be more than memory holds."""
     digest, labels, skipped, origins = hashlib.sha256(), [np.empty(0, np.int64)], list(layout.skipped), []
     with written_whole(folder / "pixels.npy") as partial, partial.open("wb") as file:
         _write_header(file, (0, *shape))
-        for result in decode_all(layout, size=shape[-1], channels=shape[0]):
+        for result in decode_all(layout, size=shape[-1], channels=shape[0], white=white):
             if isinstance(result, Skipped):
                 skipped.append(result)
                 continue
@@ -264,21 +330,7 @@ def _build(folder: Path, path: Path, layout: Layout, shape: tuple[int, int, int]
         targets = np.concatenate(labels)
         file.seek(0)
         _write_header(file, (len(targets), *shape))
-    if not len(targets):
-        bad = f"{skipped[0].name} ({skipped[0].reason})"
-        raise UserError(f"data: none of {len(skipped)} files in {printable(str(path))} could be read: {bad}; {ALLOWED}")
-    with written_whole(folder / "labels.npy") as partial, partial.open("wb") as file:
-        np.save(file, targets, allow_pickle=False)
-    identity = _content_id((len(targets), *shape), digest.digest(), targets if layout.classes else None, layout.classes)
-    facts = {
-        "count": len(targets),
-        "content_id": identity,
-        "classes": layout.classes,
-        "skipped": skipped,
-        "source_side": int(np.median([origin.side for origin in origins])),
-        "colour_share": float(np.mean([origin.in_colour for origin in origins])),
-    }
-    write_text(folder / "entry.json", json.dumps(facts))
+    return _Decoded(targets, digest.digest(), skipped, origins)
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:

@@ -1,11 +1,26 @@
 """The exceptions that a user reads, and text that is fit to print."""
 
+import os
+import shlex
+from collections.abc import Sequence
+
 MOST_QUOTED = 200  # characters
 
 
 def printable(text: str) -> str:
     """``text`` with newlines, control characters and undecodable bytes escaped, so that a name cannot forge a line."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def shell_command(words: Sequence[str]) -> str:
+    """``words`` as a command that a shell takes as it is printed, whatever bytes are in the names of files."""
+    return " ".join(shlex.quote(word) if word.isprintable() else _in_escapes(word) for word in words)
+
+
+def _in_escapes(word: str) -> str:
+    """As ``$'...'``, which bash and zsh read."""
+    plain = {byte: chr(byte) for byte in range(32, 127)} | {ord("'"): "\\'", ord("\\"): "\\\\"}
+    return "$'" + "".join(plain.get(byte, f"\\x{byte:02x}") for byte in os.fsencode(word)) + "'"
 
 
 def in_one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from meme.autoencoder import open_first_stage
 from meme.config import Config
-from meme.errors import UserError
+from meme.errors import UserError, shell_command
 from meme.files import write_text
 from meme.model_card import model_card
 from meme.sampler import build_scheduler
@@ -136,7 +136,8 @@ def _winning_trial(study: Path) -> Trained:
             remark = f"the study's winner, not trained in full yet: {steps}"
             found.append(Trained(path.parent, config, _evaluation(path.parent) or _trial_scores(path.parent), remark))
     if not found:
-        raise UserError(f"folder: no weights of the winner in {study}; train it: python -m meme train {study / 'winner.yaml'}")
+        command = shell_command(["python", "-m", "meme", "train", str(study / "winner.yaml")])
+        raise UserError(f"folder: no weights of the winner in {study}; train it: {command}")
     return max(found, key=lambda trained: trained.config.training.steps)
 
 

@@ -1,8 +1,8 @@
 """Where cached files live, and how a file appears whole or not at all."""
 
 import errno
-import glob
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import platformdirs
+
+from meme.errors import UserError
 
 try:
     import fcntl
@@ -19,11 +21,36 @@ except ImportError:  # Windows
 NEW_SECONDS = 5.0  # a half-written file that is still empty may have been made just now, and not yet been locked
 UNLOCKABLE_SECONDS = 3_600.0  # age from which one is taken for abandoned where the file system has no locks
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a disk that is full
+CACHE_VARIABLE, INCEPTION_VARIABLE = "MEME_CACHE", "MEME_INCEPTION"
+NO_FILE = "off"  # what MEME_INCEPTION may be beside a path
 
 
 def cache_folder() -> Path:
-    """``$MEME_CACHE``, else the user's cache folder for this program."""
-    return Path(os.environ.get("MEME_CACHE") or platformdirs.user_cache_dir("meme-nas"))
+    """``$MEME_CACHE``, else the user's cache folder for this program; ``UserError`` where there is neither."""
+    if named := os.environ.get(CACHE_VARIABLE):
+        return expanded(named)
+    try:
+        folder = Path(platformdirs.user_cache_dir("meme-nas"))
+    except RuntimeError:  # no HOME, and a user that the system does not know, as in containers
+        folder = Path()
+    if not folder.is_absolute():
+        raise UserError("MEME_CACHE: this user has no home folder; name a folder in MEME_CACHE, or one in HOME")
+    return folder
+
+
+def expanded(path: str | Path) -> Path:
+    """``path`` with ``~`` as the home folder; ``UserError`` where there is none. Shells leave ``--study=~/x`` as it is."""
+    found = os.path.expanduser(path)
+    if found.partition(os.sep)[0] == "~":
+        raise UserError(f"{path}: this user has no home folder; write the path without ~, or name a folder in HOME")
+    return Path(found)
+
+
+def settle_paths() -> None:
+    """Make the paths in our environment variables absolute, for the workers of this process: they may run elsewhere."""
+    for name in (CACHE_VARIABLE, INCEPTION_VARIABLE):
+        if (value := os.environ.get(name)) and value != NO_FILE:
+            os.environ[name] = os.path.abspath(expanded(value))
 
 
 @contextmanager
@@ -47,9 +74,14 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def remove_partials(path: Path) -> None:
-    """Remove what processes that were killed while they wrote ``path`` left beside it."""
-    remove_abandoned(path.parent.glob(f".{glob.escape(path.name)}.*.part"), new_seconds=0.0)
+def remove_partials(folder: Path, names: str, new_seconds: float = NEW_SECONDS) -> None:
+    """Remove what processes that were killed while they wrote left in ``folder``, of files whose names match ``names``.
+
+    ``names`` is a regular expression. Files of others stay, as do those that a process is writing.
+    """
+    ours = re.compile(rf"\.(?:{names})\.[a-z0-9_]{{8}}\.part")
+    found = (path for path in folder.glob(".*.part") if ours.fullmatch(path.name) and not path.is_symlink())
+    remove_abandoned(found, new_seconds)
 
 
 def remove_abandoned(partials: Iterable[Path], new_seconds: float = NEW_SECONDS) -> None:
@@ -82,10 +114,23 @@ def _lock(handle: int) -> bool | None:
     return True
 
 
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` and a file in it that is at once removed; ``UserError`` where that is not allowed, before hours of work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: can't be written ({error.strerror})") from None
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the new one, never half of it."""
+    """Write ``text`` so that a reader sees the old file or the new one, never half of it.
+
+    Names of files that are not UTF-8 may stand in it; their odd bytes are written as escapes.
+    """
     with written_whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -7,12 +7,12 @@ nearly any exception, as Pillow's readers do on damaged bytes; `why_unreadable` 
 import io
 import os
 import threading
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
 LARGE_PIXELS = 8_000_000  # images beyond it are not decoded side by side: a gigabyte each, out of 100 kB, adds up over threads
@@ -22,7 +22,35 @@ CIFAR_SHAPE = (3, 32, 32)
 # EPS would run a stranger's program in Ghostscript; the others are no pictures, or have no decoder in Pillow.
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "FITS", "GRIB", "HDF5", "IPTC", "MPEG"}
 
-GREY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+FULL_WHITE = 65_535  # of 16-bit grey pixels, unless the data set uses only some of their bits
+GREY_TOLERANCE = 4  # of 255: by so much the channels of a grey image differ after a lossy format
+HEAD_BYTES = 16  # of a file, which tell its format
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_RAW = "a camera's raw format, which is not read: export it as PNG or JPEG"
+_CONVERT = "which is not read: convert it to PNG or JPEG"
+_HEIF = "which needs the package pillow-heif: pip install 'meme-nas[heif]'"
+# Extensions of pictures that Pillow does not decode by itself, with what to do about them.
+_FOREIGN = {
+    **dict.fromkeys((".heic", ".heif", ".heics", ".heifs", ".hif"), f"HEIC, {_HEIF}"),
+    **dict.fromkeys((".avif", ".avifs"), f"AVIF, {_CONVERT}"),  # a Pillow without libavif
+    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"), _RAW),
+    ".jxl": f"JPEG XL, {_CONVERT}",
+    ".exr": f"OpenEXR, {_CONVERT}",
+    ".hdr": f"Radiance HDR, {_CONVERT}",
+    ".svg": f"SVG, {_CONVERT}",
+    ".xcf": f"GIMP's format, {_CONVERT}",
+}
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
+_BRANDS = {b"heic": ".heic", b"heix": ".heic", b"mif1": ".heic", b"msf1": ".heic", b"hevc": ".heic", b"avif": ".avif"}
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -36,6 +64,26 @@ def is_image_name(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in _extensions()
 
 
+def has_extension(name: str) -> bool:
+    """Whether the name says what kind of file it is. A number at its end, as in scan.0001, does not."""
+    return os.path.splitext(name)[1].strip(".0123456789") != ""
+
+
+def why_foreign(name: str) -> str | None:
+    """Why a picture with this extension cannot be read here, and what to do; None for other files."""
+    end = os.path.splitext(name)[1].lower()
+    return None if end in _extensions() else _FOREIGN.get(end)
+
+
+def extension_of(head: bytes) -> str | None:
+    """The extension that fits a picture which begins with ``head``, HEAD_BYTES long; None where it is no picture."""
+    if head[4:8] == b"ftyp":
+        return _BRANDS.get(head[8:12])
+    is_bitmap = head[:2] == b"BM" and head[6:10] == bytes(4)
+    is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return ".png" if is_bitmap or is_webp or head.startswith(_MAGIC) else None
+
+
 class Origin(NamedTuple):
     """What an image was before it was converted."""
 
@@ -43,24 +91,31 @@ class Origin(NamedTuple):
     height: int
     mode: str
     """Pillow's."""
+    in_colour: bool
+    """Whether any pixel is; a grey image may be stored as RGB."""
+    peak: int = 0
+    """Largest value of grey pixels of more than 8 bits; 0 for other images."""
 
     @property
     def side(self) -> int:
         """Pixels of the shorter side."""
         return min(self.width, self.height)
 
-    @property
-    def in_colour(self) -> bool:
-        return self.mode not in GREY_MODES
 
+def decode_image(contents: bytes, size: int, channels: int, white: int = FULL_WHITE) -> tuple[np.ndarray, Origin]:
+    """An image file as uint8 (C, size, size), of an animation its first frame; and what it was.
 
-def decode_image(contents: bytes, size: int, channels: int) -> tuple[np.ndarray, Origin]:
-    """An image file as uint8 (C, size, size), of an animation its first frame; and what it was."""
+    ``white`` is the value of white in grey pixels of more than 8 bits.
+    """
     with Image.open(io.BytesIO(contents), formats=_formats()) as image:
         if image.width * image.height > MAX_PIXELS:  # known from the header: nothing is decoded yet
             raise UnreadableError(f"more than {MAX_PIXELS // 10**6} megapixels")
         with _ONE_AT_A_TIME if image.width * image.height > LARGE_PIXELS else nullcontext():
-            return square(image, size, channels), Origin(*image.size, image.mode)
+            turned = _upright(image)
+            plain = _opaque(turned, white)
+            peak = int(np.asarray(turned).max()) if _is_wide(turned) else 0
+            origin = Origin(*turned.size, image.mode, plain.mode == "RGB" and _has_colour(plain), peak)
+            return _cropped(plain, size, channels), origin
 
 
 def decode_cifar(contents: bytes, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +142,11 @@ def square(image: Image.Image, size: int, channels: int) -> np.ndarray:
     The centre square is cut out and resized (bicubic) in one go: the same as resizing the shorter side and cropping,
     without ever making a giant of a long thin strip.
     """
-    image = _in_colours(ImageOps.exif_transpose(image), "L" if channels == 1 else "RGB")
+    return _cropped(_opaque(_upright(image), FULL_WHITE), size, channels)
+
+
+def _cropped(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    image = image.convert("L" if channels == 1 else "RGB")
     width, height = image.size
     if (width, height) != (size, size):
         side = min(width, height)
@@ -112,29 +171,71 @@ def why_unreadable(error: Exception) -> str:
     return f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}"
 
 
-def _in_colours(image: Image.Image, mode: str) -> Image.Image:
-    """``image`` in mode "L" or "RGB", transparent parts composited on white."""
+def _upright(image: Image.Image) -> Image.Image:
+    """``image`` turned as its EXIF orientation says. Whatever else is in EXIF is not read, as cameras write odd things there."""
+    image.load()
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow's reader raises nearly anything on EXIF that is damaged, beside pixels that are not
+        return 1
+    if isinstance(found, tuple) and found:
+        found = found[0]
+    return found if isinstance(found, int) else 1
+
+
+def _opaque(image: Image.Image, white: int) -> Image.Image:
+    """``image`` in mode "1", "L" or "RGB", transparent parts composited on white."""
     if image.mode == "F":
         raise UnreadableError("floating-point pixels, whose white is not defined")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        image = _eight_bits(image)
+    if _is_wide(image):
+        image = _eight_bits(image, white)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if mode == "L" and image.mode not in ("1", "L"):
-        image = image.convert("RGB")  # not every mode can become grey directly
-    return image.convert(mode)
+    return image if image.mode in ("1", "L") else image.convert("RGB")  # not every mode can become grey directly
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grey image, which Pillow opens as "I;16" or "I", scaled to "L"; `convert` would clip all above 255."""
-    wide = np.asarray(image).astype(np.float64).clip(0, 65535)
-    return Image.fromarray(np.rint(wide / 257).astype(np.uint8))
+def _is_wide(image: Image.Image) -> bool:
+    """Whether it is grey in more than 8 bits."""
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _eight_bits(image: Image.Image, white: int) -> Image.Image:
+    """A 16-bit grey image, which Pillow opens as "I;16" or "I", scaled to "L" or "LA"; `convert` would clip all above 255."""
+    wide = np.asarray(image).astype(np.float64)
+    if wide.min() < 0 or wide.max() > FULL_WHITE:
+        raise UnreadableError(f"32-bit pixels outside 0 to {FULL_WHITE:,}, whose white is not defined")
+    grey = np.rint(wide.clip(0, white) / (white / 255)).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return Image.fromarray(grey)
+    return Image.fromarray(np.stack([grey, np.where(wide == transparent, 0, 255).astype(np.uint8)], axis=-1))
+
+
+def _has_colour(image: Image.Image) -> bool:
+    """Whether the channels of an RGB image differ anywhere. Most photos show it when they are small."""
+    small = image.reduce(8) if min(image.size) >= 64 else image
+    return _channels_differ(small) or (small is not image and _channels_differ(image))
+
+
+def _channels_differ(image: Image.Image) -> bool:
+    red, green, blue = image.split()
+    pairs = ((red, green), (green, blue), (blue, red))
+    return any(np.asarray(ImageChops.difference(*pair)).max() > GREY_TOLERANCE for pair in pairs)
 
 
 @cache
 def _extensions() -> dict[str, str]:
     """Extension (".png") to format ("PNG"); this also registers Pillow's readers, before threads could race to it."""
+    with suppress(ImportError):  # an extra: meme-nas[heif]
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
     known = Image.registered_extensions()
     return {end: name for end, name in known.items() if name in Image.OPEN and name not in _REFUSED_FORMATS}
 

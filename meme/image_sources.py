@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +23,16 @@ from meme.hf_datasets import is_dataset, open_rows
 from meme.image_decoding import (
     CIFAR_CLASSES,
     CIFAR_SHAPE,
+    FULL_WHITE,
+    HEAD_BYTES,
     Origin,
     UnreadableError,
     decode_cifar,
     decode_image,
+    extension_of,
+    has_extension,
     is_image_name,
+    why_foreign,
     why_unreadable,
 )
 
@@ -42,7 +47,13 @@ _CIFAR_BATCH = re.compile(r"data_batch_\d+\.bin")
 _CIFAR_PICKLE = re.compile(r"data_batch_\d+")
 _CIFAR_NAMES = "batches.meta.txt"
 _CIFAR_NAMES_BYTES = 10_000
-_HIDDEN = re.compile(r"(^|/)(__MACOSX(/|$)|\.(?!\.?(/|$)))")  # .git, ._photo.jpg; "." and ".." are not
+# Folders that systems and network drives leave among pictures: thumbnails, bins and snapshots, none of them the user's.
+_LEFT_BY_OTHERS = (
+    r"__MACOSX|@eaDir|@Recycle|@Recently-Snapshot|@SynoResource|#recycle|#snapshot|\$RECYCLE\.BIN|RECYCLER"
+    r"|System Volume Information|lost\+found|Network Trash Folder|Temporary Items|TheVolumeSettingsFolder"
+)
+# Those, and hidden files as .git and ._photo.jpg; "." and ".." are not.
+_HIDDEN = re.compile(rf"(^|/)((?i:{_LEFT_BY_OTHERS})(/|$)|\.(?!\.?(/|$)))")
 # Below this mean size, threads only contend for Python's lock: 5,000 CIFAR JPEGs take 0.7 s in one, 1.4 s in two.
 _THREADS_FROM_BYTES = 8 * 2**10
 _WINDOW = 128  # files decoded ahead of the reader, so that memory stays bounded
@@ -61,7 +72,7 @@ class Member:
 
     name: str  # path inside the source, "/" between the parts
     size: int  # bytes
-    stamp: str  # changes when the contents do: the file's mtime in ns, or the zip's date and CRC
+    stamp: str  # changes when the contents do: the file's times in ns and inode, or the zip's date and CRC
     read: Callable[[], bytes]
 
 
@@ -73,6 +84,7 @@ class Layout:
     skipped: tuple[Skipped, ...]  # refused before being opened
     classes: tuple[str, ...]  # class names, label 0 first; empty without labels
     labels: dict[str, int] | None  # an image's label by its name; None for CIFAR-10's batches, which hold their own
+    linked: tuple[str, ...] = ()  # folders outside the source that its links lead to, where they are followed
 
 
 class Block(NamedTuple):
@@ -84,16 +96,19 @@ class Block(NamedTuple):
 
 
 @contextmanager
-def open_layout(path: Path) -> Iterator[Layout]:
+def open_layout(path: Path, *, follow_links: bool = False) -> Iterator[Layout]:
     """The layout of a folder, zip or dataset of Hugging Face; its members can be read until the context ends.
 
-    Hidden files and macOS's ``__MACOSX`` are passed over. Raises UserError if ``path`` is neither, or holds no image.
+    Hidden files, and folders that systems leave among pictures, are passed over. Links that lead out of a folder, and linked
+    folders, are refused one by one unless ``follow_links``. Raises UserError if ``path`` is neither, or holds no image.
     """
     shown = printable(str(path))
     if path.is_dir():
-        listed = list(_list_folder(path))
-        has_images = any(is_image_name(each.name) for each in listed)
-        yield _layout(listed, shown) if has_images or not is_dataset(path) else _dataset_layout(path, shown)
+        walk = _Walk(path, follow_links)
+        listed = list(walk.files())
+        has_images = any(is_image_name(each.name) or _is_image(each) for each in listed)
+        layout = _layout(listed, shown) if has_images or not is_dataset(path) else _dataset_layout(path, shown)
+        yield replace(layout, linked=tuple(sorted(walk.linked)))
         return
     if is_dataset(path):
         yield _dataset_layout(path, shown)
@@ -109,13 +124,14 @@ def open_layout(path: Path) -> Iterator[Layout]:
         yield _layout(list(_list_zip(archive)), shown)
 
 
-def decode_all(layout: Layout, size: int, channels: int) -> Iterator[Block | Skipped]:
+def decode_all(layout: Layout, size: int, channels: int, white: int = FULL_WHITE) -> Iterator[Block | Skipped]:
     """Every member of ``layout`` in order, as ``size`` x ``size`` images with 1 (grey) or 3 (RGB) channels.
 
-    Raises UserError where the machine, not the file, is at fault: permission, a failing disk, a file that vanished.
+    ``white`` is the value of white in grey pixels of more than 8 bits. Raises UserError where the machine, not the file, is at
+    fault: permission, a failing disk, a file that vanished.
     """
     members = layout.members
-    decode = partial(_decode_or_skip, labels=layout.labels, size=size, channels=channels)
+    decode = partial(_decode_or_skip, labels=layout.labels, size=size, channels=channels, white=white)
     threaded = sum(member.size for member in members) >= _THREADS_FROM_BYTES * len(members)
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files; what matters is an error, or checked here
@@ -124,10 +140,10 @@ def decode_all(layout: Layout, size: int, channels: int) -> Iterator[Block | Ski
             yield from pool.map(decode, window) if threaded else map(decode, window)
 
 
-def _decode_or_skip(member: Member, labels: dict[str, int] | None, size: int, channels: int) -> Block | Skipped:
+def _decode_or_skip(member: Member, labels: dict[str, int] | None, size: int, channels: int, white: int) -> Block | Skipped:
     name = printable(member.name)
     try:
-        return _decode(member, labels, size, channels)
+        return _decode(member, labels, size, channels, white)
     except MemoryError:
         raise
     except Exception as error:  # Pillow's and zipfile's readers raise nearly anything on damaged bytes
@@ -137,54 +153,121 @@ def _decode_or_skip(member: Member, labels: dict[str, int] | None, size: int, ch
         return Skipped(name, printable(why_unreadable(error)))
 
 
-def _decode(member: Member, labels: dict[str, int] | None, size: int, channels: int) -> Block:
+def _decode(member: Member, labels: dict[str, int] | None, size: int, channels: int, white: int) -> Block:
     if member.size > MAX_FILE_BYTES:
         raise UnreadableError(f"larger than {MAX_FILE_BYTES // 2**20} MiB")
     if member.size == 0:
         raise UnreadableError("empty")
     contents = member.read()
     if labels is None:
-        return Block(*decode_cifar(contents, size, channels), Origin(*CIFAR_SHAPE[1:], "RGB"))
-    pixels, origin = decode_image(contents, size, channels)
+        return Block(*decode_cifar(contents, size, channels), Origin(*CIFAR_SHAPE[1:], "RGB", in_colour=True))
+    pixels, origin = decode_image(contents, size, channels, white)
     return Block(pixels[None], np.array([labels.get(member.name, 0)], np.int64), origin)
 
 
-def _list_folder(root: Path) -> Iterator[Member | Skipped]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"data: cannot list {printable(str(error.filename))}: {error.strerror}") from error
+class _Walk:
+    """The files of a folder, and where its links lead."""
 
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
-        inside = Path(folder).relative_to(root)
-        for name in subfolders:
-            if os.path.islink(os.path.join(folder, name)) and not _HIDDEN.search(name):
-                yield Skipped(printable((inside / name).as_posix()), "a linked folder, which is not followed")
-        for name in files:
-            relative = (inside / name).as_posix()
-            if _is_wanted(relative):
-                yield _folder_file(root, Path(folder, name), relative)
+    def __init__(self, root: Path, follow_links: bool):
+        self._root, self._follow_links = root, follow_links
+        self._seen: set[str] = set()  # real paths of folders, as links may lead in a circle
+        self.linked: set[str] = set()
+        """Folders outside the root that links lead to, fit to print; empty where links are not followed."""
+
+    def files(self) -> Iterator[Member | Skipped]:
+        for folder, subfolders, files in os.walk(self._root, onerror=_refuse, followlinks=self._follow_links):
+            inside = Path(folder).relative_to(self._root)
+            self._seen.add(os.path.realpath(folder))
+            for name in list(subfolders):
+                relative = (inside / name).as_posix()
+                if _HIDDEN.search(relative):
+                    subfolders.remove(name)
+                elif os.path.islink(os.path.join(folder, name)) and (reason := self._why_not(os.path.join(folder, name))):
+                    subfolders.remove(name)
+                    yield Skipped(printable(relative), reason)
+            for name in files:
+                if found := self._file(Path(folder, name), (inside / name).as_posix()):
+                    yield found
+
+    def _why_not(self, folder: str) -> str | None:
+        """Why a linked folder is not entered; None where it is."""
+        if not self._follow_links:
+            return "a linked folder, which only --follow-links enters"
+        target = os.path.realpath(folder)
+        if target in self._seen:
+            return "a linked folder that was listed before"
+        self._note(target)
+        return None
+
+    def _note(self, target: str) -> None:
+        if not Path(target).is_relative_to(self._root):
+            self.linked.add(printable(target))
+
+    def _file(self, path: Path, name: str) -> Member | Skipped | None:
+        """One file as a member of the source, or why it is none; None for what is no picture."""
+        if _HIDDEN.search(name):
+            return None
+        if reason := why_foreign(name):
+            return Skipped(printable(name), reason)
+        if _is_named_image(name):
+            return self._checked(path, name)
+        if has_extension(name):
+            return None
+        found = self._checked(path, name)
+        return _by_content(found, partial(_head, path)) if isinstance(found, Member) else None
+
+    def _checked(self, path: Path, name: str) -> Member | Skipped:
+        if path.is_symlink() and not (target := Path(os.path.realpath(path))).is_relative_to(self._root):
+            if not self._follow_links:
+                return Skipped(printable(name), "a link out of the folder, which only --follow-links follows")
+            self._note(str(target.parent))
+        try:
+            facts = path.stat()
+        except OSError:
+            return Skipped(printable(name), "a broken link")
+        if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
+            return Skipped(printable(name), "not a regular file")
+        # Programs set a file's time to what they like; its inode, and when that was changed, they do not.
+        stamp = f"{facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
+        return Member(name, facts.st_size, stamp, path.read_bytes)
 
 
-def _folder_file(root: Path, path: Path, name: str) -> Member | Skipped:
-    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
-        return Skipped(printable(name), "a link out of the folder")
+def _refuse(error: OSError) -> None:
+    raise UserError(f"data: cannot list {printable(str(error.filename))}: {error.strerror}") from error
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _by_content(member: Member, head: Callable[[], bytes]) -> Member | Skipped | None:
+    """A file whose name says nothing, if it begins as a picture does; why it is skipped where that kind cannot be read."""
     try:
-        facts = path.stat()
-    except OSError:
-        return Skipped(printable(name), "a broken link")
-    if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
-        return Skipped(printable(name), "not a regular file")
-    return Member(name, facts.st_size, str(facts.st_mtime_ns), path.read_bytes)
+        end = extension_of(head())
+    except Exception:  # of the file system, or a damaged zip: nothing says that it is a picture
+        return None
+    if end is None:
+        return None
+    reason = why_foreign(end)
+    return Skipped(printable(member.name), reason) if reason else member
 
 
 def _list_zip(archive: zipfile.ZipFile) -> Iterator[Member | Skipped]:
     for info in {info.filename: info for info in archive.infolist()}.values():  # of two with one name, the later counts
         name = info.filename.replace("\\", "/")  # some Windows tools write backslashes
-        if name.endswith("/") or not _is_wanted(name):
+        if name.endswith("/") or _HIDDEN.search(name):
             continue
-        if reason := _zip_refusal(info, name):
-            yield Skipped(printable(name), reason)
-        else:
-            yield Member(name, info.file_size, f"{info.date_time} {info.CRC:08x}", partial(_unpacked, archive, info))
+        is_named = _is_named_image(name)
+        if not (is_named or why_foreign(name)) and has_extension(name):
+            continue
+        if reason := _zip_refusal(info, name) or why_foreign(name):
+            if is_named or why_foreign(name):
+                yield Skipped(printable(name), reason)
+            continue
+        member = Member(name, info.file_size, f"{info.date_time} {info.CRC:08x}", partial(_unpacked, archive, info))
+        if found := member if is_named else _by_content(member, partial(_unpacked_head, archive, info)):
+            yield found
 
 
 def _zip_refusal(info: zipfile.ZipInfo, name: str) -> str | None:
@@ -210,18 +293,35 @@ def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         return file.read(info.file_size)
 
 
-def _is_wanted(name: str) -> bool:
-    if _HIDDEN.search(name):
-        return False
+def _unpacked_head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    with archive.open(info) as file:
+        return file.read(HEAD_BYTES)
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a path inside a source is hidden, or in a folder that systems leave among pictures."""
+    return bool(_HIDDEN.search(name))
+
+
+def _is_named_image(name: str) -> bool:
+    """Whether the name is that of an image or of one of CIFAR-10's files."""
+    return is_image_name(name) or _is_cifar(name)
+
+
+def _is_cifar(name: str) -> bool:
     last = name.rpartition("/")[2]
-    return is_image_name(name) or bool(_CIFAR_PICKLE.match(last)) or last == _CIFAR_NAMES
+    return bool(_CIFAR_PICKLE.match(last)) or last == _CIFAR_NAMES
+
+
+def _is_image(found: Member | Skipped) -> bool:
+    return isinstance(found, Member) and (is_image_name(found.name) or not _is_cifar(found.name))
 
 
 def _layout(listed: Sequence[Member | Skipped], shown: str) -> Layout:
     """Images if there are any, else CIFAR-10's batches; ``shown`` is the source's name for messages."""
     members = sorted((each for each in listed if isinstance(each, Member)), key=lambda member: member.name.split("/"))
     skipped = tuple(sorted(each for each in listed if isinstance(each, Skipped)))
-    if images := tuple(member for member in members if is_image_name(member.name)):
+    if images := tuple(member for member in members if _is_image(member)):
         return Layout(images, skipped, *_class_folders([member.name for member in images]))
     batches = {member.name.rpartition("/")[2]: member for member in members}
     if wanted := tuple(member for last, member in batches.items() if _CIFAR_BATCH.fullmatch(last)):

@@ -1,5 +1,6 @@
 """The last two states of a training on disk, so that a bad one never takes the place of the only good one."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,4 +47,4 @@ class KeptStates:
     def remove_previous(self) -> None:
         """Leave the newest state alone: remove the previous one, and what killed processes left half written."""
         self.previous.unlink(missing_ok=True)
-        remove_partials(self.newest)
+        remove_partials(self.newest.parent, re.escape(self.newest.name), new_seconds=0.0)

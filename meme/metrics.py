@@ -43,7 +43,7 @@ NAMES: dict[Metric, str] = {
     "recall": "recall",
 }
 
-_FEWEST = {"precision": NEIGHBOURS + 1, "recall": NEIGHBOURS + 1, "inception_score": 1}  # samples; the others need 2
+_FEWEST = {"precision": NEIGHBOURS + 1, "recall": NEIGHBOURS + 1, "inception_score": 1}  # of each set; the others need 2
 _REFERENCE_PARTS: dict[Metric, Part] = {
     "fid": "pooled",
     "sfid": "spatial",
@@ -66,6 +66,18 @@ def offered_metrics(space: FeatureSpace) -> tuple[Metric, ...]:
     """The metrics this space has the features for, in the order of ``METRICS``."""
     missing = {"sfid": space.spatial_dim is None, "inception_score": space.classes is None}
     return tuple(metric for metric in METRICS if not missing.get(metric))
+
+
+def fewest_images(metric: Metric) -> int:
+    """Images, of the data and drawn, that ``metric`` needs."""
+    return _FEWEST.get(metric, 2)
+
+
+def require_images(metrics: Sequence[Metric], images: Images) -> None:
+    """Raises UserError where the data have fewer images than one of ``metrics`` needs."""
+    for metric in metrics:
+        if len(images) < (fewest := fewest_images(metric)):
+            raise UserError(f"data: {metric} needs at least {fewest} images, and {images.name} has {len(images)}")
 
 
 def require_metrics(metrics: Sequence[str], space: FeatureSpace) -> None:
@@ -106,11 +118,12 @@ def measure(
     Raises UserError for a metric this space does not offer, or that needs more samples than came.
     """
     require_metrics(metrics, space)
+    require_images(metrics, images)
     drawn = _Drawn(metrics)
     for batch in batches:
         drawn.add(space.views(batch) if drawn.needs_views else Views(space(batch), None, None))
     for metric in metrics:
-        if drawn.count < (fewest := _FEWEST.get(metric, 2)):
+        if drawn.count < (fewest := fewest_images(metric)):
             raise UserError(f"samples: {metric} needs at least {fewest}, not {drawn.count}")
     known = reference(images, space, {_REFERENCE_PARTS[metric] for metric in metrics if metric in _REFERENCE_PARTS})
     computed = _computed(drawn, known, space, seed, inception_split)

@@ -23,7 +23,7 @@ from meme.errors import UserError
 from meme.features import FeatureSpace
 from meme.folder_lock import FolderLock
 from meme.latents import Latents, latents_of
-from meme.metrics import Measured, Metric, measure, require_metrics
+from meme.metrics import Measured, Metric, measure, require_images, require_metrics
 from meme.sampler import draw_images, sampling_timesteps
 from meme.takeover import identified
 from meme.trainer import OnProgress, check_expert, load_expert, train_expert, train_trunk
@@ -72,15 +72,27 @@ def pick_device(choice: str) -> torch.device:
     return torch.device(("cuda" if has_gpu else "cpu") if choice == "auto" else choice)
 
 
-def open_reference(config: Config, *, strict: bool = False, on_message: OnMessage = lambda message: None) -> Images:
+def open_reference(
+    config: Config, *, strict: bool = False, fresh: bool = False, on_message: OnMessage = lambda message: None
+) -> Images:
     """The images that ``config.data`` names, in their own pixels; unreadable files are skipped, or refused if ``strict``.
+
+    With ``fresh``, files are read again whatever the cache holds.
 
     ``UserError`` where they do not fit the config: no data, or a class-conditional network and other classes.
     """
     if not config.data:
         raise UserError("data: name a folder or a zip of images, or digits")
     size, channels = config.pixels.size, config.pixels.channels
-    images = open_images(config.data, size=size, channels=channels, strict=strict, on_message=on_message)
+    images = open_images(
+        config.data,
+        size=size,
+        channels=channels,
+        strict=strict,
+        follow_links=config.follow_links,
+        fresh=fresh,
+        on_message=on_message,
+    )
     _check_fit(config, images)
     return images
 
@@ -230,6 +242,7 @@ def evaluate(
     """
     config = ensemble.config
     require_metrics(metrics, space)
+    require_images(metrics, images)
     seed = config.evaluation.seed if seed is None else seed
     begun = time.perf_counter()
     drawn = _Drawn(draw(ensemble, config.evaluation.samples, seed, device) if batches is None else batches)

@@ -1,6 +1,5 @@
 """What a data set holds, seen before anything is trained on it: sizes, modes, classes, what cannot be read, where to start."""
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from meme.data import existing, open_images
-from meme.image_decoding import GREY_MODES
-from meme.image_sources import Skipped, decode_all, open_layout, printable
+from meme.errors import printable, shell_command
+from meme.image_sources import Skipped, decode_all, open_layout
 from meme.pipeline import LARGEST_ENLARGEMENT
 from meme.presets import preset
 
@@ -50,15 +49,18 @@ class Survey:
     longer_side: Spread | None
     modes: dict[str, int]
     """Pillow's modes (RGB, L, RGBA, ...), most frequent first, with counts."""
+    in_colour: int
+    """Readable images with a pixel in colour, however they are stored."""
     classes: dict[str, int]
     """Class names in the order of their labels, with counts of readable images; empty without classes."""
     unreadable: tuple[Skipped, ...]
+    linked: tuple[str, ...] = ()
+    """Folders outside the source that its links lead to, where they are followed."""
 
     @property
     def colour_share(self) -> float:
-        """Of the readable images, those stored in colour."""
-        grey = sum(count for mode, count in self.modes.items() if mode in GREY_MODES)
-        return 1 - grey / self.images if self.images else 0.0
+        """Of the readable images, those in colour."""
+        return self.in_colour / self.images if self.images else 0.0
 
     @property
     def looks_split(self) -> bool:
@@ -66,7 +68,9 @@ class Survey:
         return len(self.classes) > 0 and set(self.classes) <= _SPLITS
 
 
-def survey(source: str, on_progress: Callable[[int, int], None] = lambda done, total: None) -> Survey:
+def survey(
+    source: str, on_progress: Callable[[int, int], None] = lambda done, total: None, *, follow_links: bool = False
+) -> Survey:
     """Decode every file of ``source`` once, as `meme.data.open_images` would, and say what is there. Nothing is kept.
 
     ``on_progress`` is told how many files of how many are done. Raises UserError if the source cannot be read.
@@ -74,10 +78,10 @@ def survey(source: str, on_progress: Callable[[int, int], None] = lambda done, t
     if source == "digits":
         digits = open_images("digits", size=8, channels=1)
         spread, counts = Spread(8, 8, 8), np.bincount(digits.known_labels)
-        return Survey(source, len(digits), spread, spread, {"L": len(digits)}, _counted(digits.classes, counts), ())
-    with open_layout(existing(source)) as layout:
+        return Survey(source, len(digits), spread, spread, {"L": len(digits)}, 0, _counted(digits.classes, counts), ())
+    with open_layout(existing(source), follow_links=follow_links) as layout:
         skipped, modes = list(layout.skipped), Counter[str]()
-        shorter, longer = list[int](), list[int]()
+        shorter, longer, in_colour = list[int](), list[int](), 0
         counts = np.zeros(max(1, len(layout.classes)), np.int64)
         for done, found in enumerate(decode_all(layout, size=_LOOK, channels=3), start=1):
             on_progress(done, len(layout.members))
@@ -85,6 +89,7 @@ def survey(source: str, on_progress: Callable[[int, int], None] = lambda done, t
                 skipped.append(found)
                 continue
             modes[found.origin.mode] += len(found.labels)
+            in_colour += len(found.labels) * found.origin.in_colour
             shorter.append(found.origin.side)
             longer.append(max(found.origin.width, found.origin.height))
             counts += np.bincount(found.labels, minlength=len(counts))
@@ -94,8 +99,10 @@ def survey(source: str, on_progress: Callable[[int, int], None] = lambda done, t
         Spread.of(shorter) if shorter else None,
         Spread.of(longer) if longer else None,
         dict(modes.most_common()),
+        in_colour,
         _counted(layout.classes, counts),
         tuple(skipped),
+        layout.linked,
     )
 
 
@@ -122,7 +129,7 @@ def suggested_commands(found: Survey, *, gpu: bool = True) -> list[str]:
 
     Without a ``gpu`` the search is of the smallest network for colour.
     """
-    name, path = suggested_preset(found), shlex.quote(found.source)
+    name, path = suggested_preset(found), shell_command([found.source])
     if name is None or found.shorter_side is None:
         return []
     if found.source == "digits":
@@ -144,6 +151,8 @@ def survey_lines(found: Survey, *, gpu: bool = True) -> list[tuple[str, str]]:
     if found.shorter_side and found.longer_side:
         lines += [("shorter side", str(found.shorter_side)), ("longer side", str(found.longer_side))]
     lines.append(("modes", _listed(found.modes) or "none"))
+    lines.append(("in colour", f"{found.in_colour:,} of {found.images:,}"))
+    lines += [("links lead to", folder) for folder in found.linked]
     classes = f"{len(found.classes)}: {_listed(found.classes)}" if found.classes else "none (a folder for each class names them)"
     lines.append(("classes", classes))
     if found.looks_split:

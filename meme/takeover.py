@@ -23,6 +23,7 @@ from meme.checkpoint import read_header
 from meme.config import Config, NetworkConfig
 from meme.denoiser import Denoiser, build_expert
 from meme.errors import UserError, in_one_line
+from meme.files import expanded
 from meme.transformer import SpatialTransformer
 
 _PREFIXES = ("", "model.diffusion_model.")
@@ -221,6 +222,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 
     Raises ``UserError`` for a file that is missing, damaged, or holds other objects.
     """
+    path = expanded(path)
     if not path.is_file():
         raise UserError(f"initial_weights: {path} is no file; give a .safetensors, .ckpt, .pt or .pth")
     read: Callable[[Path], Mapping] = load_file if path.suffix == ".safetensors" else _read_pickled

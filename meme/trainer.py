@@ -1,6 +1,7 @@
 """Train one expert: the loop, the averaged weights, checkpoint and resume."""
 
 import itertools
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -147,7 +148,7 @@ def _trained(
         KeptStates(state).keep(training.save)
         save_expert(training.averaged.module, config, number, data, finished)
         KeptStates(state).remove_previous()
-        remove_partials(finished)
+        remove_partials(finished.parent, re.escape(finished.name), new_seconds=0.0)
     return training.averaged.module.eval()
 
 

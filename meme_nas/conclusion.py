@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shlex
 import shutil
 import sys
 import time
@@ -16,6 +15,7 @@ from meme.config import Config
 from meme.console import console, remarks
 from meme.data import Images
 from meme.ensemble import Ensemble
+from meme.errors import shell_command
 from meme.features import FeatureSpace
 from meme.files import written_whole
 from meme.pipeline import pick_device
@@ -58,7 +58,7 @@ def report_before_audit(settings: SearchSettings, search: Strategy, basis: Basis
     summary = so_far(settings, search, facts_of(settings, basis.images, basis.space))
     path = settings.folder / "report.html"
     write_report(replace(summary, portraits=portraits.of(summary.trials, summary.winner)), path)
-    remarks.print(f"the report before the audit: {path}", markup=False)
+    remarks.print(f"the report before the audit: {path}")
 
 
 def conclude(
@@ -153,7 +153,7 @@ def facts_of(settings: SearchSettings, images: Images, space: FeatureSpace) -> d
     used = ("meme-nas", "torch", "numpy", "optuna", "ray", "diffusers", "clean-fid", "ptflops")
     versions = ", ".join(f"{name} {found}" for name in used if (found := _installed(name)))
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shell_command(["python", *sys.argv]),
         "data": f"{images.name}: {len(images)} images, {config.image.channels} x {config.image.size} x {config.image.size}",
         "feature space": space.name,
         "minimised": ", ".join(settings.objectives),
@@ -176,7 +176,7 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
     for finalist in summary.finalists:
         name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
         macs = quantity(finalist.trial.scored.macs)
-        console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}", highlight=False)
+        console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}")
     console.print(f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     if summary.audited:
         console.print(audit_verdict(summary.agreements))
@@ -185,7 +185,9 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
         f"{len(front(summary.trials, settings.objectives))} trials on the Pareto front. Look at {folder / 'report.html'}"
     )
     if not settings.retrain:
-        console.print(f"train the winner in full: python -m meme train {folder / 'winner.yaml'}")
+        console.print(
+            f"train the winner in full: {shell_command(['python', '-m', 'meme', 'train', str(folder / 'winner.yaml')])}"
+        )
 
 
 def _installed(name: str) -> str | None:

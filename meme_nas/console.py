@@ -4,6 +4,7 @@ import time
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from meme_nas.progress import trained_share
 from meme_nas.report_words import duration, quantity
@@ -25,7 +26,7 @@ class SearchDisplay:
 
     def __enter__(self) -> "SearchDisplay":
         if self._console.is_terminal:
-            self._status = self._console.status("starting")
+            self._status = self._console.status(Text("starting"))
             self._status.start()
         return self
 
@@ -35,9 +36,9 @@ class SearchDisplay:
 
     def update(self) -> None:
         for trial in self._standings.update(self._search.study.trials):
-            self._console.print(self._line(trial), highlight=False, markup=False)
+            self._console.print(self._line(trial))
         if self._status:
-            self._status.update(self._status_line())
+            self._status.update(Text(self._status_line()))
 
     def _line(self, trial: TrialRecord) -> str:
         done, budget = self._search.spent

@@ -95,13 +95,14 @@ def _save(config: Config, path: Path, said: str) -> None:
 
 
 def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Config:
-    """Return the trial's config with the training length and the samples of its preset, the trunk's steps among them."""
+    """Return the trial's config with the training length and the samples of its preset, on the data where they lie now."""
     rivals = yardsticks(settings.preset_name)
     own = settings.applied_to(rivals[trial.kind]) if trial.kind in rivals else settings.full_config()
     full = settings.in_full(own)
     steps = max(1, round(full.training.steps * len(full.experts) / len(trial.config.experts)))
     training = {"steps": steps, "trunk_steps": full.training.trunk_steps}
-    return trial.config.with_(name=name, training=training, evaluation={"samples": full.evaluation.samples})
+    where = {"data": full.data, "follow_links": full.follow_links}
+    return trial.config.with_(name=name, **where, training=training, evaluation={"samples": full.evaluation.samples})
 
 
 def drop_weights(folder: Path, numbers: Iterable[int]) -> None:

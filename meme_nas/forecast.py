@@ -9,13 +9,14 @@ import torch
 from meme.config import Config
 from meme.console import console
 from meme.cost import ensemble_cost
-from meme.data import Images
+from meme.data import Images, existing
+from meme.image_sources import open_layout
 from meme.pipeline import pick_device
 from meme.survey import SMALLEST
 from meme.trainer import run_training
 from meme_nas.confirmation import SAMPLING_SEEDS
 from meme_nas.finalists import FRESH_SEEDS
-from meme_nas.placement import workers_for
+from meme_nas.placement import check_engine, check_places, workers_for
 from meme_nas.probabilities import FACTORS
 from meme_nas.probabilities import SAMPLING_SEEDS as P_SEEDS
 from meme_nas.report_words import duration, quantity
@@ -25,6 +26,7 @@ from meme_nas.threads import threads
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
+START_SECONDS = {"local": 30.0, "ray": 45.0}  # until workers have begun, and from the last score to the report; on two cores
 LONG = 2 * 3600  # seconds; longer searches are told of a smaller network
 PASSES_A_STEP = 3  # forward, and twice as much backward
 LEAST_TIMED_STEPS, MOST_TIMED_STEPS = 2, 20
@@ -35,10 +37,15 @@ MOST_MACS_ON_A_GPU = 5e12
 def describe(settings: SearchSettings) -> None:
     """What ``--dry-run`` prints: the settings in force, the size of the space and the cost of one trial. Trains nothing."""
     config = settings.full_config()
+    check_places(settings, config)
+    check_engine(settings)
+    if config.data and config.data != "digits":
+        with open_layout(existing(config.data), follow_links=config.follow_links):
+            pass  # raises where it holds no image
     proxy, cost = settings.as_proxy(config), ensemble_cost(config)
     space = build_space(config, settings.searched)
     for name, value in {**settings.in_force(), "data": config.data, "study": settings.folder, "budget": settings.budget}.items():
-        console.print(f"{name:<16} {value}", markup=False)
+        console.print(f"{name:<16} {value}")
     images_trained = proxy.training.steps * proxy.training.batch_size * len(proxy.experts)
     training = PASSES_A_STEP * images_trained * cost.macs
     sampling = proxy.evaluation.samples * proxy.sampling.steps * cost.macs
@@ -54,11 +61,11 @@ def describe(settings: SearchSettings) -> None:
 
 def forecast_lines(settings: SearchSettings) -> list[str]:
     """How long the search will take on this machine, and where that is very long without a GPU, what would take less."""
-    seconds = search_seconds(settings, workers_for(settings))
+    seconds = START_SECONDS[settings.engine] + search_seconds(settings, workers_for(settings))
     lines = [f"{_stages(settings)} about {duration(seconds)} on this machine"]
     if seconds > LONG and pick_device(settings.device).type == "cpu" and settings.preset_name not in (SMALLEST, "digits-meme"):
         smallest = settings.model_copy(update={"preset": SMALLEST, "image_size": None})
-        shorter = duration(search_seconds(smallest, workers_for(smallest)))
+        shorter = duration(START_SECONDS[smallest.engine] + search_seconds(smallest, workers_for(smallest)))
         lines.append(f"without a GPU, --preset {SMALLEST} ({smallest.full_config().image.size} pixels a side) takes {shorter}")
     return lines
 

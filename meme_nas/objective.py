@@ -7,7 +7,7 @@ import statistics
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from meme.cost import ensemble_latency_ms
 from meme.data import Images, TrainingData
 from meme.denoiser import Denoiser
 from meme.ensemble import Ensemble, OneAtATime
+from meme.errors import UserError
 from meme.features import FeatureSpace, choose_features
 from meme.grids import save_grid
 from meme.metrics import Metric
@@ -28,7 +29,7 @@ from meme_nas.cascades import StateCache, draw_cascade
 from meme_nas.progress import ProgressFile
 from meme_nas.study import LOCK, trial_folder
 from meme_nas.threads import threads
-from meme_nas.trial import FINALIST, Outcome, Task
+from meme_nas.trial import FINALIST, Outcome, SearchFault, Task
 
 STATES = "states"
 
@@ -45,6 +46,28 @@ class Basis:
     """What their interval losses are measured on."""
     space: FeatureSpace
 
+    @property
+    def ids(self) -> "BasisIds":
+        return BasisIds(self.data.content_id, self.space.feature_id)
+
+
+@dataclass(frozen=True)
+class BasisIds:
+    """What the scores of one study must have in common, as the driver found it."""
+
+    data: str
+    features: str
+
+    def check(self, found: "BasisIds") -> None:
+        """``SearchFault`` where a worker found something else: its scores would compare with no others."""
+        if found.data != self.data:
+            raise SearchFault("data: the images are not those that the search began with; restore them, or give another --study")
+        if found.features != self.features:
+            raise SearchFault(
+                f"features: a worker's feature space is {found.features}, and the study's is {self.features}; "
+                "name a folder that all machines share in MEME_CACHE"
+            )
+
 
 def open_basis(
     config: Config,
@@ -52,10 +75,12 @@ def open_basis(
     inception_weights: Path | None,
     *,
     strict: bool = False,
+    fresh: bool = False,
     on_message: OnMessage = lambda message: None,
 ) -> Basis:
     """Open a study's data and feature space; ``UserError`` for what is wrong with them."""
-    images, chosen = open_reference(config, strict=strict, on_message=on_message), pick_device(device)
+    images = open_reference(config, strict=strict, fresh=fresh, on_message=on_message)
+    chosen = pick_device(device)
     kind = config.evaluation.features
     space = choose_features(kind, images, inception_weights=inception_weights, device=chosen, on_message=on_message)
     return Basis(images, *hold_out(training_data(config, images, chosen, on_message)), space)
@@ -95,8 +120,16 @@ class Objective:
     inception_weights: Path | None = None
     metric: Metric = "fid"
     bank_gib: float | None = None
+    data: str | None = None
+    """Where the images lie now; None: where each task's config says. Those of a study that goes on may have been moved."""
+    follow_links: bool = False
+    """Whether links out of ``data`` are followed."""
+    expected: BasisIds | None = None
+    """What the driver found; None: nothing is compared."""
 
     def __call__(self, task: Task) -> Outcome:
+        if self.data:
+            task = replace(task, config=task.config.with_(data=self.data, follow_links=self.follow_links))
         try:
             with threads(self.threads):
                 return self._train_expert(task) if task.expert else self._train_and_score(task)
@@ -172,8 +205,13 @@ class Objective:
         key = (*data, config.evaluation.features, self.bank)
         if key not in _opened:
             _opened.clear()
-            basis = open_basis(config, self.device, self.inception_weights)
-            _opened[key] = basis, ExpertBank(self.bank, basis.data, basis.held_out, self.bank_gib, self.folder / LOCK)
+            try:
+                basis = open_basis(config, self.device, self.inception_weights)
+                if self.expected:
+                    self.expected.check(basis.ids)
+                _opened[key] = basis, ExpertBank(self.bank, basis.data, basis.held_out, self.bank_gib, self.folder / LOCK)
+            except UserError as error:  # data that were moved or changed, a cache that cannot be written: no candidate's fault
+                raise SearchFault(str(error)) from None
         return _opened[key]
 
 

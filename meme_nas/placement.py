@@ -1,15 +1,47 @@
-"""Where trials run: how many at a time this machine or cluster holds, and the engine that runs them."""
+"""Where trials run, how many at a time this machine or cluster holds, and the engine; where their files may lie."""
 
 import os
+import tempfile
 from collections.abc import Callable
 
 import torch
 
+from meme.config import Config
 from meme.console import remarks
+from meme.data import check_outside, existing
 from meme.ensemble import Ensemble
+from meme.errors import UserError
+from meme.files import cache_folder
 from meme.pipeline import pick_device, train
 from meme_nas.engines import Engine
 from meme_nas.settings import LEAST_LAG, SearchSettings
+
+LONGEST_SOCKET_PATH = 107  # bytes, on Linux
+SOCKET_IN_TMPDIR = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # with the longest ids
+
+
+def check_places(settings: SearchSettings, config: Config) -> None:
+    """``UserError`` where the data are not there, or what the search leaves would lie among them."""
+    if config.data == "digits" or not config.data:
+        return
+    data = existing(config.data)
+    for field, place in {"study": settings.folder, "bank": settings.bank_folder, "MEME_CACHE": cache_folder()}.items():
+        check_outside(data, place, field)
+
+
+def check_engine(settings: SearchSettings) -> None:
+    """``UserError`` where Ray cannot be started here, for reasons that Ray itself would not put into words."""
+    if settings.engine != "ray":
+        return
+    if os.path.expanduser("~") == "~":  # no HOME, and a user that the system does not know, as in containers
+        raise UserError("engine: Ray needs a home folder, which this user has not; name one in HOME, or take --engine local")
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    length = len(os.fsencode(os.path.join(folder, SOCKET_IN_TMPDIR)))
+    if length > LONGEST_SOCKET_PATH and not settings.ray_address:
+        raise UserError(
+            f"engine: Ray's sockets in {folder} would have paths of {length} bytes, and {LONGEST_SOCKET_PATH} is the most; "
+            "name a shorter folder in RAY_TMPDIR, or take --engine local"
+        )
 
 
 def room_for_trials(settings: SearchSettings) -> int:
@@ -49,7 +81,7 @@ def open_engine(settings: SearchSettings, workers: int) -> Engine:
 
         remarks.print(f"{workers} trials at a time in processes of this machine")
         return LocalEngine(workers, gpus=torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0)
-    from meme_nas.engines.ray import RayEngine
+    from meme_nas.engines.ray import RayEngine, token_command
 
     remarks.print(f"joining the Ray cluster at {settings.ray_address} ..." if settings.ray_address else "starting Ray ...")
     engine = RayEngine(
@@ -63,7 +95,7 @@ def open_engine(settings: SearchSettings, workers: int) -> Engine:
     )
     remarks.print(f"{workers} trials at a time on Ray; dashboard: {engine.dashboard or 'could not be started'}")
     if engine.asks_for_token:
-        remarks.print("  (it asks for the token that this prints: .venv/bin/ray get-auth-token)")
+        remarks.print(f"  (it asks for the token that this prints: {token_command()})")
     return engine
 
 

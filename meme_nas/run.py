@@ -7,9 +7,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 
+from rich.text import Text
+
 from meme.config import Config
 from meme.console import remarks
 from meme.features import FeatureSpace
+from meme.files import settle_paths
+from meme.metrics import require_images
 from meme_nas.audit import Audit
 from meme_nas.bank import ExpertBank
 from meme_nas.chosen import Chosen
@@ -22,7 +26,7 @@ from meme_nas.finalists import Finalists
 from meme_nas.forecast import forecast_lines
 from meme_nas.joint import Joint
 from meme_nas.objective import Basis, Objective, open_basis
-from meme_nas.placement import open_engine, room_for_trials, training_of, workers_for
+from meme_nas.placement import check_engine, check_places, open_engine, room_for_trials, training_of, workers_for
 from meme_nas.probabilities import Probabilities
 from meme_nas.promotion import factorised
 from meme_nas.report import page
@@ -43,10 +47,14 @@ STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorise
 
 def run(settings: SearchSettings) -> Summary:
     """Search until the budget is spent, then leave everything in the study's folder. Run again, it goes on."""
+    settle_paths()
     config = settings.full_config()
+    check_places(settings, config)
+    check_engine(settings)
     Costs(settings, build_space(config, settings.searched)).check()
     basis = _basis(settings, config)
     images, space = basis.images, basis.space
+    require_images((settings.first_objective,), images)
     settings = settled(settings, space)
     scored_on = {"data": f"{images.name} {basis.data.content_id}", "features": f"{space.name} {space.feature_id}"}
     study = Study(settings.folder, settings.in_force() | scored_on, settings.objectives, settings.storage)
@@ -65,13 +73,9 @@ def run(settings: SearchSettings) -> Summary:
             chosen, portraits = Chosen(settings, search, audit), Portraits(settings, basis)
             confirmation = Confirmation(settings, search, chosen) if settings.confirm_share else None
             finalists = Finalists(settings, search, chosen)
+            rescorings = [stage for stage in (audit, chosen.probabilities, confirmation, finalists) if stage]
             report_early = partial(report_before_audit, settings, search, basis, portraits)
-            _search(
-                settings,
-                search,
-                [stage for stage in (audit, chosen.probabilities, confirmation, finalists) if stage],
-                report_early,
-            )
+            _search(settings, search, rescorings, _objective(settings, config, basis), report_early)
             summary = conclude(settings, search, chosen, finalists, confirmation, basis, portraits)
     finally:
         study.close()
@@ -90,11 +94,15 @@ def settled(settings: SearchSettings, space: FeatureSpace) -> SearchSettings:
 def _basis(settings: SearchSettings, config: Config) -> Basis:
     """Data and feature space, opened in the driver first: what is wrong with them is said before anything runs."""
     weights, strict = settings.inception_weights, settings.strict
-    return open_basis(config, settings.device, weights, strict=strict, on_message=remarks.print)
+    return open_basis(config, settings.device, weights, strict=strict, fresh=settings.fresh, on_message=remarks.print)
 
 
 def _search(
-    settings: SearchSettings, search: Strategy, rescorings: Sequence[Rescoring], report_early: Callable[[], None]
+    settings: SearchSettings,
+    search: Strategy,
+    rescorings: Sequence[Rescoring],
+    objective: Objective,
+    report_early: Callable[[], None],
 ) -> None:
     """Let an engine work through the budget, then through what is to be scored again."""
     if search.done:
@@ -110,7 +118,7 @@ def _search(
         Finalists: _scoring_shown,
     }
     stages += [Stage(rescoring, partial(shown[type(rescoring)], rescoring)) for rescoring in rescorings]
-    objective, engine = _objective(settings), open_engine(settings, workers)
+    engine = open_engine(settings, workers)
     try:
         with threads(1), Stages(stages) as source:  # the cores are the workers'
             engine.run(source, objective, source.on_change)
@@ -151,12 +159,12 @@ def _audit_shown(settings: SearchSettings, audit: Audit, workers: int, report_ea
     words = f"audit: {len(audit.chosen)} configurations, trained {settings.audit_factor} times longer"
     words += f" with {settings.audit_seeds} seeds" if settings.audit_seeds > 1 else ""
     due, is_reported = math.inf, False
-    with remarks.status(words) as status:
+    with remarks.status(Text(words)) as status:
 
         def on_change() -> None:
             nonlocal due, is_reported
             done, planned = audit.spent
-            status.update(f"{words}: {done} of {planned} done")
+            status.update(Text(f"{words}: {done} of {planned} done"))
             if audit.under_way >= min(workers, planned - done):
                 due = min(due, time.monotonic() + HAND_OVER_SECONDS)
             if not is_reported and time.monotonic() >= due:
@@ -171,7 +179,7 @@ def _probabilities_shown(probabilities: Probabilities) -> Iterator[OnChange]:
     """Show how far the choice of p is."""
     words = f"choosing p of the winner's experts among {len(probabilities.alternatives)} alternatives"
     remarks.print(words)
-    with remarks.status(words) as status:
+    with remarks.status(Text(words)) as status:
         yield lambda: status.update(f"{words}: {' of '.join(map(str, probabilities.spent))} done")
 
 
@@ -182,15 +190,15 @@ def _confirmation_shown(settings: SearchSettings, confirmation: Confirmation) ->
         f"confirming the winner: trained to {settings.confirm_share:.0%} of the full length with {settings.confirm_seeds} seeds"
     )
     remarks.print(words)
-    with remarks.status(words) as status:
+    with remarks.status(Text(words)) as status:
         yield lambda: status.update(f"{words}: {' of '.join(map(str, confirmation.spent))} done")
 
 
 @contextmanager
 def _scoring_shown(finalists: Finalists) -> Iterator[OnChange]:
     words = "scoring winner and yardsticks with fresh noise"
-    with remarks.status(words) as status:
-        yield lambda: status.update(f"{words}: {' of '.join(map(str, finalists.spent))} done")
+    with remarks.status(Text(words)) as status:
+        yield lambda: status.update(Text(f"{words}: {' of '.join(map(str, finalists.spent))} done"))
 
 
 def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> AbstractContextManager[Watch | None]:
@@ -204,11 +212,11 @@ def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> Abstra
         return page(replace(summary, portraits=portraits.of(summary.trials, summary.winner)), live=True)
 
     watch = Watch(live_page, lambda: search.study.ensembles.finished, settings.watch_port)
-    remarks.print(f"the report so far: {watch.address}", markup=False)
+    remarks.print(f"the report so far: {watch.address}")
     return watch
 
 
-def _objective(settings: SearchSettings) -> Objective:
+def _objective(settings: SearchSettings, config: Config, basis: Basis) -> Objective:
     weights = settings.inception_weights and settings.inception_weights.absolute()  # workers run elsewhere
     return Objective(
         settings.folder.absolute(),
@@ -218,6 +226,9 @@ def _objective(settings: SearchSettings) -> Objective:
         weights,
         settings.first_objective,
         settings.bank_gib,
+        data=config.data,
+        follow_links=config.follow_links,
+        expected=basis.ids,
     )
 
 

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from meme.config import Config, Settings
 from meme.errors import UserError
+from meme.files import expanded
 from meme.presets import preset
 from meme.settings import Precision
 from search_spaces.space import PAPER
@@ -20,6 +21,14 @@ PROXY_SHARE = 22  # a proxy training has one step for so many of the full traini
 LEAST_AUDITED, MOST_AUDITED = 4, 8  # fewer say nothing of a ranking; more are for those who ask
 AUDIT_SHARE = 6  # so that small searches do not spend most of their time on it
 SAMPLES_SHARE = 4  # and its score one sample for so many of a full score: benchmarks/samples_needed.py
+
+
+def _at_home(path: Path) -> Path:
+    return expanded(path)
+
+
+Place = Annotated[Path, AfterValidator(_at_home)]
+"""A path, in which ``~`` is the home folder."""
 
 
 class SearchSettings(Settings):
@@ -37,7 +46,7 @@ class SearchSettings(Settings):
     """Network and training to search around. None: digits-meme for the digits, cifar10-meme (32x32 colour) for other images."""
     image_size: Annotated[int, Field(ge=4)] | None = None
     """Pixels a side to train at. None: the preset's."""
-    study: Path | None = None
+    study: Place | None = None
     """Folder for everything the search leaves. None: results/ and the preset's name."""
     storage: str | None = None
     """URL of a database for the study's record, e.g. postgresql://user@host/name. None: a journal in the study's folder."""
@@ -73,7 +82,7 @@ class SearchSettings(Settings):
     rungs: Annotated[int, Field(ge=1, le=6)] = 1
     """Factorised: lengths at which candidates are trained. 1: proxy length alone. 2: all to half of it, and the better half of
     them, by non-dominated rank, on to the whole; 3: from a quarter; and so on. The same budget then pays for more candidates."""
-    bank: Path | None = None
+    bank: Place | None = None
     """Folder of trained experts, which studies on the same data may share. None: bank in the study's folder."""
     bank_gib: Annotated[float, Field(gt=0.0)] | None = None
     """Size the bank may have; beyond it the least recently used experts are deleted. None: no limit."""
@@ -91,19 +100,23 @@ class SearchSettings(Settings):
     sampler: Literal["model", "tpe", "nsga2", "random"] | None = None
     """Who proposes: Optuna's multi-objective TPE or NSGA-II, chance, or (factorised only) the surrogate itself. None: the
     surrogate for factorised, TPE for joint."""
-    warm_start: Path | None = None
+    warm_start: Place | None = None
     """Folder of an earlier study whose Pareto front is proposed first."""
     proposal_lag: Annotated[int, Field(ge=1)] | None = None
     """A proposal knows all results but those of the last so many trials. So many can run at a time, and the proposals do not
     depend on how many do. None: 2, or as many as run at a time; a study that goes on keeps its own."""
     features: Literal["auto", "inception", "classifier", "random"] | None = None
     """Feature space of the FID. None: the preset's; auto: Inception if its weights can be had, else by the data."""
-    inception_weights: Path | None = None
+    inception_weights: Place | None = None
     """Inception's TorchScript file, for machines with no network (or the environment variable MEME_INCEPTION)."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Of the proposals and of all noise, which is common to all candidates."""
     strict: bool = False
     """Refuse a data set with unreadable files instead of skipping them."""
+    follow_links: bool = False
+    """Follow links that lead out of the folder of images, and linked folders; where they lead is printed."""
+    fresh: bool = False
+    """Read the images again, whatever the cache holds."""
     audit_factor: Annotated[int, Field(ge=0)] = 2
     """After the search, train the finalists and a random sample of other candidates this many times longer, choose the winner
     among the finalists, and say how far the ranking can be trusted. 0: do not."""
@@ -232,6 +245,7 @@ class SearchSettings(Settings):
         evaluation |= {"samples": self.samples} if self.samples else {}
         return config.with_(
             data=_absolute(self.data) if self.data else config.data,
+            follow_links=self.follow_links or config.follow_links,
             image=image,
             evaluation=evaluation,
             training={"seed": self.seed, "precision": self.precision},
@@ -307,4 +321,4 @@ class SearchSettings(Settings):
 
 def _absolute(data: str) -> str:
     """Paths are kept absolute, because workers and later commands run elsewhere."""
-    return data if data == "digits" else os.path.abspath(data)
+    return data if data == "digits" else os.path.abspath(expanded(data))

@@ -16,11 +16,26 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from meme.errors import UserError, in_one_line
-from meme.files import remove_abandoned, write_text
+from meme.files import remove_partials, write_text
 
 JOURNAL = "study.journal"
 DATABASE = "study.database.json"
 NAME = "meme-nas"
+_TRIAL = r"config\.yaml|samples\.png|evaluation\.json|expert-\d+(\.training)?\.safetensors|progress\.json"
+WRITTEN = {  # what a study writes: the folders in it, and the names of files there
+    "": r"trials\.csv|winner\.yaml|best-of-search\.yaml|report\.html|samples\.png|study\.database\.json|\.seen-[0-9a-f]+",
+    "yardsticks": r"[a-z-]+\.yaml",
+    "front": r"trial-\d+\.yaml",
+    "states": r"[\w-]+\.npy",
+    "trials/*": _TRIAL,
+    "rung-*/*": _TRIAL,
+    "audit/*": _TRIAL,
+    "probabilities/*": _TRIAL,
+    "confirmation/*": _TRIAL,
+    "finalists/*": _TRIAL,
+    "bank": r"bank\.json",
+    "bank/??/*": r"entry\.json|(state|weights-\d+)\.safetensors",
+}
 MAY_BE_LOST = {JournalOperation.CREATE_TRIAL, JournalOperation.SET_TRIAL_USER_ATTR}  # in a power cut
 
 
@@ -123,10 +138,14 @@ def _with_driver(url: str) -> str:
 def mend(place: Place) -> str | None:
     """Undo what a process killed while writing leaves, and say what was lost. The study's lock is held.
 
-    That is the lock of the journal, a last line that is not whole, and files half written beside the one they were to replace.
+    That is the lock of the journal, a last line that is not whole, and files half written beside the one they were to replace:
+    only those of a study, by name and place, as users keep files of their own there.
     ``UserError`` where a line is damaged that others follow: a kill does not do that.
     """
-    remove_abandoned(place.folder.rglob(".*.part"))  # others may be writing into a bank in this folder
+    for pattern, names in WRITTEN.items():
+        for folder in place.folder.glob(pattern) if pattern else [place.folder]:
+            if folder.is_dir() and not folder.is_symlink():
+                remove_partials(folder, names)
     Path(f"{place.journal}.lock").unlink(missing_ok=True)
     if not place.journal.exists():
         return None

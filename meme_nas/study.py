@@ -23,6 +23,7 @@ LOCK = ".lock"
 # What was in force in studies from before it could be chosen.
 UNRECORDED = {"rungs": 1, "trunk_share": 0.0, "set_alpha_to_one": False, "precision": "auto"}
 EXPERT_OBJECTIVES = ("loss", "macs")
+NAMED = ("data", "features")  # settings that are a name for people, a space and an id
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -147,11 +148,17 @@ class Study:
             raise UserError(f"study: {self.folder} holds trials but no {JOURNAL}; delete it or give another --study")
         found = recorded_settings(self.folder)
         for key in settings.keys() & found.keys():
-            if found[key] != settings[key]:
+            if _compared(key, found[key]) != _compared(key, settings[key]):
                 raise UserError(
                     f"{key}: the study in {self.folder} was made with {found[key]}, not {settings[key]}; "
                     "give the same value or another --study"
                 )
+
+
+def _compared(key: str, value: Any) -> Any:
+    """What of a setting must stay: of data and features the id of their content, which comes after their name. Folders of images
+    are moved and renamed."""
+    return value.rpartition(" ")[2] if key in NAMED and isinstance(value, str) else value
 
 
 def trial_folder(study: Path, number: int, kind: str = "candidate", rung: int = 0) -> Path:

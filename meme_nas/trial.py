@@ -13,6 +13,10 @@ PROBABILITIES = "probabilities"  # the kind of a task that scores the winner wit
 FINALIST = "finalist"  # the kind of a task that scores an ensemble again, and leaves nothing but its score
 
 
+class SearchFault(UserError):
+    """What no trial of a search can run with, whatever its candidate: it ends the search, and no trial is recorded for it."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One trial to run: train and score ``config``."""
@@ -100,14 +104,16 @@ class Outcome:
 def attempt(objective: Callable[[Task], Outcome], task: Task) -> Outcome:
     """What every engine runs in its workers: an exception becomes an outcome with its reason, and the search goes on.
 
-    A full disk is no candidate's fault, and would fail all that follow: ``UserError``, which ends the search.
+    A full disk is no candidate's fault, and would fail all that follow: ``SearchFault``, which ends the search.
     """
     try:
         return replace(objective(task), expert=task.expert, rung=task.rung)
+    except SearchFault:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             where = error.filename or "a disk"
-            raise UserError(f"{where}: {error.strerror}; make room, and the same command goes on from here") from None
+            raise SearchFault(f"{where}: {error.strerror}; make room, and the same command goes on from here") from None
         return task.failed(_in_one_line(error))
 
 

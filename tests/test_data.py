@@ -553,7 +553,7 @@ def test_a_zip_that_says_less_than_it_unpacks_to_takes_no_memory(tmp_path):
 
 def test_large_images_are_not_decoded_side_by_side(tmp_path, monkeypatch):
     inside, most = [0], [0]
-    square = meme.image_decoding.square
+    square = meme.image_decoding._cropped
 
     def watched(*arguments):
         inside[0] += 1
@@ -562,7 +562,7 @@ def test_large_images_are_not_decoded_side_by_side(tmp_path, monkeypatch):
         inside[0] -= 1
         return square(*arguments)
 
-    monkeypatch.setattr(meme.image_decoding, "square", watched)
+    monkeypatch.setattr(meme.image_decoding, "_cropped", watched)
     monkeypatch.setattr(meme.image_sources.os, "cpu_count", lambda: 4)
     for number in range(8):
         save(tmp_path / f"{number}.bmp", noise(60, 60, number))  # large enough for threads
@@ -611,9 +611,9 @@ def test_links_are_followed_inside_the_folder_only(tmp_path):
     assert len(images) == 2 and np.array_equal(images.pixels[0], images.pixels[1])
     assert dict(images.skipped) == {
         "loop.png": "a broken link",
-        "more": "a linked folder, which is not followed",
-        "out.png": "a link out of the folder",
-        "relative.png": "a link out of the folder",
+        "more": "a linked folder, which only --follow-links enters",
+        "out.png": "a link out of the folder, which only --follow-links follows",
+        "relative.png": "a link out of the folder, which only --follow-links follows",
     }
 
 

@@ -4,9 +4,11 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from meme_nas import forecast
 from meme_nas.forecast import describe, search_seconds
+from meme_nas.report_words import duration
 from meme_nas.settings import SearchSettings
 
 SEARCH_ALONE = {"audit_factor": 0, "confirm_share": 0.0, "p_share": 0.0}
@@ -84,12 +86,22 @@ def test_networks_that_know_classes_are_timed_too():
     assert forecast._training_seconds_an_image(config, torch.device("cpu")) > 0
 
 
-def test_a_long_search_without_a_gpu_is_told_of_a_smaller_network(monkeypatch, capsys):
+def test_a_long_search_without_a_gpu_is_told_of_a_smaller_network(monkeypatch, capsys, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     monkeypatch.setattr(forecast, "_training_seconds_an_image", lambda config, device: 0.001 if config.image.size < 32 else 0.02)
-    describe(SearchSettings(data="somewhere", device="cpu", engine="local", workers=2))
+    describe(SearchSettings(data=str(tmp_path), device="cpu", engine="local", workers=2))
     said = capsys.readouterr().out
     assert "the search, its audit and the confirmation of its winner take about" in said
     assert re.search(r"without a GPU, --preset thumbnails-meme \(16 pixels a side\) takes [\d.]+ min", said)
-    describe(SearchSettings(preset="thumbnails-meme", data="somewhere", device="cpu", engine="local", workers=2, **SEARCH_ALONE))
+    small = {"device": "cpu", "engine": "local", "workers": 2}
+    describe(SearchSettings(preset="thumbnails-meme", data=str(tmp_path), **small, **SEARCH_ALONE))
     said = capsys.readouterr().out
     assert "the search takes about" in said and said.rstrip().endswith("on this machine") and "without a GPU" not in said
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_start_up_belongs_to_the_time_of_a_tiny_search(speed, engine):
+    tiny = SearchSettings(engine=engine, budget=1, proxy_steps=1, samples=2, workers=1, trunk_share=0.0, **SEARCH_ALONE)
+    rest = search_seconds(tiny, 1)
+    said = forecast.forecast_lines(tiny)[0]
+    assert rest < 5 and said == f"the search takes about {duration(forecast.START_SECONDS[engine] + rest)} on this machine"

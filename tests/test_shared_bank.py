@@ -202,7 +202,7 @@ def test_a_file_that_was_made_just_now_may_not_be_locked_yet(tmp_path):
 def test_a_writer_that_finishes_leaves_others_halves_alone(tmp_path):
     with written_whole(tmp_path / "x") as partial:
         partial.write_bytes(b"1")
-        remove_partials(tmp_path / "x")
+        remove_partials(tmp_path, "x")
         assert partial.exists()
 
 

@@ -104,7 +104,7 @@ def test_a_damaged_line_in_the_middle_is_refused_and_left_alone(tmp_path):
 
 def test_what_kills_left_half_written_is_swept_up(tmp_path):
     searched(tmp_path, stop_after=2)
-    left = tmp_path / "trials" / "002" / ".expert-1.safetensors.abc.part"
+    left = tmp_path / "trials" / "002" / ".expert-1.safetensors.abcd1234.part"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     searched(tmp_path)

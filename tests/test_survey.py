@@ -246,7 +246,8 @@ def test_without_the_package_a_sentence_says_how_to_get_it(tmp_path, monkeypatch
 
 def found_with(side, mode, classes=0):
     counts = {f"class {number}": 1 for number in range(classes)}
-    return Survey("path/to/images", 1000, Spread(side, side, side), Spread(side, side, side), {mode: 1000}, counts, ())
+    coloured = 1000 if mode in ("RGB", "RGBA") else 0
+    return Survey("path/to/images", 1000, Spread(side, side, side), Spread(side, side, side), {mode: 1000}, coloured, counts, ())
 
 
 @settings(max_examples=40)

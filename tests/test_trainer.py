@@ -391,8 +391,8 @@ def test_an_error_within_a_step_does_not_count_that_step_twice(checkpoint_second
 
 
 def test_what_a_killed_process_left_half_written_goes_with_the_end_and_nothing_else(train, tmp_path):
-    left = [".expert-1.training.safetensors.7j4iiiec.part", ".expert-1.safetensors.abc.part"]
-    others = [".expert-2.training.safetensors.abc.part", "notes.part"]
+    left = [".expert-1.training.safetensors.7j4iiiec.part", ".expert-1.safetensors.abcd1234.part"]
+    others = [".expert-2.training.safetensors.abcd1234.part", "notes.part"]
     for name in (*left, *others):
         (tmp_path / name).touch()
     train()

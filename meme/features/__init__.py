@@ -12,7 +12,7 @@ import torch
 
 from meme.data import Images
 from meme.errors import UserError
-from meme.features.classifier import can_classify, classifier_space
+from meme.features.classifier import beats_guessing, can_classify, classifier_space, held_out_accuracy
 from meme.features.inception import HOW_TO_PROVIDE, find_inception, inception_space
 from meme.features.random import random_space
 from meme.features.space import FeatureKind, FeatureSpace, OnMessage, Views
@@ -33,7 +33,8 @@ def choose_features(
     """The feature space of this kind for these images.
 
     ``auto`` takes Inception when its weights are in place or can be fetched and images have at least 32 pixels a side,
-    else a classifier when there are labels, else the random network, and says which and why in one message.
+    else a classifier when there are labels and it learns them better than guessing, else the random network, and says which and
+    why in a message.
 
     Weights come from ``inception_weights``, else ``$MEME_INCEPTION`` ("off": neither looked for nor fetched), else
     clean-fid's fixed place, else our cache, else one download into our cache.
@@ -45,13 +46,18 @@ def choose_features(
     device = torch.device(device)
     wants_inception = kind == "inception" or (kind == "auto" and _side(images) >= SMALLEST_FOR_INCEPTION)
     weights = find_inception(inception_weights) if wants_inception else None
-    if kind == "auto":
+    is_open = kind == "auto"
+    if is_open:
         kind, reason = _automatic_kind(images, weights)
         on_message(f"Features: {kind}, because {reason}")
     if kind == "inception":
         return inception_space(weights, device)
     if kind == "classifier":
-        return classifier_space(images, device, on_message)
+        space = classifier_space(images, device, on_message)
+        if not is_open or beats_guessing(images):
+            return space
+        accuracy = f"right on {held_out_accuracy(images):.0%} of held-out images"
+        on_message(f"Features: random instead, because the classifier is {accuracy}, no better than guessing the classes")
     return random_space(images, device)
 
 

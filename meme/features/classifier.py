@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from scipy.stats import binom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +29,9 @@ BATCH = 128
 LEARNING_RATE = 1e-2
 MIN_STEPS, MAX_STEPS, EPOCHS = 300, 1200, 30
 HELD_OUT_SHARE = 10  # one image in so many judges the classifier and is never trained on
+MOST_CHANCE = 0.01  # probability that guessing is right as often as a classifier that is believed
+
+_METADATA = "metadata.json"
 
 
 class _Normalized(nn.Module):
@@ -93,6 +97,30 @@ def can_classify(images: Images) -> bool:
     return images.labels is not None and len(np.unique(images.labels)) > 1
 
 
+def beats_guessing(images: Images) -> bool:
+    """Whether the classifier of these images, which is in the cache, learned what their classes look like.
+
+    It must be right on more of the held-out images than always naming the most frequent class would be, by more than chance
+    explains. Folders that are no classes, and classes of an image each, teach nothing, and distances would be arbitrary.
+    """
+    held_out = len(range(0, len(images), HELD_OUT_SHARE))
+    guessing = np.bincount(images.known_labels).max() / len(images)
+    right = round(held_out_accuracy(images) * held_out)
+    return bool(binom.sf(right - 1, held_out, guessing) < MOST_CHANCE)
+
+
+def held_out_accuracy(images: Images) -> float:
+    """Share of the held-out images on which the classifier in the cache is right; 0 where there is none."""
+    try:
+        return float(json.loads((_folder(images) / _METADATA).read_text(encoding="utf-8"))["held_out_accuracy"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _folder(images: Images) -> Path:
+    return cache_folder() / "features" / f"{CLASSIFIER_RECIPE}-{images.content_id}"
+
+
 def classifier_space(images: Images, device: torch.device, on_message: OnMessage) -> FeatureSpace:
     """The space of the classifier for these images, from the cache or trained now, which ``on_message`` is told.
 
@@ -103,7 +131,7 @@ def classifier_space(images: Images, device: torch.device, on_message: OnMessage
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(INITIAL_WEIGHTS)
         network = _Classifier(images)
-        folder = cache_folder() / "features" / f"{CLASSIFIER_RECIPE}-{images.content_id}"
+        folder = _folder(images)
         if not _restore(network, folder):
             _train_once(network, folder, images, on_message)
     network.eval().requires_grad_(False).to(device)
@@ -185,14 +213,14 @@ def _store(network: nn.Module, folder: Path, images: Images, accuracy: float) ->
         "held_out_accuracy": accuracy,
         "weights_sha256": file_sha256(folder / "weights.safetensors"),
     }
-    write_text(folder / "metadata.json", json.dumps(metadata, indent=2))
+    write_text(folder / _METADATA, json.dumps(metadata, indent=2))
 
 
 def _restore(network: nn.Module, folder: Path) -> bool:
     """Load the cached weights if they are whole; False if they are missing, damaged or of another network."""
     weights = folder / "weights.safetensors"
     try:
-        metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+        metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
         if metadata["weights_sha256"] != file_sha256(weights):
             return False
         kept, own = safetensors.torch.load_file(weights), network.state_dict()

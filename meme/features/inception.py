@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from meme.errors import UserError
 from meme.features.resize import INCEPTION_SIDE, resized
 from meme.features.space import SPATIAL_CHANNELS, FeatureSpace, Views, file_sha256
-from meme.files import cache_folder, written_whole
+from meme.files import INCEPTION_VARIABLE, NO_FILE, cache_folder, expanded, written_whole
 from meme.seeding import generator
 from meme.torchvision_compat import make_torchvision_importable
 
@@ -172,13 +172,13 @@ def find_inception(given: Path | None) -> Path | None:
     beside it, a conversion of one's own say. Raises UserError where the file named, as an argument or by $MEME_INCEPTION, is
     not there or is another.
     """
-    setting = os.environ.get("MEME_INCEPTION")
+    setting = os.environ.get(INCEPTION_VARIABLE)
     if given is not None:
-        return _existing(Path(given), "inception_weights")
-    if setting == "off":
+        return _existing(expanded(given), "inception_weights")
+    if setting == NO_FILE:
         return None
     if setting:
-        return _existing(Path(setting), "inception_weights (from MEME_INCEPTION)")
+        return _existing(expanded(setting), "inception_weights (from MEME_INCEPTION)")
     kept = cache_folder() / INCEPTION_FILE
     for place in (CLEAN_FID_PLACE, kept):
         # clean-fid's own download leaves half a file when it is cut off, and anyone may write to /tmp.
@@ -192,7 +192,7 @@ def _trusted() -> set[str]:
 
 
 def _existing(path: Path, field: str) -> Path:
-    if not path.is_file():
+    if not os.path.isfile(path):  # which says no, where a Path raises, to a name that is too long
         raise UserError(f"{field}: there is no file {path}")
     if (found := file_sha256(path)) not in _trusted():
         raise UserError(

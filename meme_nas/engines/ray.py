@@ -6,7 +6,9 @@ every run of the command is a new Tune run that goes on where the study stands.
 
 import logging
 import os
+import shlex
 import shutil
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -33,7 +35,7 @@ from meme.errors import UserError, in_one_line
 from meme.termination import terminate_on_sigterm
 from meme_nas.engines import Source
 from meme_nas.engines.ray_cluster import check_shared, join
-from meme_nas.trial import Outcome, Task, attempt
+from meme_nas.trial import Outcome, SearchFault, Task, attempt
 
 LOOPBACK = "127.0.0.1"
 DEATHS_ALLOWED = 1  # a trial whose worker dies is run again so often
@@ -191,7 +193,7 @@ class TrialActor(tune.Trainable):
         print(f"trial {self._task.name}: begins", flush=True)
         try:
             result = attempt(self._objective, self._task).to_dict()
-        except UserError as error:
+        except SearchFault as error:
             result = self._task.failed(str(error)).to_dict() | {"fault": str(error)}
         print(f"trial {self._task.name}: {_in_words(result)}", flush=True)
         return result | {"done": True}
@@ -237,9 +239,21 @@ def start(cpus: int, dashboard_host: str) -> str | None:
     return context.dashboard_url
 
 
+def token_command() -> str:
+    """What prints the dashboard's token: the ray of this Python, wherever that is installed."""
+    beside = Path(sys.executable).parent / "ray"
+    found = str(beside) if beside.is_file() else shutil.which("ray")
+    return (
+        shlex.join([found, "get-auth-token"])
+        if found
+        else shlex.join([sys.executable, "-m", "ray.scripts.scripts", "get-auth-token"])
+    )
+
+
 def _asks_for_token(dashboard: str) -> bool:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine's loopback
     try:
-        with urllib.request.urlopen(f"{dashboard}/api/version", timeout=5):
+        with direct.open(f"{dashboard}/api/version", timeout=5):
             return False
     except urllib.error.HTTPError as error:
         return error.code == 401

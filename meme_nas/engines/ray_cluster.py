@@ -15,9 +15,10 @@ import meme
 import meme_nas
 import search_spaces
 from meme.errors import UserError, in_one_line
-from meme.files import write_text
+from meme.files import CACHE_VARIABLE, INCEPTION_VARIABLE, write_text
 from meme.termination import terminate_on_sigterm
 
+HANDED_ON = (CACHE_VARIABLE, INCEPTION_VARIABLE, "MEME_INCEPTION_SHA256")
 REACH_SECONDS = 10
 NODE_SECONDS = 120  # for a node to answer, its environment made first
 
@@ -35,13 +36,18 @@ def join(address: str) -> str | None:
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"py_modules": packages, "excludes": ["__pycache__"]},
+            runtime_env={"py_modules": packages, "excludes": ["__pycache__"], "env_vars": variables_handed_on()},
             ignore_reinit_error=True,
         )
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise UserError(f"ray_address: no Ray cluster can be joined at {address} ({in_one_line(error)}){_on_tokens()}") from None
     terminate_on_sigterm()  # Ray takes the signal for itself, and would end this process as if nothing had to be put in order
     return context.dashboard_url
+
+
+def variables_handed_on() -> dict[str, str]:
+    """Our environment variables as this process has them: they decide on the feature space, which must be one for all."""
+    return {name: os.environ[name] for name in HANDED_ON if name in os.environ}
 
 
 def _on_tokens() -> str:
