@@ -125,16 +125,22 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _winning_trial(study: Path) -> Trained:
-    """The trial whose config is the winner's but for the length of its training; of several, the one trained longest."""
+    """Return the trial whose config is the winner's but for the length of its training, or a confirmation of it with another seed.
+
+    Of several, it is the one trained longest.
+    """
     winner = Config.load(study / "winner.yaml")
     found: list[Trained] = []
-    for path in sorted(study.glob("trials/*/config.yaml")):
-        config = Config.load(path)
-        same_length = config.with_(training={"steps": winner.training.steps})
-        if same_length.architecture_id == winner.architecture_id and _is_trained(path.parent):
-            steps = f"weights of its trial {path.parent.name}, {config.training.steps} steps an expert"
+    for path in sorted((*study.glob("trials/*/config.yaml"), *study.glob("confirmation/*/config.yaml"))):
+        config, kind = Config.load(path), path.parent.parent.name
+        seed = {} if kind == "trials" else {"seed": winner.training.seed}
+        alike = config.with_(training={"steps": winner.training.steps} | seed)
+        if alike.architecture_id == winner.architecture_id and _is_trained(path.parent):
+            name = "trial" if kind == "trials" else kind
+            steps = f"weights of its {name} {path.parent.name}, {config.training.steps} steps an expert"
             remark = f"the study's winner, not trained in full yet: {steps}"
-            found.append(Trained(path.parent, config, _evaluation(path.parent) or _trial_scores(path.parent), remark))
+            scores = _evaluation(path.parent) or (_trial_scores(path.parent) if kind == "trials" else {})
+            found.append(Trained(path.parent, config, scores, remark))
     if not found:
         command = shell_command(["python", "-m", "meme", "train", str(study / "winner.yaml")])
         raise UserError(f"folder: no weights of the winner in {study}; train it: {command}")

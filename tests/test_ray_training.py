@@ -19,7 +19,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed")
 
 from meme_nas.engines.ray_training import RayTraining  # noqa: E402
 
-STEPS = 150
+STEPS = 60
 ALONE = preset("digits-iu-ldm-s").with_(training={"steps": STEPS, "batch_size": 8})
 _EXPERT = ALONE.experts[0].model_dump()
 HALVES = [_EXPERT | {"interval": (0, 500), "p": 0.8}, _EXPERT | {"interval": (500, 1000), "p": 0.5}]
@@ -64,8 +64,18 @@ def test_experts_side_by_side_are_those_trained_in_turn_though_the_command_is_st
     assert len(killed) == 1
     for found, alone in zip(weights(PAIR, tmp_path / "ray"), trained_here(PAIR, tmp_path / "alone"), strict=True):
         assert found.keys() == alone.keys() and all(torch.equal(found[name], alone[name]) for name in alone)
-    left = {path.name for path in (tmp_path / "ray").iterdir()}
-    assert left == {"config.yaml", "expert-1.safetensors", "expert-2.safetensors"}
+    left = {path.name for path in (tmp_path / "ray").iterdir() if not path.name.startswith(".")}
+    kinds = ("safetensors", "training.safetensors")  # the state, to go on from with more steps
+    assert left == {"config.yaml", *(f"expert-{number}.{kind}" for number in (1, 2) for kind in kinds)}
+
+
+@pytest.mark.slow
+def test_the_trunk_is_trained_before_the_experts_that_start_from_it(tmp_path):
+    config = PAIR.with_(training={"steps": 4, "trunk_steps": 4})
+    RayTraining()(config, open_reference(config), folder=tmp_path / "ray")
+    for found, alone in zip(weights(config, tmp_path / "ray"), trained_here(config, tmp_path / "alone"), strict=True):
+        assert all(torch.equal(found[name], alone[name]) for name in alone)
+    assert read_header(tmp_path / "ray" / "trunk.safetensors")["step"] == 4
 
 
 @pytest.mark.slow
