@@ -125,7 +125,7 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _winning_trial(study: Path) -> Trained:
-    """Return the trial whose config is the winner's but for the length of its training, or a confirmation of it with another seed.
+    """Return the trial with the winner's config but for the length of its training, or a confirmation of it with another seed.
 
     Of several, it is the one trained longest.
     """
