@@ -7,6 +7,7 @@ diffusion has them behind ``model.diffusion_model.``, and averaged weights besid
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -161,8 +162,9 @@ def identified(config: Config) -> Config:
 
 def digest(source: Path) -> str:
     """SHA-256 of a file, or of all experts' files in a folder, as hex digits. ``UserError`` where there is none."""
-    files = sorted(source.glob("expert-*.safetensors")) if source.is_dir() else [source]
-    files = [path for path in files if not path.name.endswith(".training.safetensors")]
+    files = [source]
+    if source.is_dir():  # states of unfinished trainings lie there as well
+        files = sorted(path for path in source.iterdir() if re.fullmatch(r"expert-\d+\.safetensors", path.name))
     try:
         stamps = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         digests = {path.name: _file_digest(*stamp) for path, stamp in zip(files, stamps, strict=True)}

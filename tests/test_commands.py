@@ -165,11 +165,12 @@ main(["evaluate", folder, "--seeds", "2", "--samples", "64"])
         assert metric in said
     assert "classifier(digits) features, 64 samples against all 1,797 images of digits" in said
     assert "ddim 20 steps, 2 sampling seeds" in said
-    assert {path.name for path in (tmp_path / "winner").iterdir()} == {
+    assert {path.name for path in (tmp_path / "winner").iterdir() if not path.name.startswith(".")} == {
         "config.yaml",
         "evaluation.json",
         "samples.png",
         *(f"expert-{number}.safetensors" for number in range(1, 5)),
+        *(f"expert-{number}.training.safetensors" for number in range(1, 5)),
     }
 
 
