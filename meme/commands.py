@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -34,6 +34,9 @@ from meme.presets import preset, preset_names
 from meme.survey import Survey, suggested_commands, suggested_preset, survey, survey_lines
 from meme.takeover import summary as takeover_summary
 from meme.trainer import Progress as TrainingProgress
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def read_config(source: str | Path) -> Config:
@@ -105,17 +108,18 @@ def train_config(
     trained_on = training_data(config, images, chosen, remarks.print)
     with _progress() as bar, LossCurves(folder / "tensorboard") if tensorboard else nullcontext() as curves:
         tasks = {number: bar.add_task(f"expert {number}", total=config.training.steps) for number in _numbers(config)}
-
-        def on_progress(progress: TrainingProgress) -> None:
-            if curves:
-                curves(progress)
-            label = f"expert {progress.expert}  loss {progress.loss:.4f}"
-            bar.update(tasks[progress.expert], completed=progress.step, description=label)
-
+        on_progress = partial(_show_training, bar, tasks, curves)
         train(config, trained_on, folder=folder, device=chosen, on_progress=on_progress)
     console.print(f"trained {len(config.experts)} experts x {config.training.steps} steps: {folder}")
     emit({"folder": folder, "experts": len(config.experts), "steps": config.training.steps})
     return folder
+
+
+def _show_training(bar: Progress, tasks: dict[int, TaskID], curves: LossCurves | None, progress: TrainingProgress) -> None:
+    if curves:
+        curves(progress)
+    label = f"expert {progress.expert}  loss {progress.loss:.4f}"
+    bar.update(tasks[progress.expert], completed=progress.step, description=label)
 
 
 def open_ensemble(folder: Path, device: torch.device, *, first_stage: str | None, one_at_a_time: bool) -> Ensemble:
@@ -251,9 +255,7 @@ def analyze_sources(
     chosen = pick_device(device)
     loaded = {} if kind == "latents" else _ensembles(sources, chosen)
     config = with_data(next(iter(loaded.values())).config if loaded else _config_of(sources[0]), data)
-    target = out or _analysis_folder(sources[0])
-    check_output(config, target)
-    check_writable(target)  # before the work
+    target = _target(config, out or _analysis_folder(sources[0]))
     tensors = training_data(config, open_reference(config, on_message=remarks.print), chosen, remarks.print)
     with _progress() as bar:
         task = bar.add_task(kind, total=None)
@@ -268,10 +270,21 @@ def analyze_sources(
     write = {"latents": figures.write_latents, "features": figures.write_features, "experts": figures.write_experts}
     paths = write[kind](table, target)
     if kind == "experts":
-        for name, mean in analysis.expert_distances(table).groupby("ensemble", sort=False)["distance"].mean().items():
-            console.print(f"{name}: given the same input, experts lie {mean:.3f} apart in relative log amplitude (ln)")
+        _say_distances(analysis.expert_distances(table))
     console.print(f"{kind} of {table['images'].max():,} images: {', '.join(str(path) for path in paths)}")
     return paths
+
+
+def _say_distances(distances: "pd.DataFrame") -> None:
+    for name, mean in distances.groupby("ensemble", sort=False)["distance"].mean().items():
+        console.print(f"{name}: given the same input, experts lie {mean:.3f} apart in relative log amplitude (ln)")
+
+
+def _target(config: Config, folder: Path) -> Path:
+    """``folder``, of which it is known before the work that results may lie there."""
+    check_output(config, folder)
+    check_writable(folder)
+    return folder
 
 
 def _ensembles(sources: Sequence[str], device: torch.device) -> dict[str, Ensemble]:
@@ -299,6 +312,7 @@ def run_ablation(ablation: Ablation) -> Path:
 
     Interrupted, the same call goes on where it was; rows that an earlier recipe trained in the same folder are taken from there.
     """
+    check_output(ablation.config(ablation.rows[0]), ablation.folder)
     with _progress() as bar:
         task = bar.add_task("opening the data", total=None)
 
@@ -330,7 +344,9 @@ def export_folder(folder: Path, *, out: Path | None = None, licence: str = "unkn
     trained = find_trained(folder)
     if trained.remark:
         remarks.print(trained.remark)
-    written = export_diffusers(trained, out or folder / "diffusers", licence=licence)
+    target = out or folder / "diffusers"
+    check_output(trained.config, target)
+    written = export_diffusers(trained, target, licence=licence)
     scored = "with scores" if trained.scores else "without scores: python -m meme evaluate records them"
     console.print(f"exported {trained.config.name}: {written} (its README.md says how to load it; {scored})")
     emit({"folder": written, "ensemble": trained.folder, "name": trained.config.name, "has_scores": bool(trained.scores)})
