@@ -21,6 +21,7 @@ from meme.files import written_whole
 from meme.pipeline import pick_device
 from meme_nas.audit import agreements, signals_of
 from meme_nas.bank import Banked, ExpertBank
+from meme_nas.cascades import StateCache
 from meme_nas.export import export_configs
 from meme_nas.finalists import FRESH_SEEDS, Finalists
 from meme_nas.objective import STATES, Basis, restore_ensemble
@@ -78,7 +79,7 @@ def conclude(settings: SearchSettings, search: Strategy, finalists: Finalists, b
         with written_whole(folder / "samples.png") as partial:
             shutil.copyfile(trial_folder(folder, best.number) / "samples.png", partial)
     write_report(summary, folder / "report.html")
-    shutil.rmtree(folder / STATES, ignore_errors=True)  # of use while cascades are scored only
+    StateCache(folder / STATES).remove()  # of use while cascades are scored only
     return summary
 
 
