@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -37,6 +37,9 @@ from meme.takeover import summary as takeover_summary
 from meme.trainer import TRUNK, OnProgress, steps_done
 from meme.trainer import Progress as TrainingProgress
 from meme.trunk import with_trunk_share
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def read_config(source: str | Path) -> Config:
@@ -310,9 +313,7 @@ def analyze_sources(
     chosen = pick_device(device)
     loaded = {} if kind == "latents" else _ensembles(sources, chosen)
     config = with_data(next(iter(loaded.values())).config if loaded else _config_of(sources[0]), data)
-    target = out or _analysis_folder(sources[0])
-    check_output(config, target)
-    check_writable(target)  # before the work
+    target = _target(config, out or _analysis_folder(sources[0]))
     as_they_are = config.with_(training={"flip": False})
     tensors = training_data(as_they_are, open_reference(config, on_message=remarks.print), chosen, remarks.print)
     with _progress() as bar:
@@ -328,10 +329,21 @@ def analyze_sources(
     write = {"latents": figures.write_latents, "features": figures.write_features, "experts": figures.write_experts}
     paths = write[kind](table, target)
     if kind == "experts":
-        for name, mean in analysis.expert_distances(table).groupby("ensemble", sort=False)["distance"].mean().items():
-            console.print(f"{name}: given the same input, experts lie {mean:.3f} apart in relative log amplitude (ln)")
+        _say_distances(analysis.expert_distances(table))
     console.print(f"{kind} of {table['images'].max():,} images: {', '.join(str(path) for path in paths)}")
     return paths
+
+
+def _say_distances(distances: "pd.DataFrame") -> None:
+    for name, mean in distances.groupby("ensemble", sort=False)["distance"].mean().items():
+        console.print(f"{name}: given the same input, experts lie {mean:.3f} apart in relative log amplitude (ln)")
+
+
+def _target(config: Config, folder: Path) -> Path:
+    """``folder``, of which it is known before the work that results may lie there."""
+    check_output(config, folder)
+    check_writable(folder)
+    return folder
 
 
 def _ensembles(sources: Sequence[str], device: torch.device) -> dict[str, Ensemble]:
@@ -359,6 +371,7 @@ def run_ablation(ablation: Ablation) -> Path:
 
     Interrupted, the same call goes on where it was; rows that an earlier recipe trained in the same folder are taken from there.
     """
+    check_output(ablation.config(ablation.rows[0]), ablation.folder)
     with _progress() as bar:
         task = bar.add_task("opening the data", total=None)
 
@@ -390,7 +403,9 @@ def export_folder(folder: Path, *, out: Path | None = None, licence: str = "unkn
     trained = find_trained(folder)
     if trained.remark:
         remarks.print(trained.remark)
-    written = export_diffusers(trained, out or folder / "diffusers", licence=licence)
+    target = out or folder / "diffusers"
+    check_output(trained.config, target)
+    written = export_diffusers(trained, target, licence=licence)
     scored = "with scores" if trained.scores else "without scores: python -m meme evaluate records them"
     console.print(f"exported {trained.config.name}: {written} (its README.md says how to load it; {scored})")
     emit({"folder": written, "ensemble": trained.folder, "name": trained.config.name, "has_scores": bool(trained.scores)})

@@ -140,8 +140,6 @@ class Config(Settings):
     name: str
     data: str = "digits"
     """``digits``, or the path of a folder or zip of images."""
-    follow_links: Annotated[bool, Field(exclude_if=_is_off)] = False
-    """Follow links that lead out of the folder of images, and linked folders."""
     image: ImageConfig
     first_stage: FirstStageConfig | None = None
     """Latent diffusion's autoencoder; None: pixels are denoised."""
@@ -152,6 +150,8 @@ class Config(Settings):
     training: TrainingConfig
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    follow_links: Annotated[bool, Field(exclude_if=_is_off)] = False
+    """Follow links that lead out of the folder of images, and linked folders."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -49,7 +49,7 @@ def expanded(path: str | Path) -> Path:
 def settle_paths() -> None:
     """Make the paths in our environment variables absolute, for the workers of this process: they may run elsewhere."""
     for name in (CACHE_VARIABLE, INCEPTION_VARIABLE):
-        if (value := os.environ.get(name)) and value != NO_FILE:
+        if (value := os.environ.get(name)) and (name, value) != (INCEPTION_VARIABLE, NO_FILE):
             os.environ[name] = os.path.abspath(expanded(value))
 
 
@@ -112,6 +112,12 @@ def _lock(handle: int) -> bool | None:
     except OSError:
         return None
     return True
+
+
+def stamp_of(facts: os.stat_result) -> str:
+    """What changes when a file is written or replaced. Programs set its time to what they like; its inode, and when that was
+    changed, they do not."""
+    return f"{facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
 
 
 def check_writable(folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meme.errors import UserError
-from meme.files import cache_folder
+from meme.files import cache_folder, stamp_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,7 +60,7 @@ def open_rows(path: Path, shown: str) -> Rows:
             dataset = datasets.Dataset.from_parquet([str(file) for file in files], cache_dir=str(cache_folder() / "datasets"))
     except Exception as error:  # of pyarrow, pandas, the file system or datasets itself: they share no base
         raise UserError(f"data: {shown} is no dataset that can be read ({' '.join(str(error).split())[:160]})") from error
-    stamp = " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    stamp = " ".join(f"{file.name} {facts.st_size} {stamp_of(facts)}" for file, facts in ((each, each.stat()) for each in files))
     return _rows(dataset, stamp, shown)
 
 

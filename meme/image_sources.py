@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from meme.errors import UserError, printable
+from meme.files import stamp_of
 from meme.hf_datasets import is_dataset, open_rows
 from meme.image_decoding import (
     CIFAR_CLASSES,
@@ -227,9 +228,7 @@ class _Walk:
             return Skipped(printable(name), "a broken link")
         if not stat.S_ISREG(facts.st_mode):  # reading a pipe would wait for ever
             return Skipped(printable(name), "not a regular file")
-        # Programs set a file's time to what they like; its inode, and when that was changed, they do not.
-        stamp = f"{facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
-        return Member(name, facts.st_size, stamp, path.read_bytes)
+        return Member(name, facts.st_size, stamp_of(facts), path.read_bytes)
 
 
 def _refuse(error: OSError) -> None:

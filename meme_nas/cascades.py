@@ -6,6 +6,7 @@ which they differ takes over, so the states at every hand-over are kept on disk,
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,13 @@ class StateCache:
         with written_whole(self.path(key)) as partial, partial.open("wb") as file:
             np.save(file, states, allow_pickle=False)
         self._make_room()
+
+    def remove(self) -> None:
+        """Remove all states, and the folder unless it holds something else."""
+        for path in (*self.folder.glob("*.npy"), *self.folder.glob("*.lock")):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _make_room(self) -> None:
         found = []

@@ -21,6 +21,7 @@ from meme.files import written_whole
 from meme.pipeline import pick_device
 from meme_nas.audit import agreements, signals_of
 from meme_nas.bank import Banked, ExpertBank
+from meme_nas.cascades import StateCache
 from meme_nas.chosen import Chosen
 from meme_nas.confirmation import Confirmation
 from meme_nas.export import export_configs
@@ -93,7 +94,7 @@ def conclude(
         with written_whole(folder / "samples.png") as partial:
             shutil.copyfile(summary.folder_of(summary.recommended) / "samples.png", partial)
     write_report(summary, folder / "report.html")
-    shutil.rmtree(folder / STATES, ignore_errors=True)  # of use while cascades are scored only
+    StateCache(folder / STATES).remove()  # of use while cascades are scored only
     return summary
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -82,7 +81,8 @@ def export_configs(
     for trial in trials:
         if trial.is_yardstick:
             full_training(trial, settings, trial.kind).save(folder / "yardsticks" / f"{trial.kind}.yaml")
-    shutil.rmtree(folder / "front", ignore_errors=True)
+    for earlier in (folder / "front").glob("trial-*.yaml"):  # other files there are the user's
+        earlier.unlink()
     for trial in front(trials, settings.objectives):
         name = f"trial-{trial.number:03d}"
         full_training(trial, settings, name).save(folder / "front" / f"{name}.yaml")
@@ -108,7 +108,7 @@ def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Co
 def drop_weights(folder: Path, numbers: Iterable[int]) -> None:
     """Delete the weights of these trials; their configs and samples stay."""
     for number in numbers:
-        for weights in trial_folder(folder, number).glob("*.safetensors"):
+        for weights in trial_folder(folder, number).glob("expert-*.safetensors"):
             weights.unlink(missing_ok=True)
 
 

@@ -21,6 +21,7 @@ from meme.features import choose_features
 from meme.files import cache_folder, expanded, settle_paths, write_text
 from meme.pipeline import train
 from meme.presets import preset
+from meme_nas.cascades import StateCache
 from meme_nas.engines.local import LocalEngine
 from meme_nas.objective import BasisIds, Objective, open_basis
 from meme_nas.placement import check_engine, check_places
@@ -67,8 +68,9 @@ def test_relative_paths_in_the_environment_are_made_absolute_for_workers(monkeyp
     settle_paths()
     assert os.environ["MEME_CACHE"] == str(tmp_path / "cache") and os.environ["MEME_INCEPTION"] == str(tmp_path / "x.pt")
     monkeypatch.setenv("MEME_INCEPTION", "off")
+    monkeypatch.setenv("MEME_CACHE", "off")  # which says nothing but where
     settle_paths()
-    assert os.environ["MEME_INCEPTION"] == "off"
+    assert (os.environ["MEME_INCEPTION"], os.environ["MEME_CACHE"]) == ("off", str(tmp_path / "off"))
 
 
 def test_a_cluster_is_handed_our_variables(monkeypatch):
@@ -264,6 +266,17 @@ def test_only_half_written_files_of_the_study_itself_are_swept_up(tmp_path):
     mend(place_of(tmp_path))
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.part")}
     assert left == set(others)
+
+
+def test_the_states_of_cascades_are_removed_and_nothing_beside_them(tmp_path):
+    states = StateCache(tmp_path / "states")
+    states.save("abc", np.zeros((2, 1, 4, 4), np.float32))
+    (tmp_path / "states" / "mine.txt").write_text("kept")
+    states.remove()
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["mine.txt"]
+    (tmp_path / "states" / "mine.txt").unlink()
+    states.remove()
+    assert not (tmp_path / "states").exists()
 
 
 # Results that cannot be written

@@ -76,7 +76,7 @@ class RayTraining:
         with claim_folder(folder, config):
             self._connect(folder)
             try:
-                self._train(folder.absolute(), config, on_progress)
+                self._train(folder.absolute(), config, data.content_id, on_progress)
             finally:
                 ray.shutdown()
         return load_ensemble(folder, device)
@@ -89,23 +89,25 @@ class RayTraining:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             start(cores, self.dashboard_host)
 
-    def _train(self, folder: Path, config: Config, on_progress: OnProgress) -> None:
+    def _train(self, folder: Path, config: Config, content_id: str, on_progress: OnProgress) -> None:
         """Train the trunk, if there is one, then all experts, as many at a time as there is room for."""
         numbers = range(1, len(config.experts) + 1)
         room = min(len(numbers), self._room())
         processes = f", {self.workers_per_expert} processes each" if self.workers_per_expert > 1 else ""
         self.on_message(f"training {room} experts at a time on Ray{processes}")
         if config.training.trunk_steps:
-            self._train_side_by_side(folder, config, [TRUNK], on_progress)
-        self._train_side_by_side(folder, config, numbers, on_progress)
+            self._train_side_by_side(folder, config, content_id, [TRUNK], on_progress)
+        self._train_side_by_side(folder, config, content_id, numbers, on_progress)
 
-    def _train_side_by_side(self, folder: Path, config: Config, numbers: Sequence[int], on_progress: OnProgress) -> None:
+    def _train_side_by_side(
+        self, folder: Path, config: Config, content_id: str, numbers: Sequence[int], on_progress: OnProgress
+    ) -> None:
         """Train the networks of these numbers, as many at a time as there is room for."""
         room = min(len(numbers), self._room())
         (folder / _STOP).unlink(missing_ok=True)
         one = self._by_one if self.workers_per_expert == 1 else self._by_several
         pool = ThreadPoolExecutor(room)
-        work = {number: pool.submit(one, folder, config, number) for number in numbers}
+        work = {number: pool.submit(one, self._work(folder, config, number, content_id)) for number in numbers}
         try:
             _watch(work.values(), partial(_tell, folder, numbers, on_progress))
         except BaseException:  # also Ctrl-C
@@ -133,32 +135,34 @@ class RayTraining:
     def _resources(self) -> dict[str, int]:
         return {"CPU": self.cpus, "GPU": 1} if self.on_gpus else {"CPU": self.cpus}
 
-    def _work(self, folder: Path, config: Config, number: int) -> "_Work":
+    def _work(self, folder: Path, config: Config, number: int, content_id: str) -> "_Work":
         device = "cuda" if self.on_gpus else "cpu"
-        return _Work(folder, config.model_dump_json(), number, device, self.cpus, self.checkpoint_seconds)
+        return _Work(
+            folder, json.dumps(config.model_dump(mode="json")), number, content_id, device, self.cpus, self.checkpoint_seconds
+        )
 
-    def _by_one(self, folder: Path, config: Config, number: int) -> None:
+    def _by_one(self, work: "_Work") -> None:
         """A Ray task, which Ray starts again where its process or node has died."""
         resources = {"num_cpus": self.cpus, "num_gpus": int(self.on_gpus)}
-        task = _task.options(**resources, max_retries=DEATHS_ALLOWED, name=f"expert-{number} of {config.name}")
+        task = _task.options(**resources, max_retries=DEATHS_ALLOWED, name=f"expert-{work.number} of {work.settings.name}")
         try:
-            ray.get(task.remote(self._work(folder, config, number)))
+            ray.get(task.remote(work))
         except ray.exceptions.RayTaskError as error:
             raise _ours(error.cause) from None
         except ray.exceptions.RayError as error:
-            raise UserError(f"expert {number}: its process died {DEATHS_ALLOWED + 1} times ({in_one_line(error)})") from None
+            raise UserError(f"expert {work.number}: its process died {DEATHS_ALLOWED + 1} times ({in_one_line(error)})") from None
 
-    def _by_several(self, folder: Path, config: Config, number: int) -> None:
+    def _by_several(self, work: "_Work") -> None:
         """A group of processes, which Ray Train starts again as a whole where one has died."""
         trainer = TorchTrainer(
             _in_group,
-            train_loop_config={"work": self._work(folder, config, number)},
+            train_loop_config={"work": work},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers_per_expert, use_gpu=self.on_gpus, resources_per_worker=self._resources()
             ),
             run_config=ray.train.RunConfig(
-                name=f"expert-{number}",
-                storage_path=str(folder / RUNS),
+                name=f"expert-{work.number}",
+                storage_path=str(work.folder / RUNS),
                 failure_config=ray.train.FailureConfig(max_failures=DEATHS_ALLOWED),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),  # type: ignore[call-arg]  # stubs are of Train's v1
             ),
@@ -168,7 +172,7 @@ class RayTraining:
         except ray.train.WorkerGroupError as error:
             raise _ours(next(iter(error.worker_failures.values()), error)) from None
         except ray.train.TrainingFailedError as error:
-            raise UserError(f"expert {number}: Ray Train gave up ({in_one_line(error)})") from None
+            raise UserError(f"expert {work.number}: Ray Train gave up ({in_one_line(error)})") from None
 
 
 @dataclass(frozen=True)
@@ -178,14 +182,18 @@ class _Work:
     folder: Path
     config: str
     number: int
+    content_id: str
+    """Of the data as the command that trains opened them."""
     device: str
     threads: int
     checkpoint_seconds: float
 
     def run(self, shard: Shard) -> None:
         torch.set_num_threads(self.threads)
-        config = Config.model_validate_json(self.config)
+        config = self.settings
         data = training_data(config, open_reference(config), self.device)
+        if data.content_id != self.content_id:
+            raise UserError("data: the images are not those that the training began with; restore them, or give another folder")
         options: dict[str, Any] = {
             "folder": self.folder,
             "device": self.device,
@@ -197,6 +205,10 @@ class _Work:
             train_trunk(config, data, **options)
         else:
             train_expert(config, self.number, data, **options)
+
+    @property
+    def settings(self) -> Config:
+        return Config.model_validate(json.loads(self.config))
 
     def _report(self, progress: Progress) -> None:
         write_text(_progress_file(self.folder, self.number), json.dumps(asdict(progress)))
