@@ -8,9 +8,9 @@ steps, to each of ``--lengths``. Then soft experts are exchanged for hard ones: 
 sampling seeds common to all, with 20 and with ``--sampling-steps`` steps of DDIM.
 
 A row of the CSV holds FID (the mean over the sampling seeds), each expert's held-out loss in its own interval, and for every
-hand-over the standard deviation of the states that the sampler reached over that of the forward process, less 1: 0 is a hand-over
-where the next expert sees what it was trained on. Rows that are there are not made again. ``--quick`` is a run of minutes on
-digits. The last line is one JSON object: for each trunk and length the difference in log FID that making an expert hard makes.
+hand-over the standard deviation of the states that the sampler reached over that of the forward process, less 1. Rows that are
+there are not made again. ``--quick`` is a run of minutes on digits. The last line is one JSON object: for each trunk and length
+the difference in log FID that making an expert hard makes.
 """
 
 import argparse
@@ -175,7 +175,8 @@ def main() -> None:
         base = base.with_(evaluation={"samples": 64})
     if not arguments.report:
         measure(base, arguments, records, arguments.bank)
-    result = report([row for row in read(records) if row["preset"] == name])
+    seed = str(arguments.training_seed)
+    result = report([row for row in read(records) if (row["preset"], row["training_seed"]) == (name, seed)])
     if arguments.figure:
         draw(result, arguments.figure)
     print(json.dumps(result))

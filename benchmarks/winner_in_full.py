@@ -26,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -154,7 +154,7 @@ def rivals(config: Config, winner: Config) -> Iterator[Wanted]:
 def opened(out: Path, config_json: str) -> tuple[Basis, ExpertBank]:
     """Return data, feature space and bank, opened once in each process."""
     torch.set_num_threads(1)
-    basis = open_basis(Config.model_validate_json(config_json), "cpu", None)
+    basis = open_basis(Config.model_validate(json.loads(config_json)), "cpu", None)
     return basis, ExpertBank(out / "bank", basis.data, basis.held_out)
 
 
@@ -182,14 +182,23 @@ def train_and_score(
     out: Path, records: Path, base: Config, wanted: list[Wanted], seeds: range, pool: ProcessPoolExecutor
 ) -> None:
     """Train what is not recorded yet, training seed by training seed, and append its scores."""
-    known = {(each.preset, each.row, each.search_seed, each.training_seed) for each in read_records(records)}
-    missing = [(each, seed) for seed in seeds for each in wanted if (base.name, each.row, each.search_seed, seed) not in known]
-    text, jobs = base.model_dump_json(), []
-    for each, seed in missing:
-        config = each.config.with_(training={"seed": seed})
-        trained = [pool.submit(train_one, out, text, config, number) for number in range(1, len(config.experts) + 1)]
-        jobs.append((each, seed, config, trained))
-    for count, (each, seed, config, trained) in enumerate(jobs, start=1):
+    known = {(each.preset, each.row, each.search_seed, each.training_seed, each.architecture) for each in read_records(records)}
+    missing = [
+        (each, each.config.with_(training={"seed": seed}), seed)
+        for seed in seeds
+        for each in wanted
+        if (base.name, each.row, each.search_seed, seed, each.config.architecture_id) not in known
+    ]
+    text = json.dumps(base.model_dump(mode="json"))
+    jobs: list[tuple[Wanted, Config, int, list[Future]]] = []
+    for count in range(len(missing) + 1):  # the next config is trained while the last is scored, no more: rows come as they can
+        if count < len(missing):
+            each, config, seed = missing[count]
+            numbers = range(1, len(config.experts) + 1)
+            jobs.append((each, config, seed, [pool.submit(train_one, out, text, config, number) for number in numbers]))
+        if count == 0:
+            continue
+        each, config, seed, trained = jobs[count - 1]
         for job in trained:
             job.result()
         macs, fids = pool.submit(score, out, text, config).result()
@@ -210,7 +219,7 @@ def train_and_score(
             time.strftime("%Y-%m-%d"),
         )
         write_record(records, record)
-        print(f"{count}/{len(jobs)} {each.row} {each.search_seed} seed {seed}: FID {record.fid:.4f}", flush=True)
+        print(f"{count}/{len(missing)} {each.row} {each.search_seed} seed {seed}: FID {record.fid:.4f}", flush=True)
 
 
 def differences(records: list[Record], row: str, rival: str) -> np.ndarray:
@@ -248,7 +257,6 @@ _COMPARISONS = (
     ("winner_vs_hand_made_alike", "winner", "hand-made-alike"),
     ("winner_vs_multi_expert", "winner", "multi-expert"),
     ("winner_vs_single", "winner", "single-model"),
-    ("best_of_search_vs_hand_made", "best-of-search", "hand-made"),
     ("hand_made_vs_single", "hand-made", "single-model"),
 )
 

@@ -118,6 +118,8 @@ class HighMixer(nn.Module):
             weight=((channels, largest), (slice(high_channels), slice(half))),
             bias=((channels,), (slice(high_channels),)),
         )
+        # Its inputs are the second half of the high channels: which those are depends on the split.
+        _channels_of(self.pool_out, weight=((channels, channels), (slice(high_channels), slice(half, high_channels))))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x_conv, x_pool = x.chunk(2, dim=-1)
@@ -199,3 +201,9 @@ def _places(first: int, end: int) -> Tensor:
 def _slice_of(layer: nn.Module, **tensors: tuple) -> None:
     """Say of which largest tensor (shape, index) each of a layer's tensors is the slice, for ``meme.initialization``."""
     vars(layer)["slice_of"] = tensors
+
+
+def _channels_of(layer: nn.Module, **tensors: tuple) -> None:
+    """Say the same by the channels that a layer meets, where its slice does not, for ``meme.trunk``: initial weights are drawn by
+    the slice, but trained ones belong to channels."""
+    vars(layer)["channels_of"] = tensors

@@ -26,7 +26,7 @@ from meme.latents import Latents, latents_of
 from meme.metrics import Measured, Metric, measure, require_images, require_metrics
 from meme.sampler import draw_images, sampling_timesteps
 from meme.takeover import identified
-from meme.trainer import OnProgress, check_expert, load_expert, train_expert, train_trunk
+from meme.trainer import OnProgress, check_expert, expert_file, is_finished, load_expert, train_expert, train_trunk
 
 LOCK = ".training.lock"
 GRID_IMAGES = 64
@@ -139,10 +139,13 @@ def train(
     """
     config = identified(with_scale(config, data))
     with claim_folder(folder, config) if folder else nullcontext():
-        trunk = train_trunk(config, data, folder=folder, device=device, on_progress=on_progress)
+        numbers = range(1, len(config.experts) + 1)
+        trunk = None
+        if not (folder and all(is_finished(expert_file(folder, number), config, number, data) for number in numbers)):
+            trunk = train_trunk(config, data, folder=folder, device=device, on_progress=on_progress)
         experts = [
             train_expert(config, number, data, folder=folder, device=device, on_progress=on_progress, trunk=trunk)
-            for number in range(1, len(config.experts) + 1)
+            for number in numbers
         ]
     return Ensemble(config, experts)
 

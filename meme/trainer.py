@@ -84,7 +84,7 @@ def train_expert(
         "checkpoint_seconds": checkpoint_seconds,
         "shard": shard,
     }
-    if trunk is None and not _is_finished(finished, config, number, data):
+    if trunk is None and not is_finished(finished, config, number, data):
         trunk = train_trunk(config, data, folder=folder, **options)
     return _trained(config, number, data, finished, trunk, **options)
 
@@ -123,7 +123,8 @@ def train_trunk(
     )
 
 
-def _is_finished(finished: Path | None, config: Config, number: int, data: TrainingData) -> bool:
+def is_finished(finished: Path | None, config: Config, number: int, data: TrainingData) -> bool:
+    """Return whether the file ``finished`` holds this very training at its last step."""
     return finished is not None and _holds(finished, config, number, data) == config.training.steps
 
 
@@ -140,7 +141,7 @@ def _trained(
     shard: Shard,
 ) -> Denoiser:
     """Read the network from the file ``finished``, or train it and keep it there; None: only train it."""
-    if finished is not None and _is_finished(finished, config, number, data):
+    if finished is not None and is_finished(finished, config, number, data):
         return read_expert(config, number, finished, device)
     state = state_beside(finished) if finished else None
     training = run_training(config, number, data, state, device, on_progress, checkpoint_seconds, shard, trunk)

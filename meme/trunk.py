@@ -59,10 +59,17 @@ def start_from_trunk(expert: nn.Module, trunk: nn.Module) -> None:
             taken = getattr(theirs[name], kind, None)
             if not isinstance(taken, Tensor):
                 continue
-            if kind in getattr(layer, "slice_of", {}):
-                _take_common_slice(own, taken, layer.slice_of[kind], theirs[name].slice_of[kind])
+            own_slice, taken_slice = _slice_of(layer, kind), _slice_of(theirs[name], kind)
+            if own_slice and taken_slice:
+                _take_common_slice(own, taken, own_slice, taken_slice)
             elif taken.shape == own.shape:
                 own.copy_(taken)
+
+
+def _slice_of(layer: nn.Module, kind: str) -> tuple | None:
+    """Return of which largest tensor (shape, index) a layer's tensor is the slice, by channels; None where it is no slice."""
+    by_channels: dict = getattr(layer, "channels_of", {})
+    return by_channels.get(kind) or getattr(layer, "slice_of", {}).get(kind)
 
 
 def _take_common_slice(own: Tensor, taken: Tensor, own_slice: tuple, taken_slice: tuple) -> None:

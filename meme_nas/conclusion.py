@@ -30,7 +30,7 @@ from meme_nas.objective import STATES, Basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.portrait import portrait, portrait_macs
 from meme_nas.report import write_report
-from meme_nas.report_words import NOT_CONFIRMED, audit_verdict, confirmed_words, metric_name, quantity
+from meme_nas.report_words import audit_verdict, confirmed_words, metric_name, quantity, unconfirmed_words
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import LOCK, trial_folder
@@ -180,8 +180,8 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
         console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}")
     console.print(f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     if summary.audited:
-        console.print(audit_verdict(summary.agreements))
-    console.print(confirmed_words(summary.confirmed, metric) if summary.confirmed else NOT_CONFIRMED)
+        console.print(audit_verdict(summary.agreements, settings.audit_seeds))
+    console.print(confirmed_words(summary.confirmed, metric) if summary.confirmed else unconfirmed_words(best))
     console.print(
         f"{len(front(summary.trials, settings.objectives))} trials on the Pareto front. Look at {folder / 'report.html'}"
     )

@@ -5,7 +5,6 @@ search recommends what is better here, and says how sure that is: differences of
 order, noise and initial weights of each training seed.
 """
 
-import math
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,8 +12,8 @@ from pathlib import Path
 
 from meme.config import Config
 from meme_nas.chosen import Chosen
-from meme_nas.intervals import paired
-from meme_nas.rescoring import Rescoring
+from meme_nas.intervals import log_ratios, paired
+from meme_nas.rescoring import Rescoring, key_of
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy
 from meme_nas.study import trial_folder
@@ -51,6 +50,11 @@ class Confirmation(Rescoring):
         first = self.settings.seed + FIRST_TRAINING_SEED
         return range(first, first + self.settings.confirm_seeds)
 
+    @property
+    def steps(self) -> int:
+        """Return the training steps of an expert, after those of the trunk."""
+        return self.settings.trained_to(self._search.space.base, self.settings.confirm_share).training.steps
+
     @cached_property
     def chosen(self) -> list[TrialRecord]:
         """Return hand-made pattern and winner; nothing where there is only one of them, or the pattern itself won."""
@@ -79,20 +83,23 @@ class Confirmation(Rescoring):
         return record.number not in self._to_repeat
 
     def result(self) -> Confirmed | None:
-        """Return the comparison; None before it is complete."""
+        """Return the comparison; None before it is complete, or where a score is not above 0."""
         results = self.results()
         if len(results) < len(self.chosen) or not results:
             return None
+        if min(score for each in results for score in each.scores) <= 0:  # as an unbiased KID can be
+            return None
         hand_made, winner = map(self._by_training_seed, results)
-        differences = [math.log(ours / theirs) for ours, theirs in zip(winner.scores, hand_made.scores, strict=True)]
+        differences = log_ratios(winner.scores, hand_made.scores) or []
         config = self.settings.trained_to(winner.trial.config, self.settings.confirm_share)
         folders = [self._folder_of(each.trial) for each in (winner, hand_made)]
         return Confirmed(winner, hand_made, paired(differences), config.training.steps, config.training.trunk_steps, *folders)
 
     def _folder_of(self, trial: TrialRecord) -> Path:
         """Return the folder that the first scoring of ``trial`` left its samples in."""
-        numbers = [record.number for record in self._begun.values() if record.config.experts == self._ways(trial)[0].experts]
-        return trial_folder(self._search.study.folder, min(numbers), self.kind)
+        first = self._ways(trial)[0]
+        number = self._begun[key_of(first, first.architecture_id)].number
+        return trial_folder(self._search.study.folder, number, self.kind)
 
     def _by_training_seed(self, each: Rescored) -> Rescored:
         """Return one score a training seed: the geometric mean over the sampling seeds."""

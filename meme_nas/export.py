@@ -10,7 +10,7 @@ from meme.config import Config
 from meme.files import write_text
 from meme.presets import yardsticks
 from meme_nas.pareto import OBJECTIVES, front
-from meme_nas.report_words import NOT_CONFIRMED, confirmed_words
+from meme_nas.report_words import confirmed_words, unconfirmed_words
 from meme_nas.settings import SearchSettings
 from meme_nas.standings import Standings
 from meme_nas.strategy import winner
@@ -74,7 +74,7 @@ def export_configs(
     (folder / "best-of-search.yaml").unlink(missing_ok=True)
     if best:
         recommended = confirmed.recommended if confirmed else best
-        said = confirmed_words(confirmed, settings.first_objective) if confirmed else NOT_CONFIRMED
+        said = confirmed_words(confirmed, settings.first_objective) if confirmed else unconfirmed_words(best)
         _save(full_training(recommended, settings, "winner"), folder / "winner.yaml", said)
         if recommended is not best:
             _save(full_training(best, settings, "best-of-search"), folder / "best-of-search.yaml", said)

@@ -98,7 +98,7 @@ def _steps_trained(settings: SearchSettings, proxy: Config) -> int:
     """Return the training steps of one expert that search, audit and confirmation take together."""
     each, trunk, audited = len(proxy.experts) * proxy.training.steps, proxy.training.trunk_steps, _audited(settings)
     trunks = len(yardsticks_of(settings))  # one of the iU-Net; one of the Multi-Expert, and as many steps of the single model
-    steps = settings.budget * each + trunks * trunk
+    steps = settings.budget * each + settings.training_seeds * trunks * trunk
     if audited:
         others = settings.audit_seeds - 1  # with the search's seed, experts go on from the bank
         steps += audited * each * (settings.audit_seeds * settings.audit_factor - 1) + others * trunk

@@ -31,6 +31,13 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
+def log_ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float] | None:
+    """Return the logarithm of each ratio; None where a score is not above 0, as an unbiased KID can be."""
+    if min(*ours, *theirs) <= 0:
+        return None
+    return [math.log(one / other) for one, other in zip(ours, theirs, strict=True)]
+
+
 def paired(differences: Sequence[float]) -> Interval:
     """Return Student's interval of the mean of ``differences``, one for each training seed."""
     values = np.asarray(differences, dtype=float)

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from meme.config import Config
+from meme_nas.intervals import log_ratios
 from meme_nas.rescoring import Rescoring
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy
@@ -67,22 +68,30 @@ class Probabilities(Rescoring):
         return record.number not in self._to_repeat
 
     def gains(self) -> dict[tuple[int, float], float]:
-        """Return for every alternative log FID with it less log FID without, the mean over the sampling seeds; empty before all
-        are scored."""
+        """Return for every alternative log FID with it less log FID without, the mean over the sampling seeds.
+
+        Empty before all are scored, and where one could not be; without those of which a KID is not above 0.
+        """
         results = self.results()
         if not results:
             return {}
         size = 1 + len(self.alternatives)
         rows = [results[0].scores[first : first + size] for first in range(0, len(results[0].scores), size)]
-        return {
-            alternative: statistics.fmean(math.log(row[place] / row[0]) for row in rows)
-            for place, alternative in enumerate(self.alternatives, start=1)
-        }
+        found = {}
+        for place, alternative in enumerate(self.alternatives, start=1):
+            ratios = log_ratios([row[place] for row in rows], [row[0] for row in rows])
+            if ratios is not None:
+                found[alternative] = statistics.fmean(ratios)
+        return found
 
     def said(self) -> str:
         """Return which p were changed and by how much log FID gained, as a line for the report."""
         changed, trial = self.applied(), self._found()
-        if changed is None or trial is None or changed is trial:
+        if changed is None or trial is None or not self.alternatives:
+            return "as hand-made: none was tried"
+        if not self.gains():
+            return "as hand-made: the alternatives could not all be scored"
+        if changed is trial:
             return "as hand-made: no alternative was better"
         gains, steps = self.gains(), self.settings.trained_to(trial.config, self.settings.p_share).training.steps
         pairs = enumerate(zip(trial.config.experts, changed.config.experts, strict=True), start=1)

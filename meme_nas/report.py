@@ -98,6 +98,9 @@ def _samples(summary: Summary) -> list[dict[str, Any]]:
 
 def _sample(summary: Summary, title: str, trial: TrialRecord) -> dict[str, Any]:
     score = words.best_score(summary, trial) if trial.state == "complete" else None
+    longer = summary.confirmed and summary.confirmed.of(trial)
+    if longer:
+        score = words.Score(longer.mean, longer.deviation, len(longer.scores), rescored=True)
     return {
         "title": title,
         "image": embedded(summary.folder_of(trial) / "samples.png"),
@@ -116,7 +119,7 @@ def _audit(summary: Summary) -> dict[str, Any] | None:
         return None
     ranked = sorted(summary.audited, key=lambda each: each.mean)
     return {
-        "sentences": [words.audit_verdict(summary.agreements), *words.audited_words(summary)],
+        "sentences": [words.audit_verdict(summary.agreements, len(summary.audited[0].scores)), *words.audited_words(summary)],
         "signals": [
             {"name": each.signal, "tau": f"{each.tau:.2f}", "interval": f"{each.low:.2f} to {each.high:.2f}"}
             for each in summary.agreements

@@ -343,10 +343,13 @@ def _number(trial: TrialRecord) -> int:
 def lengths_figure(summary: Summary) -> Figure | None:
     """Return the scores of finalists and yardsticks against the length of their trainings, one line a config.
 
-    None where no config was trained to a second length. Lines that cross are rankings that turn.
+    None where nothing was trained longer. Lines that cross are rankings that turn.
     """
-    lines = {trial.number: (trial, summary.lengths_of(trial)) for trial in _at_several_lengths(summary)}
-    traces = [_length_line(summary, trial, found) for trial, found in lines.values() if len({each.steps for each in found}) > 1]
+    lines: list[tuple[TrialRecord, list[AtLength]]] = []
+    for trial in _at_several_lengths(summary):
+        if not any(trial.is_same_config(other) for other, _ in lines):
+            lines.append((trial, summary.lengths_of(trial)))
+    traces = [_length_line(summary, trial, found) for trial, found in lines]
     if not traces:
         return None
     x_axis, y_axis = _axis("training steps an expert", type="log"), _axis(metric_name(summary), type="log")
@@ -364,7 +367,7 @@ def _length_line(summary: Summary, trial: TrialRecord, found: list[AtLength]) ->
     named = is_winner or trial.is_yardstick
     name = f"winner, trial {trial.number}" if is_winner else KIND_NAMES.get(trial.kind, trial.kind)
     name = f"trial {trial.number}" if name == "candidate" else name
-    seeds = [f"{each.seeds} training seed{'s' * (each.seeds > 1)}" for each in found]
+    seeds = [f"{each.seeds} training seed{'s' * (each.seeds > 1)}, {each.samples:,} samples" for each in found]
     return {
         "type": "scatter",
         "mode": "lines+markers",

@@ -81,7 +81,7 @@ def search_score(trial: TrialRecord) -> Score:
 def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
     """The score of ``trial`` as a finalist, if it is one."""
     for finalist in summary.finalists:
-        if finalist.trial.is_same(trial) and finalist.scores and all(map(math.isfinite, finalist.scores)):
+        if finalist.trial.is_same_config(trial) and finalist.scores and all(map(math.isfinite, finalist.scores)):
             return Score(finalist.mean, finalist.deviation, len(finalist.scores), rescored=True, samples=finalist.samples)
     return None
 
@@ -138,25 +138,28 @@ def notes(summary: Summary) -> list[str]:
     if summary.winner is None:
         return []
     score = best_score(summary, summary.winner)
-    return [SPREAD_NOTE if score.has_spread else "" if score.rescored else SEARCH_SCORE_NOTE]
+    found = [SPREAD_NOTE if score.has_spread else "" if score.rescored else SEARCH_SCORE_NOTE]
+    is_over = bool(summary.finalists)
+    return found + ([NOT_CONFIRMED] if is_over and not summary.confirmed and summary.winner.kind != HAND_MADE else [])
 
 
-def audit_verdict(found: Sequence[Agreement]) -> str:
-    """Whether the proxy's ranking deserves trust, in a sentence."""
+def audit_verdict(found: Sequence[Agreement], seeds: int) -> str:
+    """Whether the proxy's ranking deserves trust, in a sentence; ``seeds``: training seeds of the audit."""
+    longer = f"longer training with {seeds} seeds" if seeds > 1 else "longer training, going on with the search's own seed,"
     if not found:
         return "Too few configurations were audited to say how far the proxy's ranking can be trusted."
     score = found[0]
     if score.count < LEAST_JUDGED:
         return (
-            f"{score.count} audited configurations are too few to say whether the proxy's ranking deserves trust; longer "
-            f"training with several seeds has Kendall's tau {score.tau:.2f} with it (--audit-size {MOST_AUDITED} takes more)."
+            f"{score.count} audited configurations are too few to say whether the proxy's ranking deserves trust; "
+            f"{longer} has Kendall's tau {score.tau:.2f} with it (--audit-size {MOST_AUDITED} takes more)."
         )
     said = f"Kendall's tau {score.tau:.2f}, 95% interval {score.low:.2f} to {score.high:.2f}, {score.count} configurations"
     if score.low > TRUSTED_TAU:
-        return f"The proxy's ranking deserves trust: longer training with several seeds agrees with it ({said})."
+        return f"The proxy's ranking deserves trust: {longer} agrees with it ({said})."
     if score.low > 0:
-        return f"The proxy's ranking deserves some trust: longer training with several seeds tends to agree with it ({said})."
-    return f"The proxy's ranking is not shown to deserve trust: longer training with several seeds may as well disagree ({said})."
+        return f"The proxy's ranking deserves some trust: {longer} tends to agree with it ({said})."
+    return f"The proxy's ranking is not shown to deserve trust: {longer} may as well disagree ({said})."
 
 
 def audited_words(summary: Summary) -> list[str]:
@@ -164,8 +167,8 @@ def audited_words(summary: Summary) -> list[str]:
     by_number = {each.trial.number: each for each in summary.audited}
     rival = yardstick(summary, HAND_MADE)
     ours, theirs = (by_number.get(trial.number) if trial else None for trial in (summary.winner, rival))
-    if ours is None or theirs is None or ours is theirs:
-        return []
+    if ours is None or theirs is None or ours is theirs or len(ours.scores) < 2:
+        return []  # one training seed, which chose the winner, says nothing of others
     scores = [Score(each.mean, each.deviation, len(each.scores), rescored=True) for each in (ours, theirs)]
     how = "is not distinguishable from" if scores[0].overlaps(scores[1]) else "is better than"
     how = "is worse than" if how == "is better than" and scores[0].mean > scores[1].mean else how
@@ -173,10 +176,16 @@ def audited_words(summary: Summary) -> list[str]:
     return [f"Trained longer with {len(ours.scores)} training seeds, {subject}: {scores[0]} against {scores[1]}."]
 
 
+PATTERN_WON = "No longer training was made: the search found nothing better than the hand-made pattern."
 NOT_CONFIRMED = (
     "Not confirmed: the best that the search found, by short trainings. They can rank configurations the other way round than "
     "full ones do."
 )
+
+
+def unconfirmed_words(best: TrialRecord) -> str:
+    """Return what is said of a winner that was not trained longer."""
+    return PATTERN_WON if best.kind == HAND_MADE else NOT_CONFIRMED
 
 
 def confirmed_words(confirmed: Confirmed, metric: str) -> str:
@@ -315,6 +324,7 @@ def _subject(winner: TrialRecord) -> str:
 def _basis(summary: Summary, winner: TrialRecord, score: Score) -> str:
     """What a score is worth nothing without: feature space, number of samples, seeds."""
     seeds = f"{score.seeds} sampling seed{'s' * (score.seeds > 1)}" + ("" if score.rescored else ", as searched")
+    seeds += f", at proxy length ({winner.config.training.steps:,} steps)" if summary.confirmed else ""
     features = winner.scored.features or "unnamed"
     return f"{features} features, {score.samples or winner.config.evaluation.samples:,} samples, {seeds}"
 

@@ -43,12 +43,12 @@ class Rescoring:
     @cached_property
     def _planned(self) -> list[tuple[TrialRecord, dict[Any, Config]]]:
         """Every chosen trial with what is scored of it."""
-        return [(trial, {_key(way, way.architecture_id): way for way in self._ways(trial)}) for trial in self.chosen]
+        return [(trial, {key_of(way, way.architecture_id): way for way in self._ways(trial)}) for trial in self.chosen]
 
     @property
     def _begun(self) -> dict[Any, TrialRecord]:
         """Scorings that were started, the last of each."""
-        return {_key(record.config, record.architecture_id): record for record in self._log.records if self._stands(record)}
+        return {key_of(record.config, record.architecture_id): record for record in self._log.records if self._stands(record)}
 
     @property
     def done(self) -> bool:
@@ -95,6 +95,6 @@ class Rescoring:
         return found
 
 
-def _key(config: Config, architecture_id: str) -> Any:
+def key_of(config: Config, architecture_id: str) -> Any:
     """Equal for equal scorings; the id is handed in, as a record knows its own."""
     return architecture_id, config.sampling, config.evaluation

@@ -66,8 +66,7 @@ def run(settings: SearchSettings) -> Summary:
         audit = Audit(settings, search) if settings.audit_factor else None
         if not search.spent[0] and not settings.ray_address:  # other machines are not timed from here
             remarks.print("\n".join(forecast_lines(settings)))
-        if settings.trunk_share and not search.spent[0]:
-            steps = settings.trunk_steps_of(config)
+        if (steps := settings.trunk_steps_of(config)) and not search.spent[0]:
             remarks.print(f"first, one network is trained on all timesteps, from which every candidate starts: {steps:,} steps")
         with _watched(settings, search, basis):
             chosen, portraits = Chosen(settings, search, audit), Portraits(settings, basis)
@@ -186,9 +185,7 @@ def _probabilities_shown(probabilities: Probabilities) -> Iterator[OnChange]:
 @contextmanager
 def _confirmation_shown(settings: SearchSettings, confirmation: Confirmation) -> Iterator[OnChange]:
     """Show how far winner and hand-made pattern are."""
-    words = (
-        f"confirming the winner: trained to {settings.confirm_share:.0%} of the full length with {settings.confirm_seeds} seeds"
-    )
+    words = f"confirming the winner: {confirmation.steps:,} steps an expert with {settings.confirm_seeds} seeds"
     remarks.print(words)
     with remarks.status(Text(words)) as status:
         yield lambda: status.update(f"{words}: {' of '.join(map(str, confirmation.spent))} done")

@@ -127,7 +127,7 @@ class SearchSettings(Settings):
     p_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """Share of the full training, trunk included, at which p is chosen once the rest is: half and twice the p of each of the
     winner's experts are tried there, since short trainings can't tell. 0: p is searched like all other dimensions."""
-    confirm_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3125
+    confirm_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     """At the end, train winner and hand-made pattern to this share of the full training, trunk included, with seeds that chose
     neither, and recommend the better of the two. 0: do not."""
     confirm_seeds: Annotated[int, Field(ge=2)] = 3
@@ -153,12 +153,23 @@ class SearchSettings(Settings):
         if self.workers_per_expert > 1 and self.engine != "ray":
             raise UserError(f"workers_per_expert: must be 1 with engine local, not {self.workers_per_expert}; or take engine ray")
         self._check_rungs()
+        self._check_lengths()
         first, rest = self.objectives[:1], self.objectives[1:]
         if not set(first) & set(QUALITIES) or set(rest) & set(QUALITIES) or len(set(rest)) < len(rest):
             raise UserError(
                 f"objectives: fid or kid first, then any of macs, params and latency_ms, not {' '.join(self.objectives)}"
             )
         return self
+
+    def _check_lengths(self) -> None:
+        """Refuse a share of the full training that leaves experts less than they have in a trial."""
+        shares = {"p_share": self.p_share if self.chooses_p_last else 0.0, "confirm_share": self.confirm_share}
+        full = self.full_config()
+        proxy = self.as_proxy(full).training
+        least = (len(full.experts) * proxy.steps + proxy.trunk_steps) / self._all_steps(full)
+        for name, share in shares.items():
+            if 0 < share < least:
+                raise UserError(f"{name}: must be 0, or at least {least:.3g}, which trunk and trial take, not {share:g}")
 
     def _check_rungs(self) -> None:
         if self.rungs == 1:
@@ -254,14 +265,15 @@ class SearchSettings(Settings):
 
     def trunk_steps_of(self, config: Config) -> int:
         """Return the steps of the trunk that the experts of ``config``, a config in full, start from; a single model has none."""
-        if len(config.experts) == 1:
+        full = preset(self.preset_name)
+        if len(config.experts) == 1 or len(full.experts) == 1:
             return 0
-        return round(self.trunk_share * self._all_steps(preset(self.preset_name)))
+        return round(self.trunk_share * self._all_steps(full))
 
     def steps_of_a_proxy(self, config: Config) -> int:
         """Return the training steps an expert of ``config``, a config in full, gets in a trial after those of the trunk.
 
-        It is the same share of its full training for every config. A single model gets as many as trunk and experts together.
+        It is the same share of its full training for every config. A single model gets the trunk's share of it too.
         """
         full = preset(self.preset_name)
         share = (self.proxy_steps or -(-full.training.steps // PROXY_SHARE)) / full.training.steps
@@ -284,7 +296,7 @@ class SearchSettings(Settings):
         return config.with_(training={"steps": max(1, own), "trunk_steps": trunk})
 
     def trained_to(self, config: Config, share: float) -> Config:
-        """Return ``config``, one of a trial, trained to a share of the full training, but never shorter than in the trial."""
+        """Return ``config``, one of a trial, trained to a share of the full training."""
         total = share * self._all_steps(self.full_config())
         own = round((total - config.training.trunk_steps) / len(config.experts))
         return config.with_(training={"steps": max(config.training.steps, own)})
@@ -311,7 +323,7 @@ class SearchSettings(Settings):
             "rungs": self.rungs,
             "objectives": " ".join(self.objectives),
             "proposal_lag": self.proposal_lag or LEAST_LAG,
-            "dimensions": " ".join(sorted(set(self.searched))),
+            "dimensions": " ".join(sorted(set(self.searched))) + (", p last" if self.chooses_p_last else ""),
             "max_macs": self.max_macs,
             "max_params": self.max_params,
             "max_latency_ms": self.max_latency_ms,

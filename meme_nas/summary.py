@@ -49,11 +49,14 @@ class Confirmed:
     """Where its samples lie, of the first training seed."""
     hand_made_folder: Path | None = None
 
+    def of(self, trial: TrialRecord) -> Rescored | None:
+        """Return the scores of a confirmed config; None for others."""
+        return next((each for each in (self.winner, self.hand_made) if each.trial.is_same_config(trial)), None)
+
     def folder_of(self, trial: TrialRecord) -> Path | None:
-        """Return the folder of a confirmed trial's samples; None for other trials."""
-        if trial.is_same(self.winner.trial):
-            return self.winner_folder
-        return self.hand_made_folder if trial.is_same(self.hand_made.trial) else None
+        """Return the folder of a confirmed config's samples; None for others."""
+        found = self.of(trial)
+        return None if found is None else self.winner_folder if found is self.winner else self.hand_made_folder
 
     @property
     def winner_is_better(self) -> bool:
@@ -122,6 +125,8 @@ class AtLength:
     score: float
     seeds: int
     """Training seeds behind it."""
+    samples: int
+    """Images behind each score: FIDs of different numbers do not compare."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +161,19 @@ class Summary:
         return longer or trial_folder(self.folder, trial.number)
 
     def lengths_of(self, trial: TrialRecord) -> list[AtLength]:
-        """Return the scores of ``trial`` at each length it was trained to: in the search, the audit and the confirmation."""
-        steps = trial.config.training.steps
-        found = [AtLength(steps, trial.scored.values([self.metric])[0], 1)] if trial.state == "complete" else []
+        """Return the scores of ``trial``'s config at each length it was trained to, shortest first: in the search, the audit and
+        the confirmation."""
+        searched = next((each for each in self.trials if each.is_same_config(trial) and each.state == "complete"), None)
+        found = []
+        if searched:
+            outcome, config = searched.scored, searched.config
+            score, seeds = outcome.values([self.metric])[0], len(outcome.fids) or 1
+            found.append(AtLength(config.training.steps, score, seeds, config.evaluation.samples))
         longer = [*self.audited, *((self.confirmed.winner, self.confirmed.hand_made) if self.confirmed else ())]
-        found += [AtLength(each.steps or steps, each.mean, len(each.scores)) for each in longer if each.trial.is_same(trial)]
+        for each in longer:
+            if each.trial.is_same_config(trial) and each.steps and each.samples:
+                found.append(AtLength(each.steps, each.mean, len(each.scores), each.samples))
+        found.sort(key=lambda each: each.steps)
         return found
 
     @property

@@ -54,6 +54,10 @@ class TrialRecord:
         """Return whether ``other`` is this trial, perhaps with other p or scores than it was searched with."""
         return other is not None and (self.number, self.kind) == (other.number, other.kind)
 
+    def is_same_config(self, other: "TrialRecord") -> bool:
+        """Return whether ``other`` is this trial with the same experts, so that scores of one are scores of the other."""
+        return self.is_same(other) and self.config.experts == other.config.experts
+
     @property
     def scored(self) -> Outcome:
         """The outcome, of a trial that has one; ``ValueError`` of one that is running or was refused."""

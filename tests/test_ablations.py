@@ -228,13 +228,15 @@ def test_all_recipes_run_and_train_nothing_twice(tmp_path, calls):
         assert len(report.table.lines) == len(RECIPES[recipe].lines)
     assert calls.evaluate == calls.train == 11
 
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("expert-?.safetensors")}
     assert len(kept) == 6 * 4 + 1 + 2 + 6 + 2
     lost = next((tmp_path / "trained" / scores[0].trained).glob("score-*.json"))
     lost.unlink()
     again, _ = run(small("architecture", tmp_path, seeds=1))
     assert calls.evaluate == 12
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")} == kept  # experts that were there stay
+    assert {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("expert-?.safetensors")
+    } == kept  # experts that were there stay
     assert [score.fid for score in again] == [score.fid for score in scores]
 
     more, _ = run(small("architecture", tmp_path, seeds=2))

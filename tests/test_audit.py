@@ -127,7 +127,7 @@ def test_a_ranking_that_holds_is_trusted(tmp_path):
     found = agreements(results, signals_of(results, search))
     assert [each.signal for each in found] == ["score at proxy length", "surrogate", "sum of interval losses"]
     assert found[0].tau == pytest.approx(1.0) and found[0].low > 0.5
-    assert audit_verdict(found).startswith("The proxy's ranking deserves trust")
+    assert audit_verdict(found, 3).startswith("The proxy's ranking deserves trust")
 
 
 def test_agreement_is_scipys_tau_within_its_interval():
@@ -143,18 +143,24 @@ def test_a_signal_that_knows_nothing_is_not_trusted():
     results = [Rescored(record(n, n), (float(source.normal()),)) for n in range(8)]
     found = agreements(results, {"x": list(range(8))})
     assert found[0].low < 0
-    assert "is not shown to deserve trust" in audit_verdict(found)
+    assert "is not shown to deserve trust" in audit_verdict(found, 3)
 
 
 def test_three_configurations_say_nothing():
     assert agreements([Rescored(record(n, n), (1.0 + n,)) for n in range(3)], {"x": [1, 2, 3]}) == []
-    assert "Too few" in audit_verdict([])
-    assert "some trust" in audit_verdict([Agreement("x", 0.5, 0.1, 0.9, 8)])
+    assert "Too few" in audit_verdict([], 3)
+    assert "some trust" in audit_verdict([Agreement("x", 0.5, 0.1, 0.9, 8)], 3)
+
+
+def test_an_audit_with_the_searchs_own_seed_says_so():
+    found = [Agreement("x", 0.8, 0.4, 0.9, 8)]
+    assert "longer training, going on with the search's own seed, agrees with it" in audit_verdict(found, 1)
+    assert "longer training with 3 seeds agrees with it" in audit_verdict(found, 3)
 
 
 def test_few_configurations_that_agree_are_no_proof():
     """Chance orders four alike in one of 24 cases, and every bootstrap sample of those agrees."""
-    assert audit_verdict([Agreement("x", 1.0, 1.0, 1.0, 4)]).startswith("4 audited configurations are too few to say")
+    assert audit_verdict([Agreement("x", 1.0, 1.0, 1.0, 4)], 3).startswith("4 audited configurations are too few to say")
 
 
 def test_the_winner_is_the_finalist_with_the_best_mean_within_the_hand_made_costs():

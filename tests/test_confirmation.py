@@ -114,13 +114,31 @@ def test_where_the_hand_made_pattern_won_there_is_nothing_to_confirm(tmp_path):
     assert confirmation.chosen == [] and confirmation.done and confirmation.result() is None
 
 
-def test_the_length_is_never_below_that_of_the_search(tmp_path):
-    settings = SearchSettings(study=tmp_path, confirm_share=0.01, trunk_share=0.001)
-    proxy = settings.as_proxy(settings.full_config())
-    assert settings.trained_to(proxy, settings.confirm_share) == proxy
+@pytest.mark.parametrize("changes", [{"confirm_share": 0.26}, {"p_share": 0.1}, {"trunk_share": 0.6}])
+def test_a_share_that_leaves_experts_less_than_a_trial_is_refused(changes):
+    with pytest.raises(ValueError, match=r"(p_share|confirm_share): must be 0, or at least 0\.\d+, which trunk and trial take"):
+        SearchSettings(**changes)
+    SearchSettings(**{"p_share": 0.0, "confirm_share": 0.0} | {key: 0.0 for key in changes if key != "trunk_share"})
+
+
+def test_a_length_beyond_the_full_one_is_refused():
+    with pytest.raises(ValueError, match="confirm_share"):
+        SearchSettings(confirm_share=1.5)
+
+
+def test_the_whole_length_is_the_full_training(tmp_path):
     whole = SearchSettings(study=tmp_path, confirm_share=1.0)
     training = whole.trained_to(whole.as_proxy(whole.full_config()), 1.0).training
     assert training == whole.in_full(whole.full_config()).training
+
+
+def test_a_kid_that_is_not_above_0_leaves_the_winner_unconfirmed(tmp_path):
+    settings, search = searched(tmp_path)
+    confirmation = confirmation_of(settings, search)
+    while not confirmation.done:
+        task = confirmation.next_task()
+        confirmation.record(replace(score(task), fid=-0.1, fids=(-0.1,)))
+    assert confirmation.result() is None
 
 
 def trial(number: int, kind: str) -> TrialRecord:
@@ -137,7 +155,7 @@ def score_of():
 def confirmed(*differences: float) -> Confirmed:
     winner, hand_made = trial(7, "candidate"), trial(0, "hand-made")
     scores = tuple(math.exp(each) for each in differences)
-    both = Rescored(winner, scores, None, 250), Rescored(hand_made, (1.0,) * len(scores), None, 250)
+    both = Rescored(winner, scores, 1_000, 250), Rescored(hand_made, (1.0,) * len(scores), 1_000, 250)
     return Confirmed(*both, paired(differences), 250, 1_000)
 
 
@@ -157,5 +175,6 @@ def test_the_report_begins_with_what_was_confirmed_and_shows_every_length(tmp_pa
     summary = Summary("MEME search", tmp_path, trials, found.winner.trial, confirmed=found)
     assert verdict(summary)[0] == confirmed_words(found, "fid")
     assert summary.recommended is found.hand_made.trial
-    lengths = [(each.steps, each.seeds) for each in summary.lengths_of(found.winner.trial)]
-    assert lengths == [(found.winner.trial.config.training.steps, 1), (250, 3)]
+    lengths = [(each.steps, each.seeds, each.samples) for each in summary.lengths_of(found.winner.trial)]
+    proxy = found.winner.trial.config
+    assert lengths == [(proxy.training.steps, 1, proxy.evaluation.samples), (250, 3, 1_000)]

@@ -87,6 +87,7 @@ def test_where_one_alternative_failed_nothing_is_changed_and_the_next_command_tr
     chosen.probabilities.record(chosen.probabilities.next_task().failed("its worker process died"))
     work_through(chosen.probabilities)
     assert chosen.probabilities.gains() == {} and chosen.best is chosen.found
+    assert chosen.probabilities.said() == "as hand-made: the alternatives could not all be scored"
     again = Chosen(settings, search, None)
     assert len(work_through(again.probabilities)) == 1 and again.best is not again.found
 

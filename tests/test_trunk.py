@@ -106,6 +106,22 @@ def test_an_expert_takes_what_lies_in_both_slices_and_keeps_the_rest(split):
     assert (expert.decoder[0][0].conv_in.weight == 0.5).all()
 
 
+@pytest.mark.parametrize("low", [0, 4])
+def test_the_pooling_branch_takes_the_weights_of_its_own_channels(low):
+    """At level 2 of 16 channels, the trunk's high mixer has 8: channels 0-3 go through convolution, 4-7 through pooling."""
+    trunk = build_expert(with_split(4, 8), 1)
+    theirs = trunk.encoder[2][0].mixer.high.pool_out.weight.data
+    theirs.copy_(torch.arange(4, 8).float().expand(8, 4))  # each weight is the number of the channel that it meets
+    expert, fresh = build_expert(with_split(4, low), 1), build_expert(with_split(4, low), 1)
+    start_from_trunk(expert, trunk)
+    own, before = (each.encoder[2][0].mixer.high.pool_out.weight for each in (expert, fresh))
+    high = 16 - low
+    for column, channel in enumerate(range(high // 2, high)):
+        expected = torch.full((8,), float(channel)) if channel < 8 else before[:8, column]
+        assert torch.equal(own[:8, column], expected)
+    assert torch.equal(own[8:], before[8:])
+
+
 def test_every_path_trains_the_same_experts_from_one_trunk(images, tmp_path):
     data, held_out = hold_out(images)
     ensemble = train(CONFIG, data, folder=tmp_path / "out")
