@@ -138,8 +138,9 @@ def draw(result: dict[str, dict[str, float]], path: Path) -> None:
         lengths = sorted(int(length.split("+")[1]) for length in result if int(length.split("+")[0]) == trunk)
         names = [name for name in result[f"{trunk}+{lengths[0]}"] if name.count("1") == 1]
         for name in names:
-            values = [100 * math.expm1(result[f"{trunk}+{steps}"][name]) for steps in lengths]
-            panel.plot(lengths, values, marker="o", label=f"expert {name.index('1') + 1}")
+            found = {steps: result[f"{trunk}+{steps}"].get(name) for steps in lengths}
+            values = {steps: 100 * math.expm1(value) for steps, value in found.items() if value is not None}
+            panel.plot(list(values), list(values.values()), marker="o", label=f"expert {name.index('1') + 1}")
         panel.axhline(0, color="grey", linewidth=0.8)
         panel.set(xscale="log", xlabel="steps an expert", title=f"from a trunk of {trunk:,} steps" if trunk else "from scratch")
         panel.set_xticks(lengths, [f"{steps:,}" for steps in lengths])
