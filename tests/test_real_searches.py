@@ -19,9 +19,11 @@ from meme_nas.trial import attempt
 pytestmark = pytest.mark.slow
 
 TINY = ["--preset", "digits-meme", "--samples", "32", "--features", "random", "--cascades-per-candidate", "1"]
-TINY += ["--trunk-share", "0.002", "--p-share", "0.01", "--confirm-share", "0.01", "--confirm-seeds", "2"]
+TINY += ["--trunk-share", "0.002", "--confirm-share", "0.01", "--confirm-seeds", "2"]
 BY_KID = ["--objectives", "kid", "macs", "--rungs", "2", "--proxy-steps", "4", "--budget", "5", "--audit-size", "4"]
+BY_KID += ["--p-share", "0.01"]
 OVER_SEEDS = ["--training-seeds", "3", "--proxy-steps", "2", "--budget", "12", "--audit-factor", "0"]
+OVER_SEEDS += ["--p-share", "0"]
 
 
 class InThisProcess:
@@ -70,7 +72,11 @@ def test_a_search_by_kid_leaves_everything(by_kid):
     assert all(words in report for words in ("KID against cost", "KID over trials", "What the proxy is worth"))
     assert "FID against" not in report and "FID over" not in report
     best = Config.load(by_kid / "winner.yaml")
-    assert any(trial.config.experts == best.experts for trial in read_trials(by_kid) if trial.choices)
+    splits = [expert.low_channels for expert in best.experts]  # whose p were chosen afterwards
+    trials = [trial for trial in read_trials(by_kid) if trial.choices]
+    assert any([expert.low_channels for expert in trial.config.experts] == splits for trial in trials)
+    later = {trial.kind for trial in read_everything(by_kid)}
+    assert {"audit", "probabilities", "confirmation", "finalist"} <= later
     audited = [trial for trial in read_everything(by_kid) if trial.kind == "audit"]
     assert audited and all(trial.state == "complete" and trial.config.training.steps == 8 for trial in audited)
 
@@ -78,12 +84,13 @@ def test_a_search_by_kid_leaves_everything(by_kid):
 def test_rungs_leave_their_trials_apart(by_kid):
     below = [trial for trial in read_everything(by_kid) if trial.config.training.steps == 2]
     assert {trial.kind for trial in below} == {"hand-made", "candidate", "expert"}
-    assert {trial.config.training.steps for trial in read_trials(by_kid)} == {4, 16}  # 16: the single model
+    assert {trial.config.training.steps for trial in read_trials(by_kid)} == {4, 16 + 16}  # the single model, with the trunk's
     assert not list(by_kid.glob("rung-1/*/*.safetensors"))
 
 
 def test_an_earlier_search_by_kid_is_a_warm_start(by_kid, search, tmp_path):
-    search(tmp_path, "--budget", "4", "--proxy-steps", "2", "--audit-factor", "0", "--warm-start", str(by_kid))
+    short = ["--budget", "4", "--proxy-steps", "2", "--audit-factor", "0", "--p-share", "0.01"]
+    search(tmp_path, *short, "--warm-start", str(by_kid))
     assert all(trial.state == "complete" for trial in read_trials(tmp_path))
 
 
