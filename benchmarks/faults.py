@@ -107,7 +107,14 @@ class Command:
 
     def _start(self) -> subprocess.Popen:
         options = {"--study": self.study, "--engine": self.engine, "--strategy": self.strategy, **STRATEGIES[self.strategy]}
-        options |= {"--proxy-steps": 2, "--samples": 16, "--workers": 2, "--trunk-share": 0.001, "--confirm-share": 0}
+        options |= {
+            "--proxy-steps": 2,
+            "--samples": 16,
+            "--workers": 2,
+            "--trunk-share": 0.001,
+            "--p-share": 0,
+            "--confirm-share": 0,
+        }
         words = [str(word) for pair in options.items() for word in pair]
         surroundings = os.environ | {"PYTHONPATH": str(ROOT), "MEME_INCEPTION": "off"}
         log = self.study.with_suffix(".log").open("ab")

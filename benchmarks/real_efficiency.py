@@ -34,6 +34,7 @@ OUTSIDE = ("multi-expert", "single-model", FINALIST)
 def searched(folder: Path, strategy: str, budget: int, seed: int, options: list[str]) -> pd.DataFrame:
     """Trainings spent and best score so far, a row for every scored ensemble of the space."""
     words = {"--study": folder, "--strategy": strategy, "--budget": budget, "--seed": seed, "--audit-factor": 0}
+    words |= {"--p-share": 0, "--confirm-share": 0}
     words |= {"--engine": "local", "--workers": 1}
     command = [sys.executable, str(ROOT / "run_search.py"), *(str(word) for pair in words.items() for word in pair), *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)

@@ -80,7 +80,7 @@ def main() -> None:
     arguments = parser.parse_args()
     options = {"--budget": arguments.trials, "--engine": arguments.engine, "--strategy": arguments.strategy, "--workers": 2}
     options |= {"--dimensions": "p", "--sampler": "random", "--proxy-steps": 1, "--samples": 2, "--audit-factor": 0}
-    options |= {"--trunk-share": 0, "--confirm-share": 0}
+    options |= {"--trunk-share": 0, "--p-share": 0, "--confirm-share": 0}
     with tempfile.TemporaryDirectory() as scratch:
         study, begun = arguments.study or Path(scratch) / "study", time.monotonic()
         words = [str(word) for option in options.items() for word in option]

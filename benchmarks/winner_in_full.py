@@ -46,7 +46,8 @@ from meme_nas.objective import Basis, open_basis
 ROOT = Path(__file__).parent.parent
 FIRST_TRAINING_SEED = 101  # no search has trained with it
 SAMPLING_SEEDS = (5_001, 5_002, 5_003)
-QUICK = ["--budget", "4", "--proxy-steps", "10", "--samples", "64", "--trunk-share", "0.01", "--confirm-share", "0.02"]
+QUICK = ["--budget", "4", "--proxy-steps", "10", "--samples", "64", "--trunk-share", "0.01"]
+QUICK += ["--p-share", "0.02", "--confirm-share", "0.02"]
 RIVALS = ("hand-made", "multi-expert", "single-model")
 
 

@@ -170,6 +170,8 @@ def search_command(cluster, folder: Path) -> tuple[list[str], dict[str, str]]:
         "0",
         "--trunk-share",
         "0.002",
+        "--p-share",
+        "0",
         "--confirm-share",
         "0",
     ]

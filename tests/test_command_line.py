@@ -150,7 +150,7 @@ def test_quiet_leaves_only_results(config, tmp_path, capsys):
 def test_a_search_prints_one_json_object(tmp_path, capsys):
     study = tmp_path / "study"
     small = ["--engine", "local", "--workers", "1", "--proxy-steps", "2", "--samples", "16", "--budget", "2"]
-    small += ["--trunk-share", "0.002", "--confirm-share", "0"]
+    small += ["--trunk-share", "0.002", "--p-share", "0", "--confirm-share", "0"]
     run_search.main([*small, "--study", str(study), "--json"])
     said = capsys.readouterr()
     record = json.loads(said.out)

@@ -311,6 +311,8 @@ def test_a_folder_of_mixed_images_is_searched_with_one_flag(tmp_path, capsys):
         "8",
         "--trunk-share",
         "0",
+        "--p-share",
+        "0",
         "--confirm-share",
         "0",
     ]

@@ -70,7 +70,7 @@ def test_what_fails_is_the_browsers_answer_and_a_taken_port_a_sentence():
 def test_a_search_is_watched_while_it_runs(tmp_path):
     """A browser that follows sees trials come; the end of the search ends the server."""
     small = "--engine local --workers 1 --strategy joint --features random"
-    small += " --proxy-steps 2 --samples 16 --budget 4 --audit-factor 0 --trunk-share 0 --confirm-share 0 --watch"
+    small += " --proxy-steps 2 --samples 16 --budget 4 --audit-factor 0 --trunk-share 0 --p-share 0 --confirm-share 0 --watch"
     command = [sys.executable, "run_search.py", *small.split(), "--study", str(tmp_path / "study")]
     surroundings = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     search = subprocess.Popen(command, cwd=ROOT, env=surroundings, stdout=subprocess.PIPE, text=True)
