@@ -165,19 +165,20 @@ main(["evaluate", folder, "--seeds", "2", "--samples", "64"])
         assert metric in said
     assert "classifier(digits) features, 64 samples against all 1,797 images of digits" in said
     assert "ddim 20 steps, 2 sampling seeds" in said
+    networks = ("trunk", *(f"expert-{number}" for number in range(1, 5)))
     assert {path.name for path in (tmp_path / "winner").iterdir() if not path.name.startswith(".")} == {
         "config.yaml",
         "evaluation.json",
         "samples.png",
-        *(f"expert-{number}.safetensors" for number in range(1, 5)),
-        *(f"expert-{number}.training.safetensors" for number in range(1, 5)),
+        *(f"{name}.safetensors" for name in networks),
+        *(f"{name}.training.safetensors" for name in networks),
     }
 
 
 def test_dry_run_trains_nothing(tmp_path, capsys):
     run_search.main(["--dry-run", "--study", str(tmp_path / "study")])
     said = capsys.readouterr().out
-    assert "12 dimensions" in said
+    assert "8 dimensions" in said
     assert "one trial" in said
     assert not (tmp_path / "study").exists()
 

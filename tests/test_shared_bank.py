@@ -176,7 +176,7 @@ def test_an_entry_that_vanishes_after_it_was_listed_is_passed_over(tmp_path):
 
 def test_opening_a_study_leaves_what_others_are_writing_into_a_bank_in_its_folder(tmp_path):
     target = tmp_path / "bank" / "ab" / "weights.safetensors"
-    left = tmp_path / "bank" / ".state.safetensors.killed.part"
+    left = tmp_path / "bank" / ".bank.json.killed01.part"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     with written_whole(target) as partial:
