@@ -42,7 +42,6 @@ class Confirmation(Rescoring):
     def __init__(self, settings: SearchSettings, search: Strategy, chosen: Chosen):
         super().__init__(settings, search, search.study.confirmation())
         self._chosen = chosen
-        self._to_repeat = {record.number for record in self._log.records if record.state == "failed"}
 
     @property
     def seeds(self) -> range:
@@ -77,10 +76,6 @@ class Confirmation(Rescoring):
 
     def _seeds(self, config: Config) -> tuple[int, ...]:
         return (config.training.seed,)
-
-    def _stands(self, record: TrialRecord) -> bool:
-        """Return False for one that failed in an earlier command: its worker may have died of what was wrong then."""
-        return record.number not in self._to_repeat
 
     def result(self) -> Confirmed | None:
         """Return the comparison; None before it is complete, or where a score is not above 0."""

@@ -23,7 +23,6 @@ class Finalists(Rescoring):
     def __init__(self, settings: SearchSettings, search: Strategy, chosen: Chosen):
         super().__init__(settings, search, search.study.finalists())
         self._chosen = chosen
-        self._to_repeat = {record.number for record in self._log.records if record.state == "failed"}
 
     @cached_property
     def chosen(self) -> list[TrialRecord]:
@@ -38,7 +37,3 @@ class Finalists(Rescoring):
 
     def _seeds(self, config: Config) -> tuple[int, ...]:
         return self.settings.seeds
-
-    def _stands(self, record: TrialRecord) -> bool:
-        """Not one that failed in an earlier command: its worker may have died of what was wrong then."""
-        return record.number not in self._to_repeat

@@ -1,7 +1,7 @@
 """The winner's expertization probabilities, chosen one expert at a time at a length that tells.
 
 Which p is best depends on the length of the training more than on the architecture: short trainings from scratch favour p near 1,
-short ones from a trunk favour p near 0, and at half of the full length the order is that of full trainings (docs/proxy.md). So
+short ones from a trunk favour p near 0 (docs/proxy.md). So
 the search looks for splits at the hand-made p, and here half and twice each expert's p are tried in its winner.
 
 The logarithm of FID is nearly a sum over experts: each alternative is scored in place of the winner's own expert, beside the
@@ -37,7 +37,6 @@ class Probabilities(Rescoring):
         """``found`` returns the winner of search and audit."""
         super().__init__(settings, search, search.study.probabilities())
         self._found = found
-        self._to_repeat = {record.number for record in self._log.records if record.state == "failed"}
 
     @cached_property
     def chosen(self) -> list[TrialRecord]:
@@ -62,10 +61,6 @@ class Probabilities(Rescoring):
 
     def _seeds(self, config: Config) -> tuple[int, ...]:
         return self.settings.seeds[:1]
-
-    def _stands(self, record: TrialRecord) -> bool:
-        """Return False for one that failed in an earlier command: its worker may have died of what was wrong then."""
-        return record.number not in self._to_repeat
 
     def gains(self) -> dict[tuple[int, float], float]:
         """Return for every alternative log FID with it less log FID without, the mean over the sampling seeds.

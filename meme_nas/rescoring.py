@@ -22,6 +22,7 @@ class Rescoring:
     def __init__(self, settings: SearchSettings, search: Strategy, log: TrialLog):
         self.settings, self._search, self._log = settings, search, log
         self._interrupted = set(log.running)
+        self._to_repeat = {record.number for record in log.records if record.state == "failed"}
 
     @property
     def chosen(self) -> list[TrialRecord]:
@@ -37,8 +38,11 @@ class Rescoring:
         raise NotImplementedError
 
     def _stands(self, record: TrialRecord) -> bool:
-        """Whether a scoring that was started, now or by an earlier command, takes the place of another."""
-        raise NotImplementedError
+        """Return whether a scoring that was started, now or by an earlier command, takes the place of another.
+
+        One that failed in an earlier command does not: its worker may have died of what was wrong then.
+        """
+        return record.number not in self._to_repeat
 
     @cached_property
     def _planned(self) -> list[tuple[TrialRecord, dict[Any, Config]]]:
