@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
@@ -48,7 +48,8 @@ FIRST_TRAINING_SEED = 101  # no search has trained with it
 SAMPLING_SEEDS = (5_001, 5_002, 5_003)
 QUICK = ["--budget", "4", "--proxy-steps", "10", "--samples", "64", "--trunk-share", "0.01"]
 QUICK += ["--p-share", "0.02", "--confirm-share", "0.02"]
-RIVALS = ("hand-made", "multi-expert", "single-model")
+ALIKE = "hand-made-alike"
+RIVALS = ("hand-made", "multi-expert", "single-model", ALIKE)
 
 
 @dataclass(frozen=True)
@@ -142,13 +143,14 @@ def found_by(study: Path, seed: int, minutes: str, finalists: int) -> Iterator[W
             yield Wanted(path.stem if path.stem == "best-of-search" else f"finalist-{len(seen) - 1}", str(seed), config, minutes)
 
 
-def rivals(config: Config, winner: Config) -> Iterator[Wanted]:
+def rivals(config: Config, winner: Config, kinds: Sequence[str]) -> Iterator[Wanted]:
     """Yield what the winner is compared with, on the data and the size of ``config``."""
     for kind, rival in yardsticks(config.name).items():
-        yield Wanted(kind, "", rival.with_(data=config.data, image=config.image, evaluation=config.evaluation.model_dump()))
+        if kind in kinds:
+            yield Wanted(kind, "", rival.with_(data=config.data, image=config.image, evaluation=config.evaluation.model_dump()))
     trunk = {"steps": winner.training.steps, "trunk_steps": winner.training.trunk_steps}
-    if trunk["trunk_steps"]:
-        yield Wanted("hand-made-alike", "", config.with_(training=trunk))
+    if trunk["trunk_steps"] and ALIKE in kinds:
+        yield Wanted(ALIKE, "", config.with_(training=trunk))
 
 
 @lru_cache(maxsize=1)
@@ -274,6 +276,7 @@ def main() -> None:
     parser.add_argument("--search-seeds", type=int, default=3)
     parser.add_argument("--training-seeds", type=int, default=3)
     parser.add_argument("--finalists", type=int, default=2, help="others of each front that are trained too")
+    parser.add_argument("--rivals", nargs="+", choices=RIVALS, default=RIVALS, help="what winners are compared with")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="studies and bank (default: results/winner-in-full/ and the preset)")
     parser.add_argument("--records", type=Path, help="the CSV (default: results/winner-in-full.csv)")
@@ -301,7 +304,7 @@ def run(arguments: argparse.Namespace, name: str, out: Path, records: Path) -> N
     for seed in range(searches):
         study, minutes = search(seed, out, name, arguments.data, options)
         wanted += found_by(study, seed, minutes, 0 if quick else arguments.finalists)
-    wanted = [*rivals(base, wanted[0].config), *wanted]
+    wanted = [*rivals(base, wanted[0].config, arguments.rivals), *wanted]
     if quick:
         short: dict[str, Any] = {"training": {"steps": 20}, "evaluation": {"samples": 64}}
         wanted = [replace(each, config=each.config.with_(**short)) for each in wanted]

@@ -97,7 +97,7 @@ def search_seconds(settings: SearchSettings, workers: int) -> float:
 def _steps_trained(settings: SearchSettings, proxy: Config) -> int:
     """Return the training steps of one expert that search, audit and confirmation take together."""
     each, trunk, audited = len(proxy.experts) * proxy.training.steps, proxy.training.trunk_steps, _audited(settings)
-    trunks = len(yardsticks_of(settings))  # one of the iU-Net; one of the Multi-Expert, and as many steps of the single model
+    trunks = min(2, len(yardsticks_of(settings)))  # the iU-Net's; the Multi-Expert's, from which the single model goes on
     steps = settings.budget * each + settings.training_seeds * trunks * trunk
     if audited:
         others = settings.audit_seeds - 1  # with the search's seed, experts go on from the bank

@@ -17,7 +17,7 @@ Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]
 QUALITIES = ("fid", "kid")
 LEAST_LAG = 2  # so that one worker and two propose the same
 TRUNK_SHARE = 0.25  # docs/proxy.md says why
-PROXY_SHARE = 22  # a proxy training has one step for so many of the full training
+PROXY_SHARE = 44  # a proxy training has one step for so many of the full training
 LEAST_AUDITED, MOST_AUDITED = 4, 8  # fewer say nothing of a ranking; more are for those who ask
 AUDIT_SHARE = 6  # so that small searches do not spend most of their time on it
 SAMPLES_SHARE = 4  # and its score one sample for so many of a full score: benchmarks/samples_needed.py
@@ -68,7 +68,7 @@ class SearchSettings(Settings):
     precision: Precision = "auto"
     """Numbers that networks calculate with, trained or sampled: bf16, fp16 or fp32; auto is bf16 on a GPU, fp32 elsewhere."""
     proxy_steps: Annotated[int, Field(ge=1)] | None = None
-    """Training steps an expert in a trial. None: one for every 22 of the preset's full training."""
+    """Training steps an expert in a trial. None: one for every 44 of the preset's full training."""
     samples: Annotated[int, Field(ge=2)] | None = None
     """Images drawn for every score. None: for those of winner and yardsticks in the end as many as the preset says, for those of
     trials a quarter."""
@@ -124,10 +124,10 @@ class SearchSettings(Settings):
     """Training seeds of the audit; the first is the search's own."""
     audit_size: Annotated[int, Field(ge=LEAST_AUDITED)] | None = None
     """Configurations that are audited. None: a sixth of the budget, but at least 4 and at most 8."""
-    p_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    p_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.35
     """Share of the full training, trunk included, at which p is chosen once the rest is: half and twice the p of each of the
     winner's experts are tried there, since short trainings can't tell. 0: p is searched like all other dimensions."""
-    confirm_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    confirm_share: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
     """At the end, train winner and hand-made pattern to this share of the full training, trunk included, with seeds that chose
     neither, and recommend the better of the two. 0: do not."""
     confirm_seeds: Annotated[int, Field(ge=2)] = 3

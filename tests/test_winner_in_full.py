@@ -55,7 +55,7 @@ def test_a_seed_that_one_side_lacks_is_left_out(records):
 def test_rivals_are_trained_as_their_presets_say_and_once_more_with_the_winners_trunk():
     base = preset("tiny-meme").with_(data="somewhere")
     winner = base.with_(training={"steps": 3_000, "trunk_steps": 4_000})
-    wanted = {each.row: each.config for each in judge.rivals(base, winner)}
+    wanted = {each.row: each.config for each in judge.rivals(base, winner, judge.RIVALS)}
     assert set(wanted) == {"hand-made", "multi-expert", "single-model", "hand-made-alike"}
     assert wanted["hand-made"].training == preset("tiny-meme").training
     assert wanted["hand-made-alike"].training == winner.training and wanted["hand-made-alike"].experts == base.experts
