@@ -1,11 +1,16 @@
 """How far the proxy's ranking can be trusted: some configurations trained longer, with several seeds, and ranked anew.
 
 The finalists and a random sample of other candidates, drawn evenly over the range of their scores, are trained ``audit_factor``
-times as long as in the search: with the seed they were searched with, where their experts go on from the bank, and with others
-where the settings say so. The audit chooses the winner; ``meme_nas.confirmation`` judges it with other seeds. What the search
-knew of the configurations is compared with how they turned out, by Kendall's tau with a bootstrap interval over configurations.
+times as long as in the search: with the seed they were searched with, where their experts go on from the bank, and with fresh
+seeds, each with sampling noise of its own, where the settings say so.
+
+What chose does not judge. The audit chooses the winner, and ``meme_nas.confirmation`` judges it with other seeds. Where there is
+no confirmation, the last of the audit's seeds judge and have no part in the choice. What the search knew of the configurations
+is compared with how they turned out with the fresh seeds, if there are any: by Kendall's tau, over the whole range and among the
+best, and by how much the search's own choice costs.
 """
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,18 +18,21 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
+from numpy.typing import NDArray
 
 from meme.config import Config
 from meme.seeding import derive_seed
+from meme_nas.intervals import behind_best, pooled
 from meme_nas.rescoring import Rescoring
 from meme_nas.settings import LEAST_AUDITED, SearchSettings
 from meme_nas.strategy import Strategy, winner
-from meme_nas.summary import Agreement, Rescored
+from meme_nas.summary import Agreement, Judged, Regret, Rescored
 from meme_nas.trial_log import TrialRecord
 
 FINALISTS = 3
 BOOTSTRAPS = 2_000
+FIRST_SAMPLING_SEED = 4_001  # of noise that no other score has; each fresh training seed has its own
+LEAST_JUDGES = 2  # training seeds; one has no spread
 
 
 class Audit(Rescoring):
@@ -48,8 +56,18 @@ class Audit(Rescoring):
         return pick(self._search.study.trials, self.settings)
 
     def _ways(self, trial: TrialRecord) -> list[Config]:
-        steps = self.settings.audit_factor * trial.config.training.steps
-        return [trial.config.with_(training={"steps": steps, "seed": seed}) for seed in self.seeds]
+        steps, (own, *fresh) = self.settings.audit_factor * trial.config.training.steps, self.seeds
+        ways = [trial.config.with_(training={"steps": steps, "seed": own})]
+        for place, seed in enumerate(fresh):
+            noise = {"seed": FIRST_SAMPLING_SEED + place}
+            ways.append(trial.config.with_(training={"steps": steps, "seed": seed}, evaluation=noise))
+        return ways
+
+    @property
+    def choosers(self) -> int:
+        """Return how many of the seeds, the first ones, choose the winner: all, unless the others must judge it."""
+        count = self.settings.audit_seeds
+        return count if self.settings.confirm_share or count <= LEAST_JUDGES else count // 2
 
     def _seeds(self, config: Config) -> tuple[int, ...]:
         return (config.training.seed,)
@@ -85,22 +103,71 @@ def _spread(ranked: Sequence[TrialRecord], count: int, objectives: Sequence[str]
     return chosen + source.sample([trial for trial in ranked if trial not in chosen], count - len(chosen))
 
 
-def agreements(audited: Sequence[Rescored], signals: Mapping[str, Sequence[float]], seed: int = 0) -> list[Agreement]:
-    """Kendall's tau of every signal (one value a configuration, lower is better) with the mean score of the longer training.
+def fresh(audited: Sequence[Rescored]) -> list[Rescored]:
+    """Return the scores of the training seeds that the search has not used; where it has used all, those of its own."""
+    return [replace(each, scores=each.scores[1:] or each.scores) for each in audited]
 
-    Empty with fewer than ``LEAST_AUDITED`` configurations. Bootstrap samples in which all are equal are left out.
+
+def agreements(audited: Sequence[Rescored], signals: Mapping[str, Sequence[float]]) -> list[Agreement]:
+    """Return Kendall's tau of every signal (one value a configuration, lower is better) with the mean score of longer training.
+
+    Scores of fresh seeds count, if there are any: the search's own share their luck with its signals. The better half is that
+    of the first signal. Empty with fewer than ``LEAST_AUDITED`` configurations.
     """
     if len(audited) < LEAST_AUDITED:
         return []
-    truth, source = np.array([each.mean for each in audited]), np.random.default_rng(seed)
-    draws = source.integers(0, len(audited), (BOOTSTRAPS, len(audited)))
-    found = []
-    for name, signal in signals.items():
-        values = np.asarray(signal, dtype=float)
-        taus = np.array([kendalltau(values[draw], truth[draw]).statistic for draw in draws])
-        low, high = np.nanquantile(taus, (0.025, 0.975))
-        found.append(Agreement(name, float(kendalltau(values, truth).statistic), float(low), float(high), len(audited)))
-    return found
+    truth = np.array([each.mean for each in fresh(audited)])
+    values = {name: np.asarray(signal, dtype=float) for name, signal in signals.items()}
+    best = np.argsort(next(iter(values.values())), kind="stable")[: max(LEAST_AUDITED, len(audited) // 2)]
+    return [
+        replace(_agreement(name, own, truth), among_best=_agreement(name, own[best], truth[best])) for name, own in values.items()
+    ]
+
+
+def _agreement(name: str, values: NDArray[np.float64], truth: NDArray[np.float64]) -> Agreement:
+    """Return tau with its bootstrap interval; samples in which all are equal are left out."""
+    draws = np.random.default_rng(0).integers(0, len(truth), (BOOTSTRAPS, len(truth)))
+    low, high = np.nanquantile(_taus(values[draws], truth[draws]), (0.025, 0.975))
+    return Agreement(name, float(_taus(values, truth)), float(low), float(high), len(truth))
+
+
+def _taus(values: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return Kendall's tau-b along the last axis, nan where one side is all alike."""
+    first, second = np.triu_indices(values.shape[-1], 1)
+    ours, theirs = (np.sign(each[..., first] - each[..., second]) for each in (values, truth))
+    with np.errstate(invalid="ignore"):
+        return (ours * theirs).sum(-1) / np.sqrt((ours**2).sum(-1) * (theirs**2).sum(-1))
+
+
+def regret(audited: Sequence[Rescored], picked: TrialRecord | None, objectives: Sequence[str]) -> Regret | None:
+    """Return how much worse than the best of the audited is ``picked``, the search's choice, after longer training.
+
+    Compared are those that cost no more than the hand-made pattern. None where ``picked`` is not among them, or a score is not
+    above 0, as an unbiased KID can be.
+    """
+    affordable = _affordable(audited, objectives)
+    compared = [each for each in fresh(audited) if each.trial.number in affordable]
+    place = next((place for place, each in enumerate(compared) if picked and each.trial.number == picked.number), None)
+    if place is None or min(score for each in compared for score in each.scores) <= 0:
+        return None
+    best = min(compared, key=lambda each: each.mean).trial
+    behind = behind_best([[math.log(score) for score in each.scores] for each in compared], place)
+    return Regret(compared[place].trial, best, behind, len(audited[0].scores) > 1, len(compared))
+
+
+def judged(audited: Sequence[Rescored], best: TrialRecord | None, choosers: int) -> Judged | None:
+    """Return the audit's winner ``best`` against the hand-made pattern, over the training seeds that did not choose it.
+
+    None where fewer than two seeds were kept for that, the pattern won, or a score is not above 0.
+    """
+    place = next((place for place, each in enumerate(audited) if each.trial.is_same(best)), None)
+    rival = next((place for place, each in enumerate(audited) if each.trial.kind == "hand-made"), None)
+    if place is None or rival in (None, place):
+        return None
+    scores = [each.scores[choosers:] for each in audited]
+    if len(scores[0]) < LEAST_JUDGES or min(map(min, scores)) <= 0:
+        return None
+    return Judged(audited[place].trial, pooled([[math.log(score) for score in own] for own in scores], place, rival))
 
 
 def signals_of(audited: Sequence[Rescored], search: Strategy) -> dict[str, list[float]]:
@@ -112,9 +179,12 @@ def signals_of(audited: Sequence[Rescored], search: Strategy) -> dict[str, list[
     return signals
 
 
-def audited_winner(audited: Sequence[Rescored], objectives: Sequence[str]) -> TrialRecord | None:
-    """The finalist that turned out best on average, within the costs of the hand-made pattern; None without an audit."""
-    longer = [_as_audited(each, objectives[0]) for each in audited]
+def audited_winner(audited: Sequence[Rescored], objectives: Sequence[str], choosers: int | None = None) -> TrialRecord | None:
+    """Return the finalist that turned out best on average, within the costs of the hand-made pattern; None without an audit.
+
+    ``choosers``: how many of the training seeds, the first ones, have a say. None: all.
+    """
+    longer = [_as_audited(replace(each, scores=each.scores[:choosers]), objectives[0]) for each in audited]
     best = winner(longer, objectives)
     return next((each.trial for each in audited if best and each.trial.number == best.number), None)
 
@@ -123,3 +193,12 @@ def _as_audited(each: Rescored, objective: str) -> TrialRecord:
     """The trial as if the search had scored it as the longer training did."""
     scores: dict[str, Any] = {objective: each.mean}
     return replace(each.trial, outcome=replace(each.trial.scored, **scores))
+
+
+def _affordable(audited: Sequence[Rescored], objectives: Sequence[str]) -> set[int]:
+    """Return the numbers of the trials that cost no more than the hand-made pattern, or of all where it was not audited."""
+    costs = {each.trial.number: each.trial.scored.values(objectives)[1:] for each in audited}
+    limits = next((costs[each.trial.number] for each in audited if each.trial.kind == "hand-made"), None)
+    if limits is None:
+        return set(costs)
+    return {number for number, own in costs.items() if all(a <= b for a, b in zip(own, limits, strict=True))}

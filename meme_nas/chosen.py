@@ -2,11 +2,11 @@
 
 from functools import cached_property
 
-from meme_nas.audit import Audit, audited_winner
+from meme_nas.audit import Audit, audited_winner, judged
 from meme_nas.probabilities import Probabilities
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy, winner
-from meme_nas.summary import Rescored
+from meme_nas.summary import Judged, Rescored
 from meme_nas.trial_log import TrialRecord
 
 
@@ -26,10 +26,21 @@ class Chosen:
         return self._audit.results() if self._audit else []
 
     @cached_property
+    def searched(self) -> TrialRecord | None:
+        """Return the search's winner, whatever the audit says."""
+        return winner(self._search.study.trials, self._settings.objectives)
+
+    @cached_property
+    def judged(self) -> Judged | None:
+        """Return the audit's judgement of its winner, by seeds that did not choose it; None where it left none."""
+        return judged(self.audited, self.found, self._audit.choosers) if self._audit and self.audited else None
+
+    @cached_property
     def found(self) -> TrialRecord | None:
         """Return the audit's winner, else the search's."""
         objectives = self._settings.objectives
-        return audited_winner(self.audited, objectives) or winner(self._search.study.trials, objectives)
+        choosers = self._audit.choosers if self._audit else None
+        return audited_winner(self.audited, objectives, choosers) or self.searched
 
     @cached_property
     def best(self) -> TrialRecord | None:

@@ -19,7 +19,7 @@ from meme.errors import shell_command
 from meme.features import FeatureSpace
 from meme.files import written_whole
 from meme.pipeline import pick_device
-from meme_nas.audit import agreements, signals_of
+from meme_nas.audit import agreements, regret, signals_of
 from meme_nas.bank import Banked, ExpertBank
 from meme_nas.cascades import StateCache
 from meme_nas.chosen import Chosen
@@ -30,8 +30,10 @@ from meme_nas.objective import STATES, Basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.portrait import portrait, portrait_macs
 from meme_nas.report import write_report
-from meme_nas.report_words import audit_verdict, confirmed_words, metric_name, quantity, unconfirmed_words
+from meme_nas.report_claims import audit_words, confirmed_words, dominant_words, judged_words, unconfirmed_words
+from meme_nas.report_words import metric_name, quantity
 from meme_nas.settings import SearchSettings
+from meme_nas.spread import dominant
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import LOCK, trial_folder
 from meme_nas.summary import Portrait, Summary
@@ -49,6 +51,7 @@ def so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) ->
         trials=trials,
         winner=winner(trials, settings.objectives),
         importance=search.study.importance(),
+        dominant=dominant(trials, settings.first_objective),
         facts=facts,
         metric=settings.first_objective,
     )
@@ -87,6 +90,8 @@ def conclude(
         finalists=finalists.results(),
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
+        regret=regret(audited, chosen.searched, settings.objectives),
+        judged=chosen.judged,
         portraits=portraits.of(trials, best),
         confirmed=confirmed,
     )
@@ -178,10 +183,12 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
         name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
         macs = quantity(finalist.trial.scored.macs)
         console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}")
-    console.print(f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
-    if summary.audited:
-        console.print(audit_verdict(summary.agreements, settings.audit_seeds))
-    console.print(confirmed_words(summary.confirmed, metric) if summary.confirmed else unconfirmed_words(best))
+    console.print(
+        f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training; for these weights: "
+        "of the architectures it says nothing)"
+    )
+    for sentence in _judgements(summary, best):
+        console.print(sentence)
     console.print(
         f"{len(front(summary.trials, settings.objectives))} trials on the Pareto front. Look at {folder / 'report.html'}"
     )
@@ -189,6 +196,16 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
         console.print(
             f"train the winner in full: {shell_command(['python', '-m', 'meme', 'train', str(folder / 'winner.yaml')])}"
         )
+
+
+def _judgements(summary: Summary, best: TrialRecord) -> list[str]:
+    """Return what audit and confirmation say."""
+    said = audit_words(summary) if summary.audited else []
+    if summary.dominant:
+        said.append(dominant_words(summary.dominant, summary.metric))
+    if summary.confirmed:
+        return [*said, confirmed_words(summary.confirmed, summary.metric)]
+    return [*said, judged_words(summary.judged, summary.metric) if summary.judged else unconfirmed_words(best)]
 
 
 def _installed(name: str) -> str | None:

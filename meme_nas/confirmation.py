@@ -22,7 +22,8 @@ from meme_nas.trial import CONFIRMATION
 from meme_nas.trial_log import TrialRecord
 
 FIRST_TRAINING_SEED = 1_000  # after the search's own seed: none that search or audit train with
-SAMPLING_SEEDS = (2_001, 2_002)  # of noise that no other score has
+FIRST_SAMPLING_SEED = 2_001  # of noise that no other score has
+SAMPLINGS = 2  # sampling seeds for each training seed
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,15 @@ class Confirmation(Rescoring):
 
     @property
     def _seed_pairs(self) -> list[_Way]:
-        """Return all pairs of seeds; training seeds change fastest, so that workers side by side train different experts."""
-        return [_Way(training, sampling) for sampling in SAMPLING_SEEDS for training in self.seeds]
+        """Return all pairs of seeds; training seeds change fastest, so that workers side by side train different experts.
+
+        Each training seed has sampling seeds of its own: its difference has the luck of both, and so has their interval.
+        """
+        return [
+            _Way(training, FIRST_SAMPLING_SEED + SAMPLINGS * place + again)
+            for again in range(SAMPLINGS)
+            for place, training in enumerate(self.seeds)
+        ]
 
     def _seeds(self, config: Config) -> tuple[int, ...]:
         return (config.training.seed,)

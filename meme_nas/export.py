@@ -10,7 +10,7 @@ from meme.config import Config
 from meme.files import write_text
 from meme.presets import yardsticks
 from meme_nas.pareto import OBJECTIVES, front
-from meme_nas.report_words import confirmed_words, unconfirmed_words
+from meme_nas.report_claims import confirmed_words, unconfirmed_words
 from meme_nas.settings import SearchSettings
 from meme_nas.standings import Standings
 from meme_nas.strategy import winner

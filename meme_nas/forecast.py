@@ -14,7 +14,7 @@ from meme.image_sources import open_layout
 from meme.pipeline import pick_device
 from meme.survey import SMALLEST
 from meme.trainer import run_training
-from meme_nas.confirmation import SAMPLING_SEEDS
+from meme_nas.confirmation import SAMPLINGS
 from meme_nas.finalists import FRESH_SEEDS
 from meme_nas.placement import check_engine, check_places, workers_for
 from meme_nas.probabilities import FACTORS
@@ -118,7 +118,7 @@ def _images_drawn(settings: SearchSettings) -> int:
     short, long = settings.as_proxy(config).evaluation.samples, config.evaluation.samples
     last = (len(yardsticks_of(settings)) + 1) * len(FRESH_SEEDS)
     last_short = (1 + len(FACTORS) * len(config.experts)) * len(P_SEEDS) if settings.chooses_p_last else 0
-    last += 2 * settings.confirm_seeds * len(SAMPLING_SEEDS) if settings.confirm_share else 0
+    last += 2 * settings.confirm_seeds * SAMPLINGS if settings.confirm_share else 0
     return (of_trials + _audited(settings) * settings.audit_seeds + last_short) * short + last * long
 
 

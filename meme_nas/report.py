@@ -12,10 +12,11 @@ from plotly.offline import get_plotlyjs
 from meme.files import write_text
 from meme_nas import report_words as words
 from meme_nas.pareto import front
+from meme_nas.report_claims import LEAST_JUDGED, audit_words
 from meme_nas.report_details import details, embedded, films
 from meme_nas.report_figures import hypervolume_figure, lengths_figure, pareto_figure, progress_figure, spectra_figure
 from meme_nas.report_patterns import colour_of, pattern
-from meme_nas.summary import Summary
+from meme_nas.summary import Agreement, Summary
 from meme_nas.trial_log import TrialRecord
 
 TEMPLATE = "report.html.j2"
@@ -119,11 +120,8 @@ def _audit(summary: Summary) -> dict[str, Any] | None:
         return None
     ranked = sorted(summary.audited, key=lambda each: each.mean)
     return {
-        "sentences": [words.audit_verdict(summary.agreements, len(summary.audited[0].scores)), *words.audited_words(summary)],
-        "signals": [
-            {"name": each.signal, "tau": f"{each.tau:.2f}", "interval": f"{each.low:.2f} to {each.high:.2f}"}
-            for each in summary.agreements
-        ],
+        "sentences": audit_words(summary),
+        "signals": [{"name": each.signal, "taus": [_tau(each), _tau(each.among_best)]} for each in summary.agreements],
         "rows": [
             {
                 "name": f"trial {each.trial.number}" + ("" if each.trial.kind == "candidate" else f", {each.trial.kind}"),
@@ -133,6 +131,13 @@ def _audit(summary: Summary) -> dict[str, Any] | None:
             for each in ranked
         ],
     }
+
+
+def _tau(found: Agreement | None) -> str:
+    """Return tau with its interval where there are configurations enough for one."""
+    if found is None:
+        return words.NONE
+    return f"{found.tau:.2f}" + (f" ({found.low:.2f} to {found.high:.2f})" if found.count >= LEAST_JUDGED else "")
 
 
 def _bars(importance: dict[str, float]) -> list[dict[str, Any]]:

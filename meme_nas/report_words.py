@@ -2,13 +2,20 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meme.architecture import OVERRIDES, ExpertConfig
 from meme.config import even_intervals
-from meme_nas.settings import MOST_AUDITED
-from meme_nas.summary import Agreement, Confirmed, Summary
+from meme_nas.report_claims import (
+    NOT_CONFIRMED,
+    SPREAD_NOTE,
+    WEIGHTS_NOTE,
+    confirmed_words,
+    dominant_words,
+    judged_words,
+    weights_difference,
+)
+from meme_nas.summary import Summary
 from meme_nas.trial_log import TrialRecord
 
 HAND_MADE = "hand-made"
@@ -24,12 +31,6 @@ _RIVALS = {
     "multi-expert": "one architecture for all experts",
     "single-model": "a single model trained as long as all experts together",
 }
-TRUSTED_TAU = 0.3  # lower end of an interval
-LEAST_JUDGED = 6  # configurations; fewer are often ordered alike by chance, and then the interval has no width
-SPREAD_NOTE = (
-    "± is the standard deviation over sampling seeds; it does not cover the chance in training. "
-    "“Not distinguishable” means that the intervals mean ± sd overlap."
-)
 SEARCH_SCORE_NOTE = (
     "These are the search's own scores, one sampling seed each: the best of many is flattered by chance "
     "until it is scored again with other seeds."
@@ -46,13 +47,12 @@ class Score:
     rescored: bool
     samples: int | None = None
     """Where they are others than the search's."""
+    values: tuple[float, ...] = ()
+    """Of the sampling seeds, where it was scored again."""
 
     @property
     def has_spread(self) -> bool:
         return self.seeds > 1
-
-    def overlaps(self, other: "Score") -> bool:
-        return abs(self.mean - other.mean) <= self.deviation + other.deviation
 
     def __str__(self) -> str:
         if not self.has_spread:
@@ -82,7 +82,8 @@ def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
     """The score of ``trial`` as a finalist, if it is one."""
     for finalist in summary.finalists:
         if finalist.trial.is_same_config(trial) and finalist.scores and all(map(math.isfinite, finalist.scores)):
-            return Score(finalist.mean, finalist.deviation, len(finalist.scores), rescored=True, samples=finalist.samples)
+            scores = finalist.scores
+            return Score(finalist.mean, finalist.deviation, len(scores), rescored=True, samples=finalist.samples, values=scores)
     return None
 
 
@@ -119,6 +120,8 @@ def verdict(summary: Summary) -> list[str]:
         return [_no_winner(summary)]
     if summary.confirmed:
         return [confirmed_words(summary.confirmed, summary.metric), *_searched_words(summary, summary.winner)]
+    if summary.judged:
+        return [judged_words(summary.judged, summary.metric), *_searched_words(summary, summary.winner)]
     return _searched_words(summary, summary.winner)
 
 
@@ -138,81 +141,10 @@ def notes(summary: Summary) -> list[str]:
     if summary.winner is None:
         return []
     score = best_score(summary, summary.winner)
-    found = [SPREAD_NOTE if score.has_spread else "" if score.rescored else SEARCH_SCORE_NOTE]
-    is_over = bool(summary.finalists)
-    return found + ([NOT_CONFIRMED] if is_over and not summary.confirmed and summary.winner.kind != HAND_MADE else [])
-
-
-def audit_verdict(found: Sequence[Agreement], seeds: int) -> str:
-    """Whether the proxy's ranking deserves trust, in a sentence; ``seeds``: training seeds of the audit."""
-    longer = f"longer training with {seeds} seeds" if seeds > 1 else "longer training, going on with the search's own seed,"
-    if not found:
-        return "Too few configurations were audited to say how far the proxy's ranking can be trusted."
-    score = found[0]
-    if score.count < LEAST_JUDGED:
-        return (
-            f"{score.count} audited configurations are too few to say whether the proxy's ranking deserves trust; "
-            f"{longer} has Kendall's tau {score.tau:.2f} with it (--audit-size {MOST_AUDITED} takes more)."
-        )
-    said = f"Kendall's tau {score.tau:.2f}, 95% interval {score.low:.2f} to {score.high:.2f}, {score.count} configurations"
-    if score.low > TRUSTED_TAU:
-        return f"The proxy's ranking deserves trust: {longer} agrees with it ({said})."
-    if score.low > 0:
-        return f"The proxy's ranking deserves some trust: {longer} tends to agree with it ({said})."
-    return f"The proxy's ranking is not shown to deserve trust: {longer} may as well disagree ({said})."
-
-
-def audited_words(summary: Summary) -> list[str]:
-    """The audited winner against the audited hand-made pattern, over training seeds."""
-    by_number = {each.trial.number: each for each in summary.audited}
-    rival = yardstick(summary, HAND_MADE)
-    ours, theirs = (by_number.get(trial.number) if trial else None for trial in (summary.winner, rival))
-    if ours is None or theirs is None or ours is theirs or len(ours.scores) < 2:
-        return []  # one training seed, which chose the winner, says nothing of others
-    scores = [Score(each.mean, each.deviation, len(each.scores), rescored=True) for each in (ours, theirs)]
-    how = "is not distinguishable from" if scores[0].overlaps(scores[1]) else "is better than"
-    how = "is worse than" if how == "is better than" and scores[0].mean > scores[1].mean else how
-    subject = f"the winner (trial {ours.trial.number}) {how} the hand-made pattern"
-    return [f"Trained longer with {len(ours.scores)} training seeds, {subject}: {scores[0]} against {scores[1]}."]
-
-
-PATTERN_WON = "No longer training was made: the search found nothing better than the hand-made pattern."
-NOT_CONFIRMED = (
-    "Not confirmed: the best that the search found, by short trainings. They can rank configurations the other way round than "
-    "full ones do."
-)
-
-
-def unconfirmed_words(best: TrialRecord) -> str:
-    """Return what is said of a winner that was not trained longer."""
-    return PATTERN_WON if best.kind == HAND_MADE else NOT_CONFIRMED
-
-
-def confirmed_words(confirmed: Confirmed, metric: str) -> str:
-    """Return what longer trainings said of the winner, and so which config is recommended, in two sentences."""
-    difference, seeds = confirmed.difference, len(confirmed.winner.scores)
-    length = f"{confirmed.steps:,} steps an expert"
-    length += f" after {confirmed.trunk_steps:,} of the trunk" if confirmed.trunk_steps else ""
-    change = f"{_percent(difference.mean)} {metric.upper()}"
-    interval = f"95% interval {_percent(difference.low)} to {_percent(difference.high)}"
-    trained = f"Trained for {length} with {seeds} seeds that chose neither, the winner (trial {confirmed.winner.trial.number})"
-    against = f"{change} than the hand-made pattern ({interval}"
-    if not confirmed.winner_is_better:
-        return (
-            f"{trained} is not better: it has {against}). The recommended config, winner.yaml, is therefore the hand-made "
-            "pattern; best-of-search.yaml is the best that the search found."
-        )
-    if difference.excludes_zero:
-        return f"{trained} is better: it has {against}). It is the recommended config, winner.yaml."
-    return f"{trained} has {against}), which may be chance. It is the recommended config, winner.yaml."
-
-
-def _percent(log_ratio: float) -> str:
-    """Return a difference of logarithms as ``4.1% lower``, ``12% higher``."""
-    percent = 100 * math.expm1(log_ratio)
-    if not math.isfinite(percent):
-        return "any amount higher"
-    return f"{abs(percent):.{0 if abs(percent) >= 9.95 else 1}f}% {'lower' if percent < 0 else 'higher'}"
+    found = [WEIGHTS_NOTE, SPREAD_NOTE if score.has_spread else "" if score.rescored else SEARCH_SCORE_NOTE]
+    if summary.finalists and not (summary.confirmed or summary.judged) and summary.winner.kind != HAND_MADE:
+        found.append(NOT_CONFIRMED)
+    return found + ([dominant_words(summary.dominant, summary.metric)] if summary.dominant else [])
 
 
 def metric_name(summary: Summary) -> str:
@@ -302,19 +234,19 @@ def _unrivalled(summary: Summary, winner: TrialRecord) -> str:
 
 
 def _against(summary: Summary, winner: TrialRecord, kind: str) -> str | None:
-    """The winner against one yardstick: rescored where both are, else both as searched; None without a score."""
+    """Return how the winner's weights compare with one yardstick's: rescored where both are, else both as searched.
+
+    None without a score. The weights are those that chose the winner, so this claims nothing of architectures.
+    """
     rival = yardstick(summary, kind)
     if rival is None or rival.state != "complete":
         return None
     again, rival_again = final_score(summary, winner), final_score(summary, rival)
     ours, theirs = (again, rival_again) if again and rival_again else (search_score(winner), search_score(rival))
-    cost, name, subject = _cost_phrase(macs_of(winner), macs_of(rival)), _RIVALS[kind], _subject(winner)
-    numbers, basis = f"{metric_name(summary)} {ours} against {theirs}", _basis(summary, winner, ours)
-    if ours.has_spread and ours.overlaps(theirs):
-        return f"At {cost}, {subject} is not distinguishable from {name}: {numbers} ({basis})."
-    if ours.has_spread and ours.mean > theirs.mean:
-        return f"At {cost}, {subject} is worse than {name}: {numbers} ({basis})."
-    return f"At {_than(cost)} {name}, {subject} has {numbers} ({basis})."
+    cost, basis = _than(_cost_phrase(macs_of(winner), macs_of(rival))), _basis(summary, winner, ours)
+    numbers = f"{metric_name(summary)} {score_text(ours.mean)} against {score_text(theirs.mean)}"
+    difference = weights_difference(ours.values, theirs.values)
+    return f"For these weights, at {cost} {_RIVALS[kind]}, {_subject(winner)} has {numbers}{difference} ({basis})."
 
 
 def _subject(winner: TrialRecord) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from meme_nas.intervals import Interval
+from meme_nas.spread import Dominant
 from meme_nas.study import trial_folder
 from meme_nas.trial_log import TrialRecord
 
@@ -79,6 +80,33 @@ class Agreement:
     """2.5th percentile over bootstrap samples of the configurations."""
     high: float
     count: int
+    among_best: "Agreement | None" = None
+    """The same among the better half by the search's scores, from which the search chooses."""
+
+
+@dataclass(frozen=True)
+class Regret:
+    """How much worse than the best of the audited configurations the search's own choice is."""
+
+    picked: TrialRecord
+    """What the search would have chosen."""
+    best: TrialRecord
+    """What has the lowest mean score of those that cost no more than the hand-made pattern."""
+    behind: Interval
+    """Log FID (or KID) of the choice less that of the best, over training seeds that the search has not used."""
+    is_fresh: bool
+    """False: the only training seed is the search's own, whose luck both share, so there is no interval."""
+    count: int
+    """Configurations compared."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The audit's winner against the hand-made pattern, over training seeds that chose neither."""
+
+    winner: TrialRecord
+    difference: Interval
+    """Of log FID (or KID), winner less hand-made pattern."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +176,12 @@ class Summary:
     """Configurations trained longer, with several seeds; empty without an audit."""
     agreements: list[Agreement] = field(default_factory=list)
     """How well what the search knew ranks them as that did, its score first; empty where there are too few."""
+    regret: Regret | None = None
+    """How much the search's choice among the audited costs; None without an audit."""
+    judged: Judged | None = None
+    """The audit's winner judged by seeds that did not choose it; None where none were kept for that."""
+    dominant: Dominant | None = None
+    """The kind of choice that explains most of the spread of the search's scores, if one does."""
     portraits: list[Portrait] = field(default_factory=list)
     """Of the winner and the hand-made pattern; while the search runs, where that takes a moment."""
     metric: str = "fid"
@@ -193,10 +227,7 @@ def as_record(summary: Summary) -> dict[str, Any]:
         "best_of_search": summary.winner and summary.winner.number,
         "confirmed": confirmed
         and {
-            "log_ratio": confirmed.difference.mean,
-            "low": confirmed.difference.low,
-            "high": confirmed.difference.high,
-            "seeds": confirmed.difference.count,
+            **_interval(confirmed.difference),
             "steps": confirmed.steps,
             "trunk_steps": confirmed.trunk_steps,
             "winner": confirmed.winner.scores,
@@ -206,5 +237,11 @@ def as_record(summary: Summary) -> dict[str, Any]:
             {"trial": each.trial.number, "kind": each.trial.kind, summary.metric: each.scores, "macs": each.trial.scored.macs}
             for each in summary.finalists
         ],
+        "regret": summary.regret and _interval(summary.regret.behind) | {"picked": summary.regret.picked.number},
+        "judged": summary.judged and _interval(summary.judged.difference),
         "features": best.scored.features if best else None,
     }
+
+
+def _interval(difference: Interval) -> dict[str, Any]:
+    return {"log_ratio": difference.mean, "low": difference.low, "high": difference.high, "seeds": difference.count}

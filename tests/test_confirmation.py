@@ -9,12 +9,13 @@ from toys import score
 from meme.config import Config
 from meme_nas.audit import Audit
 from meme_nas.chosen import Chosen
-from meme_nas.confirmation import FIRST_TRAINING_SEED, SAMPLING_SEEDS, Confirmation
+from meme_nas.confirmation import FIRST_TRAINING_SEED, SAMPLINGS, Confirmation
 from meme_nas.export import export_configs
 from meme_nas.factorised import Factorised
 from meme_nas.finalists import FRESH_SEEDS
 from meme_nas.intervals import paired
-from meme_nas.report_words import confirmed_words, verdict
+from meme_nas.report_claims import confirmed_words
+from meme_nas.report_words import verdict
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study
 from meme_nas.summary import Confirmed, Rescored, Summary
@@ -54,7 +55,7 @@ def test_both_are_trained_to_the_same_length_with_seeds_that_chose_neither(tmp_p
     confirmation = confirmation_of(settings, search)
     tasks = work_through(confirmation)
     audit = Audit(settings, search)
-    assert len(tasks) == 2 * 3 * len(SAMPLING_SEEDS) and all(task.kind == "confirmation" for task in tasks)
+    assert len(tasks) == 2 * 3 * SAMPLINGS and all(task.kind == "confirmation" for task in tasks)
     assert {(task.config.training.steps, task.config.training.trunk_steps) for task in tasks} == {(250, 1_000)}
     assert {task.seeds[0] for task in tasks} == set(range(FIRST_TRAINING_SEED, FIRST_TRAINING_SEED + 3))
     assert not {task.seeds[0] for task in tasks} & {*settings.seeds, *audit.seeds}
@@ -69,8 +70,8 @@ def test_the_difference_is_paired_over_training_seeds(tmp_path):
     assert confirmation.result() is None
     work_through(confirmation, factor=0.9)
     found = confirmation.result()
-    shift = 0.001 * sum(SAMPLING_SEEDS) / len(SAMPLING_SEEDS)
-    expected = [math.log(0.9) + shift + 0.01 * (seed % 3 - 1) for seed in confirmation.seeds]
+    noise = [2_001.5 + SAMPLINGS * place for place in range(3)]  # the mean of each training seed's own sampling seeds
+    expected = [math.log(0.9) + 0.001 * own + 0.01 * (seed % 3 - 1) for own, seed in zip(noise, confirmation.seeds, strict=True)]
     assert found.difference.mean == pytest.approx(paired(expected).mean)
     assert found.difference.high == pytest.approx(paired(expected).high)
     assert found.difference.count == 3 and len(found.winner.scores) == 3
@@ -89,7 +90,7 @@ def test_a_winner_that_is_no_better_gives_way_to_the_hand_made_pattern(tmp_path)
     winner, found = (Config.load(tmp_path / f"{name}.yaml") for name in ("winner", "best-of-search"))
     assert winner.experts == settings.full_config().experts and found.experts == best.config.experts
     first = (tmp_path / "winner.yaml").read_text().split("name:")[0]
-    assert "is not better" in " ".join(first.replace("#", "").split())
+    assert "is not shown to be better" in " ".join(first.replace("#", "").split())
     export_configs(tmp_path, search.study.trials, settings, best, better)
     assert Config.load(tmp_path / "winner.yaml").experts == best.config.experts
     assert not (tmp_path / "best-of-search.yaml").exists()
@@ -104,7 +105,7 @@ def test_an_interrupted_confirmation_goes_on_and_a_finished_one_is_not_repeated(
     confirmation.next_task()  # and is killed
     search.study.close()
     search = Factorised(settings, Study(tmp_path, settings.in_force()))
-    assert len(work_through(confirmation_of(settings, search))) == 2 * 3 * len(SAMPLING_SEEDS) - 1
+    assert len(work_through(confirmation_of(settings, search))) == 2 * 3 * SAMPLINGS - 1
     assert confirmation_of(settings, search).done
 
 
@@ -163,9 +164,12 @@ def test_words_claim_no_more_than_the_interval():
     sure = confirmed_words(confirmed(-0.10, -0.11, -0.09), "fid")
     assert "is better: it has 9.5% lower FID than the hand-made pattern (95% interval 12% lower to 7.2% lower)" in sure
     maybe = confirmed_words(confirmed(-0.10, 0.05, -0.09), "fid")
-    assert "which may be chance" in maybe and "is better" not in maybe and maybe.endswith("winner.yaml.")
-    worse = confirmed_words(confirmed(0.10, 0.05, -0.02), "kid")
-    assert "is not better: it has 4.4% higher KID" in worse and "is therefore the hand-made pattern" in worse
+    assert "is not shown to be better" in maybe and "which may be chance" in maybe and maybe.endswith("winner.yaml.")
+    open_ = confirmed_words(confirmed(0.10, 0.05, -0.02), "kid")
+    assert "is not shown to be better: it has 4.4% higher KID" in open_ and "which may be chance" in open_
+    assert "is therefore the hand-made pattern" in open_
+    worse = confirmed_words(confirmed(0.10, 0.11, 0.09), "fid")
+    assert "is worse: it has 11% higher FID" in worse and "is therefore the hand-made pattern" in worse
     assert "250 steps an expert after 1,000 of the trunk with 3 seeds that chose neither" in sure
 
 

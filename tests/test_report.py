@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import plotly.graph_objects
 import pytest
 from browser import browser
@@ -18,6 +19,7 @@ from meme_nas.report_details import details
 from meme_nas.report_figures import hypervolume_figure, pareto_figure, progress_figure, spectra_figure
 from meme_nas.report_labels import PLOT_SIZE, offsets
 from meme_nas.report_words import NONE, Score, duration, notes, quantity, score_text, splits_text, state_line, verdict
+from meme_nas.spread import Dominant
 from meme_nas.summary import Frame, Portrait, Rescored, Spectrum, Summary
 from meme_nas.trial import Outcome
 from meme_nas.trial_log import TrialRecord
@@ -98,30 +100,53 @@ def text_of(page: str) -> str:
 def test_the_winner_is_quoted_with_cost_spread_and_basis():
     first, *others = verdict(searched())
     assert first == (
-        "At 2% fewer MACs than the hand-made pattern, the winner (trial 4) has FID 11.2 ± 0.3 against 12.9 ± 0.4 "
+        "For these weights, at 2% fewer MACs than the hand-made pattern, the winner (trial 4) has FID 11.2 against 12.9: "
+        "13% lower, 95% interval 14% lower to 12% lower, paired over sampling seeds "
         "(classifier(digits) features, 1,000 samples, 3 sampling seeds)."
     )
     # The other yardsticks were not scored again, so both sides are as searched, and the sentence says so.
     assert len(others) == 2
     assert "9% fewer MACs than one architecture for all experts" in others[0]
     assert "FID 11.0 against 14.1" in others[0] and "1 sampling seed, as searched" in others[0]
-    assert "does not cover the chance in training" in notes(searched())[0]
+    assert all(sentence.startswith("For these weights, at ") for sentence in (first, *others))
+    assert "only trainings with seeds that chose neither tell how they compare" in notes(searched())[0]
+    assert "whether two such ranges overlap says nothing" in notes(searched())[1]
 
 
-def test_overlapping_intervals_are_said_to_be_no_difference():
-    first = verdict(searched(fids=((12.0, 12.4, 12.8), (12.5, 12.9, 13.3))))[0]
-    assert "is not distinguishable from the hand-made pattern: FID 12.4 ± 0.4 against 12.9 ± 0.4" in first
+def test_a_difference_is_paired_over_seeds_whether_or_not_the_spreads_overlap():
+    """The first pair shares its noise, so a steady difference shows in spite of it; the second does not."""
+    steady = verdict(searched(fids=((12.0, 12.4, 12.8), (12.5, 12.9, 13.3))))[0]
+    assert "FID 12.4 against 12.9: 3.9% lower, 95% interval 4.2% lower to 3.6% lower" in steady
+    unsteady = verdict(searched(fids=((12.8, 12.4, 12.0), (12.5, 12.9, 13.3))))[0]
+    assert "FID 12.4 against 12.9, which shows no difference: 3.9% lower, 95% interval 18% lower to 12% higher" in unsteady
 
 
 def test_a_winner_that_loses_when_scored_again_is_said_to_lose():
-    assert "is worse than the hand-made pattern" in verdict(searched(fids=((14.0, 14.1, 14.2), (12.8, 12.9, 13.0))))[0]
+    assert "against 12.9: 9.3% higher" in verdict(searched(fids=((14.0, 14.1, 14.2), (12.8, 12.9, 13.0))))[0]
+
+
+def test_luck_of_training_is_never_called_a_difference_of_architectures():
+    """Of equal architectures rescored over sampling seeds, every sentence speaks of these weights alone."""
+    source, claims = np.random.default_rng(0), 0
+    for _ in range(200):
+        luck, noise = source.normal(0, 0.05, 2), source.normal(0, 0.01, 3)
+        fids = [tuple(12 * np.exp(own + noise + source.normal(0, 0.003, 3))) for own in luck]
+        claims += sum(not sentence.startswith("For these weights") for sentence in verdict(searched(fids=fids)))
+    assert claims == 0
+
+
+def test_a_search_that_ranks_p_alone_says_so():
+    content = searched(dominant=Dominant("p", 0.97, ("split",), 0.04, 192))
+    said = notes(content)[-1]
+    assert "p alone explains 97% of the spread of FID over 192 configurations, split 4%" in said
+    assert "The ranking is therefore one of p, and says little of split." in said and "--p-share" in said
 
 
 def test_without_finalists_the_scores_of_the_search_are_named_as_such():
     content = searched(fids=())
     first = verdict(content)[0]
     assert "FID 11.0 against 12.8" in first and "1 sampling seed, as searched" in first and "±" not in first
-    assert "flattered by chance" in notes(content)[0]
+    assert "flattered by chance" in notes(content)[1]
 
 
 def test_a_hand_made_winner_means_that_nothing_was_better():
@@ -137,7 +162,9 @@ def test_verdicts_where_something_is_missing():
     assert verdict(summary([])) == ["No trial has a score yet, so there is no winner."]
     assert "Only yardsticks outside" in verdict(summary([trial(0, "single-model", 12.0)]))[0]
     equal = [trial(0, "hand-made", 12.8), trial(1, fid=11.0)]
-    assert verdict(summary(equal, equal[1]))[0].startswith("At equal MACs as the hand-made pattern, the winner")
+    assert verdict(summary(equal, equal[1]))[0].startswith(
+        "For these weights, at equal MACs as the hand-made pattern, the winner"
+    )
 
 
 def test_the_state_counts_every_trial():
