@@ -32,6 +32,7 @@ class Proposer:
     """Proposes points of ``domains`` for some objectives to minimise."""
 
     _points: Sequence[Point] | None
+    _seen: int
 
     def __init__(self, domains: Mapping[str, Domain], sampler: str, objectives: int = 2):
         self.domains = domains
