@@ -89,13 +89,17 @@ class Factorised(Strategy):
 
     @property
     def rounds(self) -> list[int]:
-        """How many candidates each expert has at the end of every round. Rounds of the study stay as they were when the budget
-        is raised."""
+        """How many candidates each expert has at the end of every round.
+
+        Rounds of the study stay as they were when the budget is raised. One in which there was no cascade to choose, such as that
+        of the first candidates, left no trial.
+        """
         if not self._ends:
-            self._ends = [end for end in sorted(self._cascades) if end <= self.candidates]
-            while not self._ends or self._ends[-1] < self.candidates:
-                last = self._ends[-1] if self._ends else 0
-                self._ends.append(min(self.candidates, last + max(self._round, last // ROUND_GROWTH)))
+            recorded, last = sorted(self._cascades), 0
+            while last < self.candidates:
+                planned = min(self.candidates, last + max(self._round, last // ROUND_GROWTH))
+                last = min([planned, *(end for end in recorded if end > last)])
+                self._ends.append(last)
         return self._ends
 
     @property
