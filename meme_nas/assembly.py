@@ -126,8 +126,9 @@ class Assembly:
     def _front(self, model: Surrogate, scores: Mapping[Cascade, float]) -> Array:
         """(F, 1 + minimised) of the cascades with ``scores``: what contributions add up to, and costs."""
         totals = model.totals(np.array([*scores.values()], dtype=float))
-        costs = [sum(cost[place] for cost, place in zip(self.costs, cascade, strict=True)) for cascade in scores]
-        points = np.column_stack([totals, np.reshape(costs, (len(totals), len(self.limits)))])[:, self._spanning]
+        columns = np.array([*scores], dtype=int).reshape(len(totals), len(self.costs)).T
+        costs = sum((cost[own] for cost, own in zip(self.costs, columns, strict=True)), np.zeros((len(totals), len(self.limits))))
+        points = np.column_stack([totals, costs])[:, self._spanning]
         return np.asarray(points[moocore.is_nondominated(points)] if len(points) else points)
 
     @property

@@ -302,7 +302,10 @@ class Factorised(Strategy):
             model = self._model(place - 1, end)
             if before:
                 model = self._fitted(place, end, model, len(before))
-            self._waves[end, wave] = assembly.choose(count, known, model, source, scores)
+            started = [self._cascade(trial, end) for trial in self._of_round(place)[len(before) :][:count]]
+            chosen = [cascade for cascade in assembly.choose(count, known, model, source, scores) if cascade not in started]
+            # What was started stands, though an earlier version of the program chose it otherwise.
+            self._waves[end, wave] = [cascade for cascade in started if cascade] + chosen[: count - len(started)]
         return self._waves[end, wave]
 
     def _assembly(self, end: int) -> Assembly:
