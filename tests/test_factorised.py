@@ -4,11 +4,13 @@ import heapq
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from toys import score
+from toys import record_of_choices, score, searched
 
 from meme.errors import UserError
 from meme.presets import preset
+from meme_nas.assembly import Assembly
 from meme_nas.costs import Costs
 from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
@@ -131,6 +133,46 @@ def test_cascades_know_the_scores_of_the_wave_before_them(tmp_path):
     one, other = batches(1), batches(-1)
     assert len(one) == len(other) == 4
     assert one[:2] == other[:2] and one[2:] != other[2:]
+
+
+def test_one_cascade_in_four_looks_for_the_front_from_the_first_rounds_on(monkeypatch):
+    """In a whole search at the defaults, whose waves have two cascades each."""
+    asked, front_first = [], Assembly._front_first
+
+    def counted(self, *arguments):
+        asked.append(len(study.trials))
+        return front_first(self, *arguments)
+
+    monkeypatch.setattr(Assembly, "_front_first", counted)
+    settings, study = SearchSettings(device="cpu"), Study.in_memory()
+    search = Factorised(settings, study)
+    while not search.done:
+        search.record(score(search.next_task()))
+    cascades = sum(trial.kind == "candidate" for trial in study.trials)
+    assert cascades > 150 and len(asked) / cascades == pytest.approx(0.25, abs=0.05)
+    early = sum(trial < 60 for trial in asked)
+    assert early / 57 == pytest.approx(0.25, abs=0.05)  # trials 3 to 59 are cascades
+
+
+def test_a_search_for_the_score_alone_looks_for_no_front(monkeypatch):
+    monkeypatch.setattr(Assembly, "_front_first", None)
+    study = Study.in_memory(("fid",))
+    search = Factorised(SearchSettings(objectives=("fid",), budget=12, device="cpu"), study)
+    while not search.done:
+        search.record(score(search.next_task()))
+    assert len(study.trials) > 20
+
+
+@pytest.mark.parametrize("stop", [37, 38, 39, 40])
+def test_a_round_that_an_earlier_version_began_is_ended_without_a_repeat(tmp_path, monkeypatch, stop):
+    settings = settings_in(tmp_path, budget=12)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Assembly, "_hopeful", lambda self, model, count, *_: self._at_random(count, np.random.default_rng(5)))
+        begun = record_of_choices(searched(settings, stop=stop))[-3]
+    cascades = record_of_choices(searched(settings))[-3]
+    assert cascades[: len(begun)] == begun
+    tried = [tuple(choices.items()) for kind, choices, _ in cascades if kind in ("candidate", "hand-made")]
+    assert len(set(tried)) == len(tried) == 1 + 4 * 9  # ten candidates, and no cascade but the hand-made one of the first
 
 
 def test_a_larger_budget_goes_on(tmp_path):
