@@ -34,7 +34,7 @@ def engine(request, tmp_path_factory):
 
 def search_with(engine, folder, objective, budget=8, **settings):
     settings = SearchSettings(strategy="joint", budget=budget, study=folder, **settings)
-    study = Study(folder, settings.in_force())
+    study = Study(folder, settings.in_force(), settings.objectives)
     try:
         engine.run(Joint(settings, study), objective, lambda: None)
     finally:
@@ -47,7 +47,7 @@ def unbroken(tmp_path_factory):
     """The proposals of a search with one worker in this process."""
     folder = tmp_path_factory.mktemp("unbroken")
     settings = SearchSettings(strategy="joint", budget=16, study=folder)
-    study = Study(folder, settings.in_force())
+    study = Study(folder, settings.in_force(), settings.objectives)
     search = Joint(settings, study)
     while (task := search.next_task()) is not None:
         search.record(score(task))
@@ -114,7 +114,7 @@ from meme_nas.study import Study
 if __name__ == "__main__":
     folder, engine = Path(sys.argv[1]), sys.argv[2]
     settings = SearchSettings(strategy="joint", budget=16, study=folder)
-    study = Study(folder, settings.in_force())
+    study = Study(folder, settings.in_force(), settings.objectives)
     if engine == "local":
         from meme_nas.engines.local import LocalEngine
         engine = LocalEngine(2)
