@@ -56,7 +56,7 @@ class Audit(Rescoring):
 
     def _stands(self, record: TrialRecord) -> bool:
         """Studies from before every seed was a trial of its own have some that are the mean of all."""
-        return record.outcome is None or len(record.outcome.fids) <= 1
+        return super()._stands(record) and (record.outcome is None or len(record.outcome.fids) <= 1)
 
 
 def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialRecord]:
@@ -112,10 +112,11 @@ def signals_of(audited: Sequence[Rescored], search: Strategy) -> dict[str, list[
     return signals
 
 
-def audited_winner(audited: Sequence[Rescored], objectives: Sequence[str]) -> TrialRecord | None:
-    """The finalist that turned out best on average, within the costs of the hand-made pattern; None without an audit."""
+def audited_winner(audited: Sequence[Rescored], objectives: Sequence[str], limits: Sequence[float]) -> TrialRecord | None:
+    """The finalist that turned out best on average, within ``limits``, the costs of the hand-made pattern, which need not have
+    come through the audit; None without one."""
     longer = [_as_audited(each, objectives[0]) for each in audited]
-    best = winner(longer, objectives)
+    best = winner(longer, objectives, limits)
     return next((each.trial for each in audited if best and each.trial.number == best.number), None)
 
 

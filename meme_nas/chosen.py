@@ -3,6 +3,7 @@
 from functools import cached_property
 
 from meme_nas.audit import Audit, audited_winner
+from meme_nas.pareto import cost_limits
 from meme_nas.probabilities import Probabilities
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy, winner
@@ -28,8 +29,8 @@ class Chosen:
     @cached_property
     def found(self) -> TrialRecord | None:
         """Return the audit's winner, else the search's."""
-        objectives = self._settings.objectives
-        return audited_winner(self.audited, objectives) or winner(self._search.study.trials, objectives)
+        objectives, trials = self._settings.objectives, self._search.study.trials
+        return audited_winner(self.audited, objectives, cost_limits(trials, objectives)) or winner(trials, objectives)
 
     @cached_property
     def best(self) -> TrialRecord | None:

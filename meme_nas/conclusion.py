@@ -30,7 +30,8 @@ from meme_nas.objective import STATES, Basis, restore_ensemble
 from meme_nas.pareto import front
 from meme_nas.portrait import portrait, portrait_macs
 from meme_nas.report import write_report
-from meme_nas.report_words import audit_verdict, confirmed_words, metric_name, quantity, unconfirmed_words
+from meme_nas.report_costs import costs_of
+from meme_nas.report_words import audit_verdict, confirmed_words, costs_text, metric_name, unconfirmed_words
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy, winner
 from meme_nas.study import LOCK, trial_folder
@@ -50,7 +51,7 @@ def so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) ->
         winner=winner(trials, settings.objectives),
         importance=search.study.importance(),
         facts=facts,
-        metric=settings.first_objective,
+        objectives=settings.objectives,
     )
 
 
@@ -176,8 +177,8 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
         return
     for finalist in summary.finalists:
         name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
-        macs = quantity(finalist.trial.scored.macs)
-        console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}")
+        costs = costs_text(finalist.trial, costs_of(settings.objectives))
+        console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  {costs}")
     console.print(f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training)")
     if summary.audited:
         console.print(audit_verdict(summary.agreements, settings.audit_seeds))

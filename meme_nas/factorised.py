@@ -57,8 +57,11 @@ class Factorised(Strategy):
         self.numbers = range(1, len(self.space.base.experts) + 1)
         self._own = {n: self.space.experts_domains(n) for n in self.numbers}
         self._proposers = {
-            n: Proposer(self._own[n], "tpe" if settings.proposer == "model" else settings.proposer) for n in self.numbers
+            n: Proposer(self._own[n], "tpe" if settings.proposer == "model" else settings.proposer, len(settings.objectives))
+            for n in self.numbers
         }
+        self._minimised = [column for column, kind in enumerate(self.costs.kinds) if kind in settings.objectives]
+        """Columns of costs that are minimised, among those that are minimised or limited."""
         self._round = -(-ROUND * (settings.proposal_lag or LEAST_LAG) // len(self.numbers))
         self._rosters = {n: Roster(self.study.experts(n), n, self._own[n], self.costs) for n in self.numbers}
         self._ends: list[int] = []
@@ -251,13 +254,14 @@ class Factorised(Strategy):
     @cache  # noqa: B019 (one strategy lives as long as its command)
     def _signals(self, number: int, place: int) -> list[Point]:
         """Candidates that are known when round ``place`` is proposed, with what a proposal learns from: the surrogate's credit,
-        or before there is any the interval loss; and MACs. Those that failed have none of it."""
+        or before there is any the interval loss; and the costs that are minimised. Those that failed have none of it."""
         end = self._known_end(place)
         trials, model = self._log(number)[:end], self._model(place - 2, end)
         credit = model.credit(number) if model else self._rosters[number].known(end).losses
+        costs = self._rosters[number].costs(end)[:, self._minimised]
         return [
-            (trial.choices, (float(value), float(trial.scored.values(["macs"])[0])) if trial.state == "complete" else None)
-            for trial, value in zip(trials, credit, strict=True)
+            (trial.choices, (float(value), *map(float, row)) if trial.state == "complete" else None)
+            for trial, value, row in zip(trials, credit, costs, strict=True)
         ]
 
     def ranked(self, number: int, place: int) -> list[Choices]:
@@ -268,8 +272,7 @@ class Factorised(Strategy):
         if not len(usable):
             return []
         credit = (model.credit(number) if model else roster.known(end).losses)[usable]
-        minimised = [column for column, kind in enumerate(self.costs.kinds) if kind in self.settings.objectives]
-        values = np.column_stack([credit, roster.costs(end)[usable][:, minimised]])
+        values = np.column_stack([credit, roster.costs(end)[usable][:, self._minimised]])
         order = np.lexsort((credit, moocore.pareto_rank(values)))
         return [self._log(number)[index].choices for index in usable[order]]
 

@@ -63,6 +63,8 @@ def run(settings: SearchSettings) -> Summary:
     try:
         ExpertBank(settings.bank_folder, basis.data, basis.held_out)  # one of other data is refused before anything runs
         search = STRATEGIES[settings.strategy_name](settings, study)
+        if search.warm_said:
+            remarks.print(search.warm_said)
         audit = Audit(settings, search) if settings.audit_factor else None
         if not search.spent[0] and not settings.ray_address:  # other machines are not timed from here
             remarks.print("\n".join(forecast_lines(settings)))

@@ -135,9 +135,11 @@ class Summary:
 
     title: str
     folder: Path
+    objectives: tuple[str, ...] = field(kw_only=True)
+    """What is minimised: fid or kid first, then costs."""
     trials: list[TrialRecord]
     winner: TrialRecord | None
-    """The best of the searched at no more MACs than the hand-made pattern."""
+    """The best of the searched space that has no more of any minimised cost than the hand-made pattern."""
     finalists: list[Rescored] = field(default_factory=list)
     """Winner and yardsticks scored again; empty while the search runs."""
     importance: dict[str, float] = field(default_factory=dict)
@@ -150,10 +152,13 @@ class Summary:
     """How well what the search knew ranks them as that did, its score first; empty where there are too few."""
     portraits: list[Portrait] = field(default_factory=list)
     """Of the winner and the hand-made pattern; while the search runs, where that takes a moment."""
-    metric: str = "fid"
-    """What is minimised first, fid or kid."""
     confirmed: Confirmed | None = None
     """Winner and hand-made pattern trained longer; None where that was not done."""
+
+    @property
+    def metric(self) -> str:
+        """What is minimised first, fid or kid."""
+        return self.objectives[0]
 
     def folder_of(self, trial: TrialRecord) -> Path:
         """Return the folder of the trial's samples: after its longest training."""
@@ -203,8 +208,13 @@ def as_record(summary: Summary) -> dict[str, Any]:
             "hand_made": confirmed.hand_made.scores,
         },
         "finalists": [
-            {"trial": each.trial.number, "kind": each.trial.kind, summary.metric: each.scores, "macs": each.trial.scored.macs}
+            {"trial": each.trial.number, "kind": each.trial.kind, summary.metric: each.scores, **_costs(each.trial, summary)}
             for each in summary.finalists
         ],
         "features": best.scored.features if best else None,
     }
+
+
+def _costs(trial: TrialRecord, summary: Summary) -> dict[str, float]:
+    kinds = dict.fromkeys(("macs", *summary.objectives[1:]))
+    return dict(zip(kinds, trial.scored.values(tuple(kinds)), strict=True))

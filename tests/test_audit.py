@@ -22,7 +22,7 @@ BASE = preset("digits-meme")
 
 def searched(folder, **changes):
     settings = SearchSettings(**{"budget": 8, "study": folder, "audit_size": 6, "audit_seeds": 3, "p_share": 0.0} | changes)
-    search = Factorised(settings, Study(folder, settings.in_force()))
+    search = Factorised(settings, Study(folder, settings.in_force(), settings.objectives))
     while not search.done:
         search.record(score(search.next_task()))
     return settings, search
@@ -94,7 +94,7 @@ def test_an_interrupted_audit_goes_on_and_a_finished_one_is_not_repeated(tmp_pat
     audit.record(longer(audit.next_task()))
     audit.next_task()  # and is killed
     search.study.close()
-    search = Factorised(settings, Study(tmp_path, settings.in_force()))
+    search = Factorised(settings, Study(tmp_path, settings.in_force(), settings.objectives))
     again = Audit(settings, search)
     tasks = []
     while not again.done:
@@ -104,13 +104,31 @@ def test_an_interrupted_audit_goes_on_and_a_finished_one_is_not_repeated(tmp_pat
     assert Audit(settings, search).done and len(Audit(settings, search).results()) == 6
 
 
-def test_a_configuration_that_failed_with_one_seed_is_left_out(tmp_path):
+def test_a_seed_that_failed_is_run_again(tmp_path):
     settings, search = searched(tmp_path)
     audit = Audit(settings, search)
-    audit.record(audit.next_task().failed("out of memory"))
+    first = audit.next_task()
+    audit.record(first.failed("out of memory"))
+    assert not audit.done and audit.spent[0] == 0
+    tasks = []
     while not audit.done:
-        audit.record(longer(audit.next_task()))
+        tasks.append(audit.next_task())
+        audit.record(longer(tasks[-1]))
+    assert tasks[0].config == first.config and tasks[0].number != first.number
+    assert [each.trial for each in audit.results()] == audit.chosen
+
+
+def test_a_configuration_that_fails_with_one_seed_is_left_out_until_the_next_command(tmp_path):
+    settings, search = searched(tmp_path)
+    audit = Audit(settings, search)
+    lost = audit.next_task()
+    audit.record(lost.failed("out of memory"))
+    while not audit.done:
+        task = audit.next_task()
+        audit.record(task.failed("out of memory") if task.config == lost.config else longer(task))
     assert [each.trial for each in audit.results()] == audit.chosen[1:]
+    again = Audit(settings, search)
+    assert not again.done and again.next_task().config == lost.config
 
 
 def test_an_audit_from_before_seeds_were_trials_is_made_again(tmp_path):
@@ -170,8 +188,9 @@ def test_the_winner_is_the_finalist_with_the_best_mean_within_the_hand_made_cost
         Rescored(record(6, 1.5, 1.0), (1.7, 1.9)),
         Rescored(record(7, 0.9, 2.0), (1.0, 1.0)),  # too costly
     ]
-    assert audited_winner(results, ("fid", "macs")).number == 6
-    assert audited_winner([], ("fid", "macs")) is None
+    assert audited_winner(results, ("fid", "macs"), [1.0]).number == 6
+    assert audited_winner(results[1:], ("fid", "macs"), [1.0]).number == 6  # the hand-made pattern failed in the audit
+    assert audited_winner([], ("fid", "macs"), [1.0]) is None
 
 
 def test_after_a_search_with_several_seeds_the_audit_takes_the_last_of_them_and_two_others(tmp_path):

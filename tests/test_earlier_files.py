@@ -62,7 +62,7 @@ def test_a_study_has_its_trials_and_goes_on(tmp_path):
     expected = EXPECTED["trials"][: EXPECTED["kept_trials"]]
     assert [described(trial) for trial in read_trials(folder) if trial.state != "running"] == expected  # one was cut off
     settings = SearchSettings(budget=8, study=folder, strategy="joint", p_share=0.0)
-    search = Joint(settings, Study(folder, settings.in_force()))
+    search = Joint(settings, Study(folder, settings.in_force(), settings.objectives))
     while (task := search.next_task()) is not None:
         search.record(score(task))
     search.study.close()

@@ -35,7 +35,7 @@ def engine(request, tmp_path_factory):
 
 def search_with(engine, folder, objective, budget=8, strategy="joint", **settings):
     settings = SearchSettings(strategy=strategy, budget=budget, study=folder, **settings)
-    study = Study(folder, settings.in_force())
+    study = Study(folder, settings.in_force(), settings.objectives)
     try:
         search = Joint(settings, study) if strategy == "joint" else Factorised(settings, study)
         engine.run(search, objective, lambda: None)
@@ -49,7 +49,7 @@ def unbroken(tmp_path_factory):
     """The proposals of a search with one worker in this process."""
     folder = tmp_path_factory.mktemp("unbroken")
     settings = SearchSettings(strategy="joint", budget=16, study=folder)
-    study = Study(folder, settings.in_force())
+    study = Study(folder, settings.in_force(), settings.objectives)
     search = Joint(settings, study)
     while (task := search.next_task()) is not None:
         search.record(score(task))
@@ -127,7 +127,7 @@ from meme_nas.study import Study
 if __name__ == "__main__":
     folder, engine = Path(sys.argv[1]), sys.argv[2]
     settings = SearchSettings(strategy="joint", budget=16, study=folder)
-    study = Study(folder, settings.in_force())
+    study = Study(folder, settings.in_force(), settings.objectives)
     if engine == "local":
         from meme_nas.engines.local import LocalEngine
         engine = LocalEngine(2)

@@ -21,6 +21,7 @@ from meme_nas.study import Study
 from search_spaces.splits import SplitSpace
 
 BASE = preset("digits-meme")
+OBJECTIVES = ("fid", "macs")
 
 
 def settings_in(folder, **changes) -> SearchSettings:
@@ -106,7 +107,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, stop):
 @pytest.mark.parametrize("workers, most", [(2, 0.02), (4, 0.03), (8, 0.08)])
 def test_workers_hardly_wait_for_each_other(workers, most):
     """In a search whose trainings take 3.8 s and whose cascades take 0.7 s, on a clock of its own."""
-    search = Factorised(SearchSettings(budget=30, proposal_lag=workers, device="cpu"), Study.in_memory())
+    search = Factorised(SearchSettings(budget=30, proposal_lag=workers, device="cpu"), Study.in_memory(("fid", "macs")))
     source, clock, worked, running = random.Random(0), 0.0, 0.0, []
     while not search.done:
         while len(running) < workers and (task := search.next_task()):
@@ -186,7 +187,7 @@ def test_a_larger_budget_goes_on(tmp_path):
 
 def test_a_budget_for_yardsticks_alone_is_enough(tmp_path):
     search = run_through(settings_in(tmp_path, budget=1))
-    assert search.done and winner(search.study.trials).kind == "hand-made"
+    assert search.done and winner(search.study.trials, OBJECTIVES).kind == "hand-made"
 
 
 def test_a_failed_expert_is_in_no_cascade(tmp_path):
@@ -250,7 +251,10 @@ def test_several_training_seeds_share_the_budget(tmp_path):
 
 def test_a_warm_start_proposes_the_earlier_front_first(tmp_path):
     earlier = run_through(settings_in(tmp_path / "a", budget=20))
-    best = [trial.choices for trial in front(earlier.study.trials) if trial.choices]
+    limit = earlier.study.trials[0].scored.macs
+    found = sorted(front(earlier.study.trials, OBJECTIVES), key=lambda t: (t.scored.macs > limit, t.scored.fid))
+    assert found[0].number == winner(earlier.study.trials, OBJECTIVES).number
+    best = [trial.choices for trial in found]
     search = run_through(settings_in(tmp_path / "b", budget=20, seed=1, warm_start=tmp_path / "a"))
     for number in range(1, 5):
         parts = [{k: v for k, v in choices.items() if k.startswith(f"expert{number}.")} for choices in best]

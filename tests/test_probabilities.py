@@ -19,7 +19,7 @@ GAINS = {(1, 1.0): -0.02, (1, 0.4): 0.07, (2, 0.2): 0.003, (2, 0.8): 0.04, (3, 0
 def searched(folder, **changes):
     small = {"budget": 12, "study": folder, "audit_factor": 0, "trunk_share": 0.125, "p_share": 0.5}
     settings = SearchSettings(**small | changes)
-    search = Factorised(settings, Study(folder, settings.in_force()))
+    search = Factorised(settings, Study(folder, settings.in_force(), settings.objectives))
     while not search.done:
         search.record(score(search.next_task()))
     return settings, search
