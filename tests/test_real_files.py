@@ -7,6 +7,7 @@ import shlex
 import struct
 import subprocess
 import zipfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from meme.image_decoding import has_extension
 from meme.metrics import measure
 from meme.pipeline import open_reference
 from meme.presets import preset
-from meme.survey import survey, survey_lines
+from meme.survey import Spread, suggested_commands, survey, survey_lines
 
 
 @pytest.fixture(autouse=True)
@@ -305,6 +306,8 @@ def test_links_out_of_the_folder_are_followed_where_that_is_asked_for(tmp_path, 
     assert dict(images.skipped) == {"two/back": "a linked folder that was listed before"}
     found = survey(str(folder), follow_links=True)
     assert found.images == 3 and ("links lead to", str(store / "one")) in survey_lines(found)
+    larger = replace(found, shorter_side=Spread(32, 32, 32))
+    assert all(" --follow-links" in command for command in suggested_commands(larger)) and suggested_commands(larger)
     config = preset("thumbnails-meme").with_(data=str(folder), follow_links=True)
     assert len(open_reference(config)) == 3  # the config remembers it, for workers and for evaluate
 
@@ -435,6 +438,17 @@ def test_a_tilde_is_the_home_folder_wherever_it_stands(monkeypatch, tmp_path):
     put(tmp_path / "photos" / "a.png", noise())
     monkeypatch.setenv("MEME_CACHE", "~/cache")
     assert len(opened(Path("~/photos"))) == 1 and (tmp_path / "cache" / "data").is_dir()
+
+
+def test_a_tilde_with_a_name_is_that_users_home_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert with_homes(["--study=~root/x"]) == [f"--study={os.path.expanduser('~root')}/x"]
+    for wrong in ("--study=~nobody-here/x", "~nobody-here/x"):
+        with pytest.raises(UserError, match=r"~nobody-here/x: there is no user nobody-here here; .* write \./~nobody-here/x"):
+            with_homes([wrong])
+    (tmp_path / "~nobody-here").mkdir()
+    (tmp_path / "~nobody-here" / "x").touch()
+    assert with_homes(["~nobody-here/x", "./~other/x"]) == ["~nobody-here/x", "./~other/x"]
 
 
 def test_a_config_of_a_path_that_is_not_utf8_is_written_and_read(tmp_path):
