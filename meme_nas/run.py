@@ -54,7 +54,7 @@ def run(settings: SearchSettings) -> Summary:
     Costs(settings, build_space(config, settings.searched)).check()
     basis = _basis(settings, config)
     images, space = basis.images, basis.space
-    require_images((settings.first_objective,), images)
+    require_images((settings.first_objective,), len(images), images.name)
     settings = settled(settings, space)
     scored_on = {"data": f"{images.name} {basis.data.content_id}", "features": f"{space.name} {space.feature_id}"}
     study = Study(settings.folder, settings.in_force() | scored_on, settings.objectives, settings.storage)

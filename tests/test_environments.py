@@ -247,6 +247,15 @@ def test_a_search_does_not_leave_its_results_among_the_images(tmp_path, monkeypa
     check_places(settings, settings.full_config())
 
 
+def test_a_dry_run_needs_images_enough_for_a_score(tmp_path, capsys):
+    from run_search import main
+
+    photos(tmp_path / "photos", count=1)
+    with pytest.raises(SystemExit) as ended:
+        main(["--data", str(tmp_path / "photos"), "--study", str(tmp_path / "s"), "--dry-run"])
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: data: fid needs at least 2 images, and photos has 1\n"
+
+
 @pytest.mark.parametrize("nothing", ["missing", "empty"])
 def test_a_dry_run_needs_the_data(tmp_path, capsys, nothing):
     from run_search import main
