@@ -39,7 +39,10 @@ def cache_folder() -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """``path`` with ``~`` as the home folder, and ``~user`` as that user's; ``UserError`` where there is none. Shells leave ``--study=~/x`` as it is."""
+    """Return ``path`` with ``~`` as the home folder, and ``~user`` as that user's. Shells leave ``--study=~/x`` as it is.
+
+    Raises UserError where there is no such folder.
+    """
     found = os.path.expanduser(path)
     if found.partition(os.sep)[0] == "~":
         raise UserError(f"{path}: this user has no home folder; write the path without ~, or name a folder in HOME")
