@@ -145,7 +145,8 @@ def test_one_cascade_in_four_looks_for_the_front_from_the_first_rounds_on(monkey
         return front_first(self, *arguments)
 
     monkeypatch.setattr(Assembly, "_front_first", counted)
-    settings, study = SearchSettings(device="cpu"), Study.in_memory()
+    settings = SearchSettings(device="cpu")
+    study = Study.in_memory(settings.objectives)
     search = Factorised(settings, study)
     while not search.done:
         search.record(score(search.next_task()))

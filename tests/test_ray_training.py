@@ -59,11 +59,18 @@ def kill_expert_1(folder: Path) -> None:
     Progress is too coarse to wait for: it comes every 25 steps, and what is left may be less.
     """
     state = folder / "expert-1.training.safetensors"
-    begun_at = read_header(state)["step"]
+    begun_at = step_of(state)
     [worker] = wait_for(lambda: [each for each in psutil.Process().children(recursive=True) if is_of_expert_1(each)])
-    assert wait_for(lambda: begun_at < read_header(state)["step"])
-    assert read_header(state)["step"] < STEPS
+    assert wait_for(lambda: begun_at < step_of(state)) and step_of(state) < STEPS
     worker.kill()
+
+
+def step_of(state: Path) -> int:
+    """Return the step of a saved training; 0 in the moment when a new state takes the place of the old one."""
+    try:
+        return int(read_header(state)["step"])
+    except UserError:
+        return 0
 
 
 def is_of_expert_1(process: psutil.Process) -> bool:
