@@ -134,7 +134,7 @@ def main() -> None:
     budget = each + (options.rounds + 1) * max(2, each // ROUND_GROWTH) + 2
     settings = SearchSettings(strategy="factorised", dimensions=dimensions, budget=budget, device="cpu")
     with tempfile.TemporaryDirectory() as scratch:
-        folder, study, made_up = Path(scratch), Study.in_memory(), MadeUp()
+        folder, study, made_up = Path(scratch), Study.in_memory(settings.objectives), MadeUp()
         training, cascade = options.training_seconds, options.cascade_seconds
         if training is None or cascade is None:
             training, cascade = work(folder, settings)

@@ -27,7 +27,7 @@ def replay(rungs: int, seed: int, budget: int, tables: dict[int, Table]) -> dict
     """One search: what it found, and what it took."""
     space = TableSpace(config_of(tuple(CANDIDATES.index(each) for each in BASE_CANDIDATES), SEEDS[0], STEPS[0]))
     settings = SearchSettings(strategy="factorised", rungs=rungs, budget=budget, seed=seed, device="cpu")
-    search = factorised(settings, Study.in_memory(), space=space, yardsticks=[("hand-made", space.base)])
+    search = factorised(settings, Study.in_memory(settings.objectives), space=space, yardsticks=[("hand-made", space.base)])
     trained: dict[tuple[int, int], int] = {}
     running, cascades = [], 0
     while not search.done:

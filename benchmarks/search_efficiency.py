@@ -156,7 +156,7 @@ def replay(name: str, seed: int, budget: int, table: Table) -> pd.DataFrame:
     space = TableSpace(config_of(tuple(CANDIDATES.index(each) for each in BASE_CANDIDATES), 0, STEPS[0]))
     settings = SearchSettings(strategy=strategy, sampler=sampler, budget=budget, seed=seed, device="cpu")
     kind = Factorised if strategy == "factorised" else Joint
-    search: Strategy = kind(settings, Study.in_memory(), space=space, yardsticks=[("hand-made", space.base)])
+    search: Strategy = kind(settings, Study.in_memory(settings.objectives), space=space, yardsticks=[("hand-made", space.base)])
     spent, trained, rows, running = 0, set(), [], []
     while not search.done:
         while len(running) < 2 and (task := search.next_task()):

@@ -90,7 +90,9 @@ def grown(options: argparse.Namespace, experts: int, levels: int, folder: Path) 
     config = base(experts, levels)
     space = build_space(settings.as_proxy(config), settings.searched)
     yardsticks = [("hand-made", settings.as_proxy(config))]
-    found = times(STRATEGIES[options.strategy](settings, Study.in_memory(), space=space, yardsticks=yardsticks))
+    found = times(
+        STRATEGIES[options.strategy](settings, Study.in_memory(settings.objectives), space=space, yardsticks=yardsticks)
+    )
     rows = []
     for budget in sorted(options.budgets):
         last = max(FEWEST, round(LAST * budget))

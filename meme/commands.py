@@ -261,7 +261,7 @@ def _fitting_metrics(space: FeatureSpace, images: Images, samples: int) -> tuple
     if few := [metric for metric in offered if metric not in fitting]:
         remarks.print(f"left out, since {count} images are too few: {', '.join(few)}")
     if not fitting:
-        require_images(offered, images)
+        require_images(offered, len(images), images.name)
     return fitting
 
 

@@ -39,10 +39,16 @@ def cache_folder() -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """``path`` with ``~`` as the home folder; ``UserError`` where there is none. Shells leave ``--study=~/x`` as it is."""
+    """Return ``path`` with ``~`` as the home folder, and ``~user`` as that user's. Shells leave ``--study=~/x`` as it is.
+
+    Raises UserError where there is no such folder.
+    """
     found = os.path.expanduser(path)
     if found.partition(os.sep)[0] == "~":
         raise UserError(f"{path}: this user has no home folder; write the path without ~, or name a folder in HOME")
+    if found.startswith("~") and not os.path.lexists(found):
+        user = found.partition(os.sep)[0][1:]
+        raise UserError(f"{path}: there is no user {user} here; for a file or folder of that name write ./{path}")
     return Path(found)
 
 

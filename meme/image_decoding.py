@@ -6,15 +6,17 @@ nearly any exception, as Pillow's readers do on damaged bytes; `why_unreadable` 
 
 import io
 import os
+import re
 import threading
 from contextlib import nullcontext, suppress
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
+_MOST_BYTES_A_PIXEL = 16  # of what Pillow decodes, with a copy of it
 LARGE_PIXELS = 8_000_000  # images beyond it are not decoded side by side: a gigabyte each, out of 100 kB, adds up over threads
 CIFAR_CLASSES = 10
 CIFAR_SHAPE = (3, 32, 32)
@@ -36,21 +38,49 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _RAW = "a camera's raw format, which is not read: export it as PNG or JPEG"
+_RAW_ENDS = "cr2 cr3 crw nef nrw arw srf sr2 dng raf orf ori rw2 rwl raw pef ptx srw x3f erf kdc dcr mrw mef mos iiq 3fr fff gpr"
 _CONVERT = "which is not read: convert it to PNG or JPEG"
 _HEIF = "which needs the package pillow-heif: pip install 'meme-nas[heif]'"
 # Extensions of pictures that Pillow does not decode by itself, with what to do about them.
 _FOREIGN = {
     **dict.fromkeys((".heic", ".heif", ".heics", ".heifs", ".hif"), f"HEIC, {_HEIF}"),
     **dict.fromkeys((".avif", ".avifs"), f"AVIF, {_CONVERT}"),  # a Pillow without libavif
-    **dict.fromkeys((".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"), _RAW),
+    **dict.fromkeys((f".{end}" for end in _RAW_ENDS.split()), _RAW),
     ".jxl": f"JPEG XL, {_CONVERT}",
     ".exr": f"OpenEXR, {_CONVERT}",
     ".hdr": f"Radiance HDR, {_CONVERT}",
-    ".svg": f"SVG, {_CONVERT}",
+    **dict.fromkeys((".jxr", ".wdp", ".hdp"), f"JPEG XR, {_CONVERT}"),
+    ".bpg": f"BPG, {_CONVERT}",
+    ".djvu": f"DjVu, {_CONVERT}",
+    **dict.fromkeys((".dcm", ".dicom"), f"DICOM, {_CONVERT}"),
+    **dict.fromkeys((".fit", ".fits"), f"FITS, {_CONVERT}"),
+    **dict.fromkeys((".svg", ".svgz"), f"SVG, {_CONVERT}"),
+    **dict.fromkeys((".eps", ".wmf", ".emf"), f"a drawing, {_CONVERT}"),
     ".xcf": f"GIMP's format, {_CONVERT}",
+    ".kra": f"Krita's format, {_CONVERT}",
+    ".psb": f"Photoshop's format for large documents, {_CONVERT}",
 }
-_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
-_BRANDS = {b"heic": ".heic", b"heix": ".heic", b"mif1": ".heic", b"msf1": ".heic", b"hevc": ".heic", b"avif": ".avif"}
+# How files begin that are pictures, with an extension that says of which kind; .png stands for all that Pillow decodes.
+_MAGIC = {
+    **dict.fromkeys((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a"), ".png"),
+    **dict.fromkeys((b"8BPS\0\1", b"qoif", b"DDS |", b"icns\0"), ".png"),
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), ".png"),  # TIFF, and that of more than 4 GiB
+    **dict.fromkeys((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), ".png"),  # JPEG 2000, with and without its container
+    **dict.fromkeys((b"\0\0\0\x0cJXL ", b"\xff\x0a"), ".jxl"),
+    b"\x76\x2f\x31\x01": ".exr",
+    b"#?RADIANCE": ".hdr",
+    b"gimp xcf ": ".xcf",
+    b"8BPS\0\2": ".psb",
+    b"FUJIFILMCCD-RAW": ".raf",
+    b"II\xbc\x01": ".jxr",
+    b"BPG\xfb": ".bpg",
+}
+_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"), ".heic"),
+    **dict.fromkeys((b"avif", b"avis"), ".avif"),
+    b"crx ": ".cr3",
+}
+_NETPBM = re.compile(rb"P[1-6]\s+(#|\d+\s)")  # then a comment, or width and height
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -81,7 +111,9 @@ def extension_of(head: bytes) -> str | None:
         return _BRANDS.get(head[8:12])
     is_bitmap = head[:2] == b"BM" and head[6:10] == bytes(4)
     is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    return ".png" if is_bitmap or is_webp or head.startswith(_MAGIC) else None
+    if is_bitmap or is_webp or _NETPBM.match(head):
+        return ".png"
+    return next((end for begin, end in _MAGIC.items() if head.startswith(begin)), None)
 
 
 class Origin(NamedTuple):
@@ -111,8 +143,9 @@ def decode_image(contents: bytes, size: int, channels: int, white: int = FULL_WH
         if image.width * image.height > MAX_PIXELS:  # known from the header: nothing is decoded yet
             raise UnreadableError(f"more than {MAX_PIXELS // 10**6} megapixels")
         with _ONE_AT_A_TIME if image.width * image.height > LARGE_PIXELS else nullcontext():
+            _load(image)
             turned = _upright(image)
-            plain = _opaque(turned, white)
+            plain = _opaque(turned, white, is_negative=_is_wide(image) and _is_white_zero(image))
             peak = int(np.asarray(turned).max()) if _is_wide(turned) else 0
             origin = Origin(*turned.size, image.mode, plain.mode == "RGB" and _has_colour(plain), peak)
             return _cropped(plain, size, channels), origin
@@ -171,9 +204,17 @@ def why_unreadable(error: Exception) -> str:
     return f"damaged: {error}" if str(error) else f"damaged: {type(error).__name__}"
 
 
+def _load(image: Image.Image) -> None:
+    """Decode ``image``. A file for which Pillow lacks memory, though there is enough for its pixels, is damaged."""
+    try:
+        image.load()
+    except MemoryError:
+        bytearray(_MOST_BYTES_A_PIXEL * image.width * image.height)  # or MemoryError again
+        raise UnreadableError("damaged: asks for more memory than its pixels take") from None
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """``image`` turned as its EXIF orientation says. Whatever else is in EXIF is not read, as cameras write odd things there."""
-    image.load()
     turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
@@ -188,12 +229,12 @@ def _orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) else 1
 
 
-def _opaque(image: Image.Image, white: int) -> Image.Image:
+def _opaque(image: Image.Image, white: int, *, is_negative: bool = False) -> Image.Image:
     """``image`` in mode "1", "L" or "RGB", transparent parts composited on white."""
     if image.mode == "F":
         raise UnreadableError("floating-point pixels, whose white is not defined")
     if _is_wide(image):
-        image = _eight_bits(image, white)
+        image = ImageOps.invert(_eight_bits(image, white)) if is_negative else _eight_bits(image, white)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -203,6 +244,11 @@ def _opaque(image: Image.Image, white: int) -> Image.Image:
 def _is_wide(image: Image.Image) -> bool:
     """Whether it is grey in more than 8 bits."""
     return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _is_white_zero(image: Image.Image) -> bool:
+    """Whether it is a TIFF in which 0 means white; Pillow inverts those of 8 bits alone."""
+    return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _eight_bits(image: Image.Image, white: int) -> Image.Image:

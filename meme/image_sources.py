@@ -48,10 +48,11 @@ _CIFAR_BATCH = re.compile(r"data_batch_\d+\.bin")
 _CIFAR_PICKLE = re.compile(r"data_batch_\d+")
 _CIFAR_NAMES = "batches.meta.txt"
 _CIFAR_NAMES_BYTES = 10_000
-# Folders that systems and network drives leave among pictures: thumbnails, bins and snapshots, none of them the user's.
+# Folders that systems, network drives and synchronisers leave among pictures: thumbnails, bins and snapshots, not the user's.
 _LEFT_BY_OTHERS = (
-    r"__MACOSX|@eaDir|@Recycle|@Recently-Snapshot|@SynoResource|#recycle|#snapshot|\$RECYCLE\.BIN|RECYCLER"
-    r"|System Volume Information|lost\+found|Network Trash Folder|Temporary Items|TheVolumeSettingsFolder"
+    r"__MACOSX|@eaDir|@__thumb|@tmp|@sharebin|@Recycle|@Recently-Snapshot|@SynoResource|#recycle|#snapshot|~snapshot"
+    r"|\$RECYCLE\.BIN|RECYCLER|RECYCLED|FOUND\.\d{3}|System Volume Information|lost\+found|_vti_cnf|_gsdata_"
+    r"|Network Trash Folder|Temporary Items|TheVolumeSettingsFolder"
 )
 # Those, and hidden files as .git and ._photo.jpg; "." and ".." are not.
 _HIDDEN = re.compile(rf"(^|/)((?i:{_LEFT_BY_OTHERS})(/|$)|\.(?!\.?(/|$)))")
@@ -145,8 +146,8 @@ def _decode_or_skip(member: Member, labels: dict[str, int] | None, size: int, ch
     name = printable(member.name)
     try:
         return _decode(member, labels, size, channels, white)
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise UserError(f"data: there is not enough memory to decode {name}") from error
     except Exception as error:  # Pillow's and zipfile's readers raise nearly anything on damaged bytes
         if isinstance(error, OSError) and error.errno is not None:
             # Not the file's fault, so to be repaired rather than remembered in the cache as unreadable.
@@ -248,7 +249,7 @@ def _by_content(member: Member, head: Callable[[], bytes]) -> Member | Skipped |
         return None
     if end is None:
         return None
-    reason = why_foreign(end)
+    reason = why_foreign(f"a{end}")
     return Skipped(printable(member.name), reason) if reason else member
 
 

@@ -73,11 +73,11 @@ def fewest_images(metric: Metric) -> int:
     return _FEWEST.get(metric, 2)
 
 
-def require_images(metrics: Sequence[Metric], images: Images) -> None:
-    """Raises UserError where the data have fewer images than one of ``metrics`` needs."""
+def require_images(metrics: Sequence[Metric], count: int, name: str) -> None:
+    """Raises UserError where the data called ``name`` have fewer images than one of ``metrics`` needs."""
     for metric in metrics:
-        if len(images) < (fewest := fewest_images(metric)):
-            raise UserError(f"data: {metric} needs at least {fewest} images, and {images.name} has {len(images)}")
+        if count < (fewest := fewest_images(metric)):
+            raise UserError(f"data: {metric} needs at least {fewest} images, and {name} has {count}")
 
 
 def require_metrics(metrics: Sequence[str], space: FeatureSpace) -> None:
@@ -118,7 +118,7 @@ def measure(
     Raises UserError for a metric this space does not offer, or that needs more samples than came.
     """
     require_metrics(metrics, space)
-    require_images(metrics, images)
+    require_images(metrics, len(images), images.name)
     drawn = _Drawn(metrics)
     for batch in batches:
         drawn.add(space.views(batch) if drawn.needs_views else Views(space(batch), None, None))

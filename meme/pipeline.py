@@ -245,7 +245,7 @@ def evaluate(
     """
     config = ensemble.config
     require_metrics(metrics, space)
-    require_images(metrics, images)
+    require_images(metrics, len(images), images.name)
     seed = config.evaluation.seed if seed is None else seed
     begun = time.perf_counter()
     drawn = _Drawn(draw(ensemble, config.evaluation.samples, seed, device) if batches is None else batches)

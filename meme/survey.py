@@ -130,6 +130,7 @@ def suggested_commands(found: Survey, *, gpu: bool = True) -> list[str]:
     Without a ``gpu`` the search is of the smallest network for colour.
     """
     name, path = suggested_preset(found), shell_command([found.source])
+    path += " --follow-links" if found.linked else ""
     if name is None or found.shorter_side is None:
         return []
     if found.source == "digits":

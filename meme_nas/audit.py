@@ -74,7 +74,7 @@ class Audit(Rescoring):
 
     def _stands(self, record: TrialRecord) -> bool:
         """Studies from before every seed was a trial of its own have some that are the mean of all."""
-        return record.outcome is None or len(record.outcome.fids) <= 1
+        return super()._stands(record) and (record.outcome is None or len(record.outcome.fids) <= 1)
 
 
 def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialRecord]:
@@ -139,14 +139,17 @@ def _taus(values: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np
         return (ours * theirs).sum(-1) / np.sqrt((ours**2).sum(-1) * (theirs**2).sum(-1))
 
 
-def regret(audited: Sequence[Rescored], picked: TrialRecord | None, objectives: Sequence[str]) -> Regret | None:
+def regret(
+    audited: Sequence[Rescored], picked: TrialRecord | None, objectives: Sequence[str], limits: Sequence[float]
+) -> Regret | None:
     """Return how much worse than the best of the audited is ``picked``, the search's choice, after longer training.
 
-    Compared are those that cost no more than the hand-made pattern. None where ``picked`` is not among them, or a score is not
-    above 0, as an unbiased KID can be.
+    Compared are those within ``limits``, the costs of the hand-made pattern. None where ``picked`` is not among them, or a score
+    is not above 0, as an unbiased KID can be.
     """
-    affordable = _affordable(audited, objectives)
-    compared = [each for each in fresh(audited) if each.trial.number in affordable]
+    costs = [each.trial.scored.values(objectives)[1:] for each in audited]
+    fits = [all(a <= b for a, b in zip(own, limits, strict=True)) for own in costs]
+    compared = [each for each, fit in zip(fresh(audited), fits, strict=True) if fit]
     place = next((place for place, each in enumerate(compared) if picked and each.trial.number == picked.number), None)
     if place is None or min(score for each in compared for score in each.scores) <= 0:
         return None
@@ -179,13 +182,16 @@ def signals_of(audited: Sequence[Rescored], search: Strategy) -> dict[str, list[
     return signals
 
 
-def audited_winner(audited: Sequence[Rescored], objectives: Sequence[str], choosers: int | None = None) -> TrialRecord | None:
-    """Return the finalist that turned out best on average, within the costs of the hand-made pattern; None without an audit.
+def audited_winner(
+    audited: Sequence[Rescored], objectives: Sequence[str], limits: Sequence[float], choosers: int | None = None
+) -> TrialRecord | None:
+    """Return the finalist that turned out best on average, within ``limits``; None without an audit.
 
-    ``choosers``: how many of the training seeds, the first ones, have a say. None: all.
+    ``limits``: costs of the hand-made pattern, which need not have come through the audit. ``choosers``: how many of the training
+    seeds, the first ones, have a say. None: all.
     """
     longer = [_as_audited(replace(each, scores=each.scores[:choosers]), objectives[0]) for each in audited]
-    best = winner(longer, objectives)
+    best = winner(longer, objectives, limits)
     return next((each.trial for each in audited if best and each.trial.number == best.number), None)
 
 
@@ -193,12 +199,3 @@ def _as_audited(each: Rescored, objective: str) -> TrialRecord:
     """The trial as if the search had scored it as the longer training did."""
     scores: dict[str, Any] = {objective: each.mean}
     return replace(each.trial, outcome=replace(each.trial.scored, **scores))
-
-
-def _affordable(audited: Sequence[Rescored], objectives: Sequence[str]) -> set[int]:
-    """Return the numbers of the trials that cost no more than the hand-made pattern, or of all where it was not audited."""
-    costs = {each.trial.number: each.trial.scored.values(objectives)[1:] for each in audited}
-    limits = next((costs[each.trial.number] for each in audited if each.trial.kind == "hand-made"), None)
-    if limits is None:
-        return set(costs)
-    return {number for number, own in costs.items() if all(a <= b for a, b in zip(own, limits, strict=True))}

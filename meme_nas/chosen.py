@@ -2,11 +2,12 @@
 
 from functools import cached_property
 
-from meme_nas.audit import Audit, audited_winner, judged
+from meme_nas.audit import Audit, audited_winner, judged, regret
+from meme_nas.pareto import cost_limits
 from meme_nas.probabilities import Probabilities
 from meme_nas.settings import SearchSettings
 from meme_nas.strategy import Strategy, winner
-from meme_nas.summary import Judged, Rescored
+from meme_nas.summary import Judged, Regret, Rescored
 from meme_nas.trial_log import TrialRecord
 
 
@@ -31,6 +32,11 @@ class Chosen:
         return winner(self._search.study.trials, self._settings.objectives)
 
     @cached_property
+    def regret(self) -> Regret | None:
+        """Return how much the search's winner costs against the best of the audited; None without an audit."""
+        return regret(self.audited, self.searched, self._settings.objectives, self._limits)
+
+    @cached_property
     def judged(self) -> Judged | None:
         """Return the audit's judgement of its winner, by seeds that did not choose it; None where it left none."""
         return judged(self.audited, self.found, self._audit.choosers) if self._audit and self.audited else None
@@ -38,11 +44,14 @@ class Chosen:
     @cached_property
     def found(self) -> TrialRecord | None:
         """Return the audit's winner, else the search's."""
-        objectives = self._settings.objectives
         choosers = self._audit.choosers if self._audit else None
-        return audited_winner(self.audited, objectives, choosers) or self.searched
+        return audited_winner(self.audited, self._settings.objectives, self._limits, choosers) or self.searched
 
     @cached_property
     def best(self) -> TrialRecord | None:
         """Return the same with the best p of each expert."""
         return self.probabilities.applied() if self.probabilities else self.found
+
+    @property
+    def _limits(self) -> list[float]:
+        return cost_limits(self._search.study.trials, self._settings.objectives)

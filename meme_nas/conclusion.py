@@ -19,7 +19,7 @@ from meme.errors import shell_command
 from meme.features import FeatureSpace
 from meme.files import written_whole
 from meme.pipeline import pick_device
-from meme_nas.audit import agreements, regret, signals_of
+from meme_nas.audit import agreements, signals_of
 from meme_nas.bank import Banked, ExpertBank
 from meme_nas.cascades import StateCache
 from meme_nas.chosen import Chosen
@@ -31,7 +31,8 @@ from meme_nas.pareto import front
 from meme_nas.portrait import portrait, portrait_macs
 from meme_nas.report import write_report
 from meme_nas.report_claims import audit_words, confirmed_words, dominant_words, judged_words, unconfirmed_words
-from meme_nas.report_words import metric_name, quantity
+from meme_nas.report_costs import costs_of
+from meme_nas.report_words import costs_text, metric_name
 from meme_nas.settings import SearchSettings
 from meme_nas.spread import dominant
 from meme_nas.strategy import Strategy, winner
@@ -53,7 +54,7 @@ def so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) ->
         importance=search.study.importance(),
         dominant=dominant(trials, settings.first_objective),
         facts=facts,
-        metric=settings.first_objective,
+        objectives=settings.objectives,
     )
 
 
@@ -90,7 +91,7 @@ def conclude(
         finalists=finalists.results(),
         audited=audited,
         agreements=agreements(audited, signals_of(audited, search)) if audited else [],
-        regret=regret(audited, chosen.searched, settings.objectives),
+        regret=chosen.regret,
         judged=chosen.judged,
         portraits=portraits.of(trials, best),
         confirmed=confirmed,
@@ -181,8 +182,8 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
         return
     for finalist in summary.finalists:
         name = f"winner (trial {finalist.trial.number})" if finalist.trial is best else finalist.trial.kind
-        macs = quantity(finalist.trial.scored.macs)
-        console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  MACs {macs}")
+        costs = costs_text(finalist.trial, costs_of(settings.objectives))
+        console.print(f"  {name:<20} {metric} {finalist.mean:.3f} +- {finalist.deviation:.3f}  {costs}")
     console.print(
         f"  ({metric} over {best.scored.features}, {len(FRESH_SEEDS)} fresh sampling seeds, proxy training; for these weights: "
         "of the architectures it says nothing)"

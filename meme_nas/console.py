@@ -7,7 +7,8 @@ from rich.status import Status
 from rich.text import Text
 
 from meme_nas.progress import trained_share
-from meme_nas.report_words import duration, quantity
+from meme_nas.report_costs import costs_of
+from meme_nas.report_words import costs_text, duration
 from meme_nas.standings import Standings
 from meme_nas.strategy import Strategy
 from meme_nas.study import trial_folder
@@ -47,8 +48,9 @@ class SearchDisplay:
             return f"{head} {trial.state}: {trial.reason}"
         outcome, best = trial.scored, self._standings.winner
         mark = "best so far" if best and best.number == trial.number else f"best {self._quality(best):.3f}" if best else ""
-        name = self._search.settings.objectives[0].upper()
-        scores = f"{name} {self._quality(trial):.3f} {quantity(outcome.macs):>6} MACs {outcome.seconds:3.0f} s"
+        objectives = self._search.settings.objectives
+        costs = costs_text(trial, costs_of(objectives))
+        scores = f"{objectives[0].upper()} {self._quality(trial):.3f} {costs:>11} {outcome.seconds:3.0f} s"
         return f"{head} {scores} {mark:<11} {self._time_left()}"
 
     def _status_line(self) -> str:

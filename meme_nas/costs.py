@@ -28,6 +28,11 @@ class Costs:
         self.limits = np.array([settings.limits.get(kind, np.inf) for kind in self.kinds])
 
     @property
+    def counted_kinds(self) -> tuple[str, ...]:
+        """The kinds that are minimised and take no timing."""
+        return tuple(kind for kind in self.kinds if kind in self.settings.objectives and kind != "latency_ms")
+
+    @property
     def winner_limits(self) -> Array:
         """(K,) limits of a winner: no more than the hand-made pattern of what is minimised, and what the settings allow."""
         hand_made = self.total(self.space.base)
@@ -40,8 +45,7 @@ class Costs:
 
     def counted(self, config: Config, number: int) -> Array:
         """(K',) the same, of what is minimised and takes no timing: it can be asked for hundreds of candidates."""
-        kinds = [kind for kind in self.kinds if kind in self.settings.objectives and kind != "latency_ms"]
-        return np.array([_share(kind, config, number, self.settings.device) for kind in kinds])
+        return np.array([_share(kind, config, number, self.settings.device) for kind in self.counted_kinds])
 
     def total(self, config: Config) -> Array:
         """(K,) of the whole ensemble."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from meme.config import Config
 from meme.files import write_text
 from meme.presets import yardsticks
-from meme_nas.pareto import OBJECTIVES, front
+from meme_nas.pareto import front
 from meme_nas.report_claims import confirmed_words, unconfirmed_words
 from meme_nas.settings import SearchSettings
 from meme_nas.standings import Standings
@@ -26,7 +26,7 @@ class Kept:
     call looks at the trials that are new: what it costs must not grow with the search.
     """
 
-    def __init__(self, folder: Path, objectives: Sequence[str] = OBJECTIVES):
+    def __init__(self, folder: Path, objectives: Sequence[str]):
         self._folder, self._standings = folder, Standings(objectives)
         self._columns: dict[str, None] = {}
         self._lines: dict[int, str] = {}  # of finished trials

@@ -15,20 +15,20 @@ from functools import cache
 
 import moocore
 import numpy as np
-from scipy.spatial.distance import cdist
 
 from meme.config import Config
 from meme.errors import UserError
 from meme.seeding import derive_seed
-from meme_nas.assembly import Array, Assembly, Cascade, random_prices
-from meme_nas.proposals import Proposer
+from meme_nas.assembly import Assembly, Cascade
+from meme_nas.proposals import Point, Proposer
+from meme_nas.prospects import Prospects
 from meme_nas.roster import Roster
 from meme_nas.settings import LEAST_LAG, SearchSettings
 from meme_nas.strategy import Strategy
 from meme_nas.study import Study
 from meme_nas.surrogate import Surrogate
 from meme_nas.trial_log import TrialRecord
-from search_spaces.domain import Choices, draw, encoded, neighbours
+from search_spaces.domain import Choices, draw
 
 KEPT = 2  # one of so many candidates goes on to the next rung, to so many times the steps
 ROUND = 2  # trainings of an expert in a round, for each that runs at a time: with fewer, workers wait
@@ -39,9 +39,6 @@ CREDULOUS_ATTEMPTS = 10  # of them by the proposer, before chance takes over
 MOST_CASCADES = 800  # that the surrogate is fitted to
 EVERY_ROUND, MILESTONES = 16, 1.25  # rounds, and by what their number grows until the surrogate's kernel is chosen anew
 RECENT = 4  # rounds whose surrogates may be asked again
-POOL, PARENTS = 200, 4  # points drawn by chance, and candidates whose neighbours join them
-FRONT_TURN = 4  # one of so many candidates is proposed for the front, and not for the winner
-PRICED = 16  # points drawn by chance, and as many of the most expected, that are looked at for it: to count costs takes time
 LEAST_KNOWN = 2  # candidates of an expert; a surrogate of fewer knows no choice from another
 
 
@@ -60,8 +57,11 @@ class Factorised(Strategy):
         self.numbers = range(1, len(self.space.base.experts) + 1)
         self._own = {n: self.space.experts_domains(n) for n in self.numbers}
         self._proposers = {
-            n: Proposer(self._own[n], "tpe" if settings.proposer == "model" else settings.proposer) for n in self.numbers
+            n: Proposer(self._own[n], "tpe" if settings.proposer == "model" else settings.proposer, len(settings.objectives))
+            for n in self.numbers
         }
+        self._minimised = [column for column, kind in enumerate(self.costs.kinds) if kind in settings.objectives]
+        """Columns of costs that are minimised, among those that are minimised or limited."""
         self._round = -(-ROUND * (settings.proposal_lag or LEAST_LAG) // len(self.numbers))
         self._rosters = {n: Roster(self.study.experts(n), n, self._own[n], self.costs) for n in self.numbers}
         self._ends: list[int] = []
@@ -92,13 +92,17 @@ class Factorised(Strategy):
 
     @property
     def rounds(self) -> list[int]:
-        """How many candidates each expert has at the end of every round. Rounds of the study stay as they were when the budget
-        is raised."""
+        """How many candidates each expert has at the end of every round.
+
+        Rounds of the study stay as they were when the budget is raised. One in which there was no cascade to choose, such as that
+        of the first candidates, left no trial.
+        """
         if not self._ends:
-            self._ends = [end for end in sorted(self._cascades) if end <= self.candidates]
-            while not self._ends or self._ends[-1] < self.candidates:
-                last = self._ends[-1] if self._ends else 0
-                self._ends.append(min(self.candidates, last + max(self._round, last // ROUND_GROWTH)))
+            recorded, last = sorted(self._cascades), 0
+            while last < self.candidates:
+                planned = min(self.candidates, last + max(self._round, last // ROUND_GROWTH))
+                last = min([planned, *(end for end in recorded if end > last)])
+                self._ends.append(last)
         return self._ends
 
     @property
@@ -218,45 +222,29 @@ class Factorised(Strategy):
         """For candidate ``index`` of expert ``number``: first the proposer's, then points drawn by chance."""
         seeds = [derive_seed(self.settings.seed, "candidate", number, index, attempt) for attempt in range(ATTEMPTS)]
         if self.settings.proposer == "model":
-            yield from self._imagined(number, place, random.Random(seeds[0]))
+            yield from self._prospects(number, place).ranked(random.Random(seeds[0]))
         else:
             for seed in seeds[:CREDULOUS_ATTEMPTS]:
                 yield self._proposers[number].propose_after(self._signals(number, place), seed)
         for seed in seeds[CREDULOUS_ATTEMPTS:]:
             yield draw(self._own[number], random.Random(seed))
 
-    def _imagined(self, number: int, place: int, chance: random.Random) -> list[Choices]:
-        """Points not tried, best first: in most turns those of which the surrogate expects most (a draw from it would
-        pick what it knows least of), in some those that are cheap beside it; before it can tell, those farthest from what is
-        tried."""
-        known = self.rounds[place - 2] if place >= 2 else 0
-        model = self._model(place - 2, known) if known >= LEAST_KNOWN else None
-        pool = self._untried(number, model, chance)
-        if not pool:
-            return []
-        points = np.array([encoded(self._own[number], choices) for choices in pool])
-        if model is None:
-            tried = np.array([encoded(self._own[number], trial.choices) for trial in self._log(number)])
-            order = -cdist(points, tried).min(axis=1)
-        else:
-            order = model.expected(number, points)
-            if (len(self._log(number)) + number) % FRONT_TURN == 0:
-                some = np.union1d(np.arange(len(pool))[:PRICED], np.argsort(order, kind="stable")[:PRICED])
-                pool, order = [pool[index] for index in some], order[some]
-                order = order + self._prices(number, pool, order, chance)
-        return [pool[index] for index in np.argsort(order, kind="stable")[:CREDULOUS_ATTEMPTS]]
+    def _prospects(self, number: int, place: int) -> Prospects:
+        """What is known when candidates of expert ``number`` are proposed for round ``place``."""
+        end = self._known_end(place)
+        model = self._model(place - 2, end) if place >= 2 and end >= LEAST_KNOWN else None
+        kinds = [column for column, kind in enumerate(self.costs.kinds) if kind in self.costs.counted_kinds]
+        return Prospects(
+            self._rosters[number],
+            end,
+            model,
+            kinds,
+            lambda choices: self.costs.counted(self._with({number: choices}, ""), number),
+        )
 
-    def _untried(self, number: int, model: Surrogate | None, chance: random.Random) -> list[Choices]:
-        """Points drawn by chance, and neighbours of those that are credited most."""
-        own, log = self._own[number], self._log(number)
-        best = [log[index].choices for index in np.argsort(model.credit(number))[:PARENTS]] if model else []
-        pool = [draw(own, chance) for _ in range(POOL)] + [near for choices in best for near in neighbours(own, choices)]
-        return [choices for choices in pool if self._rosters[number].place(choices) is None]
-
-    def _prices(self, number: int, pool: Sequence[Choices], values: Array, chance: random.Random) -> Array:
-        """What the candidates in ``pool``, worth ``values``, cost, each kind of cost at a price drawn at random."""
-        costs = np.array([self.costs.counted(self._with({number: choices}, ""), number) for choices in pool])
-        return costs @ random_prices([values], [costs], np.random.default_rng(chance.randrange(2**32)))
+    def _known_end(self, place: int) -> int:
+        """How many candidates of an expert have an outcome that the proposals for round ``place`` may use."""
+        return self.rounds[max(0, place - 2)] if place else 0
 
     def _is_new(self, number: int, choices: Choices) -> bool:
         """Whether no earlier candidate is the same expert, and a cascade with it can keep the limits."""
@@ -264,16 +252,16 @@ class Factorised(Strategy):
         return not self._rosters[number].has(config) and self.costs.may_fit(config, number)
 
     @cache  # noqa: B019 (one strategy lives as long as its command)
-    def _signals(self, number: int, place: int) -> list[tuple[Choices, tuple[float, float]]]:
+    def _signals(self, number: int, place: int) -> list[Point]:
         """Candidates that are known when round ``place`` is proposed, with what a proposal learns from: the surrogate's credit,
-        or before there is any the interval loss; and MACs."""
-        end = self.rounds[max(0, place - 2)] if place else 0
+        or before there is any the interval loss; and the costs that are minimised. Those that failed have none of it."""
+        end = self._known_end(place)
         trials, model = self._log(number)[:end], self._model(place - 2, end)
         credit = model.credit(number) if model else self._rosters[number].known(end).losses
+        costs = self._rosters[number].costs(end)[:, self._minimised]
         return [
-            (trial.choices, (float(value), float(trial.scored.values(["macs"])[0])))
-            for trial, value in zip(trials, credit, strict=True)
-            if trial.state == "complete"
+            (trial.choices, (float(value), *map(float, row)) if trial.state == "complete" else None)
+            for trial, value, row in zip(trials, credit, costs, strict=True)
         ]
 
     def ranked(self, number: int, place: int) -> list[Choices]:
@@ -284,8 +272,7 @@ class Factorised(Strategy):
         if not len(usable):
             return []
         credit = (model.credit(number) if model else roster.known(end).losses)[usable]
-        minimised = [column for column, kind in enumerate(self.costs.kinds) if kind in self.settings.objectives]
-        values = np.column_stack([credit, roster.costs(end)[usable][:, minimised]])
+        values = np.column_stack([credit, roster.costs(end)[usable][:, self._minimised]])
         order = np.lexsort((credit, moocore.pareto_rank(values)))
         return [self._log(number)[index].choices for index in usable[order]]
 
@@ -309,6 +296,7 @@ class Factorised(Strategy):
         if (end, wave) not in self._waves:
             earlier = [trial for trial in self.study.trials if trial.choices and trial.candidates < end]
             known = {cascade for trial in earlier if (cascade := self._cascade(trial, end))} | {*before}
+            scores = self._scores(earlier + self._of_round(place)[: len(before)], end)
             new = end - (self.rounds[place - 1] if place else 0)
             source = np.random.default_rng(derive_seed(self.settings.seed, "cascades", end, wave))
             assembly = self._assembly(end)
@@ -317,13 +305,24 @@ class Factorised(Strategy):
             model = self._model(place - 1, end)
             if before:
                 model = self._fitted(place, end, model, len(before))
-            self._waves[end, wave] = assembly.choose(count, known, model, source)
+            started = [self._cascade(trial, end) for trial in self._of_round(place)[len(before) :][:count]]
+            chosen = [cascade for cascade in assembly.choose(count, known, model, source, scores) if cascade not in started]
+            # What was started stands, though an earlier version of the program chose it otherwise.
+            self._waves[end, wave] = [cascade for cascade in started if cascade] + chosen[: count - len(started)]
         return self._waves[end, wave]
 
     def _assembly(self, end: int) -> Assembly:
         rosters = self._rosters.values()
         ready = tuple(roster.usable(end) for roster in rosters)
-        return Assembly(ready, tuple(r.costs(end) for r in rosters), self.costs.winner_limits, self.costs.limits)
+        minimised = tuple(column for column, kind in enumerate(self.costs.kinds) if kind in self.settings.objectives)
+        costs = tuple(roster.costs(end) for roster in rosters)
+        return Assembly(ready, costs, self.costs.winner_limits, self.costs.limits, minimised)
+
+    def _scores(self, trials: Sequence[TrialRecord], end: int) -> dict[Cascade, float]:
+        """The first objective of the cascades among ``trials``, as far as they are scored."""
+        scored = [trial for trial in trials if trial.state == "complete"]
+        found = [(self._cascade(trial, end), trial.scored.values(self.settings.objectives)[0]) for trial in scored]
+        return {cascade: score for cascade, score in found if cascade}
 
     def _model(self, place: int, end: int) -> Surrogate | None:
         """Fitted to the cascades of rounds 0 to ``place``, over the first ``end`` candidates; None where none is scored."""
@@ -340,8 +339,7 @@ class Factorised(Strategy):
     def _fitted(self, place: int, end: int, like: Surrogate | None, newest: int | None = None) -> Surrogate | None:
         """To the cascades of rounds 0 to ``place``, of the last of them the first ``newest``."""
         earlier = [trial for trial in self.study.trials if trial.choices and trial.candidates < self.rounds[place]]
-        kept = [trial for trial in earlier + self._of_round(place)[:newest] if trial.state == "complete"]
-        rows = [(cascade, t.scored.values(self.settings.objectives)[0]) for t in kept if (cascade := self._cascade(t, end))]
+        rows = [*self._scores(earlier + self._of_round(place)[:newest], end).items()]
         if not rows:
             return None
         cascades, scores = zip(*_informative(rows), strict=True)

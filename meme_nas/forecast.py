@@ -2,6 +2,7 @@
 images of zeros."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from meme.console import console
 from meme.cost import ensemble_cost
 from meme.data import Images, existing
 from meme.image_sources import open_layout
+from meme.metrics import require_images
 from meme.pipeline import pick_device
 from meme.survey import SMALLEST
 from meme.trainer import run_training
@@ -40,8 +42,9 @@ def describe(settings: SearchSettings) -> None:
     check_places(settings, config)
     check_engine(settings)
     if config.data and config.data != "digits":
-        with open_layout(existing(config.data), follow_links=config.follow_links):
-            pass  # raises where it holds no image
+        with open_layout(existing(config.data), follow_links=config.follow_links) as layout:  # raises where it holds no image
+            if layout.labels is not None:  # else a file holds many images
+                require_images((settings.first_objective,), len(layout.members), Path(config.data).name)
     proxy, cost = settings.as_proxy(config), ensemble_cost(config)
     space = build_space(config, settings.searched)
     for name, value in {**settings.in_force(), "data": config.data, "study": settings.folder, "budget": settings.budget}.items():
@@ -63,8 +66,9 @@ def forecast_lines(settings: SearchSettings) -> list[str]:
     """How long the search will take on this machine, and where that is very long without a GPU, what would take less."""
     seconds = START_SECONDS[settings.engine] + search_seconds(settings, workers_for(settings))
     lines = [f"{_stages(settings)} about {duration(seconds)} on this machine"]
-    if seconds > LONG and pick_device(settings.device).type == "cpu" and settings.preset_name not in (SMALLEST, "digits-meme"):
-        smallest = settings.model_copy(update={"preset": SMALLEST, "image_size": None})
+    smallest = settings.model_copy(update={"preset": SMALLEST, "image_size": None})
+    is_smaller = ensemble_cost(smallest.full_config()).macs < ensemble_cost(settings.full_config()).macs
+    if seconds > LONG and pick_device(settings.device).type == "cpu" and settings.preset_name != "digits-meme" and is_smaller:
         shorter = duration(START_SECONDS[smallest.engine] + search_seconds(smallest, workers_for(smallest)))
         lines.append(f"without a GPU, --preset {SMALLEST} ({smallest.full_config().image.size} pixels a side) takes {shorter}")
     return lines

@@ -1,18 +1,22 @@
 """Pareto fronts: which trials no other beats in everything, and how much of the space of scores they leave behind."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import moocore
 import numpy as np
 
+from meme.cost import ensemble_cost
 from meme_nas.trial_log import TrialRecord
 
-OBJECTIVES = ("quality", "macs")  # the first is FID or KID, whichever a search minimises
 
+def front(trials: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
+    """Return the completed trials of the searched space that no other of them beats in all objectives, cheapest first; of
+    equals the earliest.
 
-def front(trials: Iterable[TrialRecord], objectives: Sequence[str] = OBJECTIVES) -> list[TrialRecord]:
-    """The completed trials that no other beats in all objectives, cheapest first; of equals the earliest."""
-    scored = [trial for trial in trials if trial.state == "complete"]
+    Yardsticks outside the space are left out: a strong single model would beat all that a search can propose.
+    """
+    scored = [trial for trial in trials if trial.state == "complete" and trial.in_space]
     if not scored:
         return []
     kept = moocore.is_nondominated(values_of(scored, objectives), keep_weakly=False)
@@ -20,7 +24,25 @@ def front(trials: Iterable[TrialRecord], objectives: Sequence[str] = OBJECTIVES)
     return sorted(chosen, key=lambda trial: tuple(reversed(trial.scored.values(objectives))))
 
 
-def values_of(trials: Sequence[TrialRecord], objectives: Sequence[str] = OBJECTIVES) -> np.ndarray:
+def cost_limits(trials: Iterable[TrialRecord], objectives: Sequence[str]) -> list[float]:
+    """Return the costs of the hand-made pattern in all but the first of ``objectives``, which no winner may exceed.
+
+    They are known without a score, so that they hold where its trial failed; infinite where there is no such trial, and where a
+    latency was never measured.
+    """
+    hand_made = next((trial for trial in trials if trial.kind == "hand-made" and trial.in_space), None)
+    return [math.inf if hand_made is None else _cost(hand_made, kind) for kind in objectives[1:]]
+
+
+def _cost(trial: TrialRecord, kind: str) -> float:
+    """Return a cost of a trial: as it was recorded, else as its config has it."""
+    recorded = trial.outcome.values([kind])[0] if trial.outcome else None
+    if recorded is not None:
+        return recorded
+    return math.inf if kind == "latency_ms" else getattr(ensemble_cost(trial.config), kind)
+
+
+def values_of(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> np.ndarray:
     """float64 (len(trials), len(objectives))"""
     return np.array([trial.scored.values(objectives) for trial in trials], dtype=np.float64).reshape(len(trials), len(objectives))
 

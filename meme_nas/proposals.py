@@ -15,6 +15,9 @@ from search_spaces.domain import Choice, Choices, Domain, Integer
 
 STARTUP_TRIALS = 10  # drawn at random before TPE has a model
 
+Point = tuple[Choices, Sequence[float] | None]
+"""Choices and their values; None where they have none, because the trial failed or was refused."""
+
 
 def distribution(domain: Domain) -> BaseDistribution:
     """Optuna's form of one dimension."""
@@ -28,7 +31,8 @@ def distribution(domain: Domain) -> BaseDistribution:
 class Proposer:
     """Proposes points of ``domains`` for some objectives to minimise."""
 
-    _points: Sequence[tuple[Choices, Sequence[float]]] | None
+    _points: Sequence[Point] | None
+    _seen: int
 
     def __init__(self, domains: Mapping[str, Domain], sampler: str, objectives: int = 2):
         self.domains = domains
@@ -36,18 +40,19 @@ class Proposer:
         self._distributions = {name: distribution(domain) for name, domain in domains.items()}
         self._objectives = objectives
         self._forget()
-        self._seen = 0
 
     def propose(self, known: Sequence[FrozenTrial], seed: int) -> Choices:
-        """A point, given the finished trials ``known`` (in order; a later call has the same ones and more)."""
+        """Return a point, given the finished trials ``known`` of one study, in order. A call with more of them costs least."""
+        if len(known) < self._seen:
+            self._forget()
         for trial in known[self._seen :]:
-            if trial.state == TrialState.COMPLETE and trial.params:
-                self._add(trial.params, trial.values)
-        self._seen = max(self._seen, len(known))
+            if trial.params:
+                self._add(trial.params, trial.values if trial.state == TrialState.COMPLETE else None)
+        self._seen = len(known)
         return self._next(seed)
 
-    def propose_after(self, points: Sequence[tuple[Choices, Sequence[float]]], seed: int) -> Choices:
-        """A point, given others with their values, which may be others at every call."""
+    def propose_after(self, points: Sequence[Point], seed: int) -> Choices:
+        """Return a point, given others with their values, which may be others at every call."""
         if points is not self._points:
             self._forget()
             self._points = points
@@ -56,22 +61,28 @@ class Proposer:
         return self._next(seed)
 
     def _forget(self) -> None:
-        self._points = None
-        self._known, self._complete = optuna.create_study(directions=["minimize"] * self._objectives), 0
+        self._points, self._seen = None, 0
+        self._known, self._added = optuna.create_study(directions=["minimize"] * self._objectives), 0
 
-    def _add(self, choices: Choices, values: Sequence[float]) -> None:
+    def _add(self, choices: Choices, values: Sequence[float] | None) -> None:
+        """Add a point to what the sampler learns from; one without values violates a constraint."""
         # NSGA-II looks for a trial's generation where it would have put it itself.
-        generation = {NSGAIISampler._get_generation_key(): self._complete // STARTUP_TRIALS}
-        distributions = {name: self._distributions[name] for name in choices}
-        self._complete += 1
+        generation = {_OrderedNSGAII._get_generation_key(): self._added // STARTUP_TRIALS}
+        self._added += 1
         self._known.add_trial(
-            optuna.trial.create_trial(params=choices, distributions=distributions, values=values, system_attrs=generation)
+            optuna.trial.create_trial(
+                params=choices,
+                distributions={name: self._distributions[name] for name in choices},
+                values=[0.0] * self._objectives if values is None else values,
+                system_attrs=generation,
+                constraints={"usable": 1.0} if values is None else None,
+            )
         )
 
     def _next(self, seed: int) -> Choices:
         self._known.sampler = _sampler(self._sampler, seed)
         asked = self._known.ask(self._distributions)
-        # A sampler ignores a failure: the result arrives as a trial of its own.
+        # A sampler ignores what is told to have failed: the result arrives as a trial of its own.
         self._known.tell(asked, state=TrialState.FAIL)
         return {name: _on_grid(domain, asked.params[name]) for name, domain in self.domains.items()}
 
@@ -86,5 +97,15 @@ def _sampler(kind: str, seed: int) -> BaseSampler:
     if kind == "random":
         return RandomSampler(seed=seed)
     if kind == "nsga2":
-        return NSGAIISampler(seed=seed, population_size=STARTUP_TRIALS)
+        return _OrderedNSGAII(seed=seed, population_size=STARTUP_TRIALS)
     return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS, multivariate=True, constant_liar=False)
+
+
+class _OrderedNSGAII(NSGAIISampler):
+    """NSGA-II whose proposals do not depend on what was proposed before.
+
+    Optuna's own draws parents from a list that is sorted by crowding when a generation begins, and by number later on.
+    """
+
+    def get_parent_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().get_parent_population(study, generation), key=lambda trial: trial.number)

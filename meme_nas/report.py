@@ -10,11 +10,12 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from meme.files import write_text
+from meme_nas import report_costs as costs
 from meme_nas import report_words as words
 from meme_nas.pareto import front
 from meme_nas.report_claims import LEAST_JUDGED, audit_words
 from meme_nas.report_details import details, embedded, films
-from meme_nas.report_figures import hypervolume_figure, lengths_figure, pareto_figure, progress_figure, spectra_figure
+from meme_nas.report_figures import hypervolume_figure, lengths_figure, pareto_figures, progress_figure, spectra_figure
 from meme_nas.report_patterns import colour_of, pattern
 from meme_nas.summary import Agreement, Summary
 from meme_nas.trial_log import TrialRecord
@@ -37,20 +38,23 @@ def page(summary: Summary, *, live: bool = False) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    paretos = pareto_figures(summary)
     figures = {
-        "pareto": pareto_figure(summary),
+        **paretos,
         "progress": progress_figure(summary),
         "hypervolume": hypervolume_figure(summary),
         "spectra": spectra_figure(summary),
         "lengths": lengths_figure(summary),
     }
-    best = [trial.number for trial in front(summary.trials)]
+    best = [trial.number for trial in front(summary.trials, summary.objectives)]
     return environment.get_template(TEMPLATE).render(
         summary=summary,
         state=words.state_line(summary),
         verdict=words.verdict(summary),
         notes=words.notes(summary),
         figures=figures,
+        paretos=[(name, costs.NAMES[kind]) for name, kind in zip(paretos, costs.costs_of(summary.objectives), strict=True)],
+        objectives=costs.listed([words.metric_name(summary), *(costs.NAMES[kind] for kind in summary.objectives[1:])]),
         figures_json=_script_json(figures),
         plotly_js="" if live else get_plotlyjs(),
         live=live,

@@ -5,12 +5,13 @@ Text that starts with ``--`` is replaced in the browser by the variable of that 
 
 import html
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from meme_nas.pareto import OBJECTIVES, front, hypervolumes
+from meme_nas.pareto import front, hypervolumes
+from meme_nas.report_costs import AXES, cost_of, costs_of
 from meme_nas.report_labels import along_steps, offsets
 from meme_nas.report_words import (
     HAND_MADE,
@@ -21,7 +22,6 @@ from meme_nas.report_words import (
     feature_spaces,
     final_score,
     latency_text,
-    macs_of,
     metric_name,
     quantity,
     score_of,
@@ -48,22 +48,32 @@ _MARKS = {
 _SHORT_NAMES = {"single-model": "single model", "candidate": "other finalists"}
 
 
-def pareto_figure(summary: Summary) -> Figure | None:
-    """FID or KID against MACs of all complete trials, their front, yardsticks and winner; None while there are none.
+def pareto_figures(summary: Summary) -> dict[str, Figure | None]:
+    """Return one figure for each cost that is minimised, by its place in the page."""
+    kinds = costs_of(summary.objectives)
+    return {f"pareto-{kind}" if place else "pareto": pareto_figure(summary, kind) for place, kind in enumerate(kinds)}
+
+
+def pareto_figure(summary: Summary, kind: str) -> Figure | None:
+    """FID or KID against one kind of cost: all complete trials, the front over all objectives, yardsticks and winner; None while
+    there are none.
 
     Points and front are the search's own scores. Symbols are the scores that are quoted: mean and deviation where
     a trial was scored again, so that the distance to its point shows by how much chance had flattered it.
     """
-    complete = _complete(summary)
+    cost = partial(cost_of, kind=kind)
+    complete = [trial for trial in _complete(summary) if math.isfinite(cost(trial))]
     if not complete:
         return None
-    marked = [_mark(summary, trial, macs_of, best_score(summary, trial)) for trial in _marked(summary)]
-    x_axis = _axis("MACs an image and step", tickformat="~s", range=_padded([macs_of(trial) for trial in complete]))
+    shown = [trial for trial in _marked(summary) if math.isfinite(cost(trial))]
+    marked = [_mark(summary, trial, cost, best_score(summary, trial)) for trial in shown]
+    ticks = {} if kind == "latency_ms" else {"tickformat": "~s"}
+    x_axis = _axis(AXES[kind], **ticks, range=_padded([cost(trial) for trial in complete]))
     y_axis = _score_axis(summary, complete)
-    points = _points("trials", complete, macs_of, _POINT)
+    points = _points("trials", complete, cost, _POINT)
     return {
-        "data": [points, _front(complete), *marked],
-        "layout": _layout(xaxis=x_axis, yaxis=y_axis, annotations=_labels(summary, x_axis, y_axis)),
+        "data": [points, _front(summary, cost), *marked],
+        "layout": _layout(xaxis=x_axis, yaxis=y_axis, annotations=_labels(summary, cost, x_axis, y_axis)),
     }
 
 
@@ -73,7 +83,7 @@ def progress_figure(summary: Summary) -> Figure | None:
     complete = _complete(summary)
     if not complete:
         return None
-    searched = [trial for trial in complete if trial.choices]
+    searched = [trial for trial in complete if trial.in_space]
     candidates = [trial for trial in complete if not trial.is_yardstick]
     marked = [_mark(summary, trial, _number, search_score(trial)) for trial in _marked(summary, finalists=False)]
     return {
@@ -87,16 +97,17 @@ def progress_figure(summary: Summary) -> Figure | None:
 
 def hypervolume_figure(summary: Summary) -> Figure | None:
     """How much better than the hand-made pattern the searched trials are together, over trial numbers: the share of the
-    rectangle between no FID (or KID) at no MACs and the hand-made pattern's (with some room) that their front beats.
+    space between nothing and the hand-made pattern's values of all objectives (with some room) that their front beats.
 
     None where the hand-made pattern has no score.
     """
-    searched = [trial for trial in _complete(summary) if trial.choices]
+    searched = [trial for trial in _complete(summary) if trial.in_space]
     hand_made = yardstick(summary, HAND_MADE)
-    if hand_made is None or hand_made.state != "complete" or not all(map(_finite, searched)):
+    objectives = summary.objectives
+    if hand_made is None or hand_made.state != "complete" or not all(_finite(trial, objectives) for trial in searched):
         return None
-    reference = [ROOM * value for value in hand_made.scored.values(OBJECTIVES)]
-    volumes = hypervolumes(searched, OBJECTIVES, reference)
+    reference = [ROOM * value for value in hand_made.scored.values(objectives)]
+    volumes = hypervolumes(searched, objectives, reference)
     trace = {
         "type": "scatter",
         "name": "hypervolume",
@@ -144,14 +155,17 @@ def _spectrum(trial: TrialRecord, spectrum: Spectrum, experts: int, dotted: bool
     }
 
 
-ROOM = 1.1  # times the hand-made pattern's FID and MACs, up to which volume is counted: so that the pattern itself counts
+ROOM = 1.1  # times the hand-made pattern's FID and costs, up to which volume is counted: so that the pattern itself counts
 _EXPERT_COLOURS = ("--expert-1", "--expert-2", "--expert-3", "--expert-4")  # from least noise to most
 _POINT = {"color": "--muted", "size": 8, "opacity": 0.75}
 
 
-def _front(complete: list[TrialRecord]) -> Figure:
-    trace = _points("Pareto front", front(complete), macs_of, {"color": "--accent", "size": 8})
-    return trace | {"mode": "lines+markers", "line": {"shape": "hv", "color": "--accent", "width": 2}}
+def _front(summary: Summary, cost: Callable[[TrialRecord], float]) -> Figure:
+    """The front over all objectives; its points are joined where these are two, which a plot has axes for."""
+    best = [trial for trial in front(summary.trials, summary.objectives) if math.isfinite(cost(trial))]
+    trace = _points("Pareto front", best, cost, {"color": "--accent", "size": 8})
+    line = {"mode": "lines+markers", "line": {"shape": "hv", "color": "--accent", "width": 2}}
+    return trace | (line if len(summary.objectives) == 2 else {})
 
 
 def _marked(summary: Summary, finalists: bool = True) -> list[TrialRecord]:
@@ -221,30 +235,35 @@ def _hover(trial: TrialRecord) -> str:
     return "<br>".join([head, *map(html.escape, lines)])
 
 
-def _labels(summary: Summary, x_axis: Figure, y_axis: Figure) -> list[Figure]:
+def _labels(summary: Summary, cost: Callable[[TrialRecord], float], x_axis: Figure, y_axis: Figure) -> list[Figure]:
     """Names with leader lines beside yardsticks and winner; the page leaves them out where it is narrow."""
     marked = [trial for trial in _marked(summary) if trial.is_yardstick or _won(summary, trial)]
+    marked = [trial for trial in marked if math.isfinite(cost(trial))]
     texts = ["winner" if _won(summary, trial) else _short_name(trial) for trial in marked]
-    places = [_place(trial, best_score(summary, trial), y_axis) for trial in marked]
-    points = [_place(trial, search_score(trial), y_axis) for trial in _complete(summary)]
-    corners = [_place(trial, search_score(trial), y_axis) for trial in front(summary.trials)]
+    place = partial(_place, cost, y_axis)
+    places = [place(trial, best_score(summary, trial)) for trial in marked]
+    points = [place(trial, search_score(trial)) for trial in _complete(summary) if math.isfinite(cost(trial))]
+    line = front(summary.trials, summary.objectives) if len(summary.objectives) == 2 else []
+    corners = [place(trial, search_score(trial)) for trial in line]
     share = partial(_share_of_axes, x_axis["range"], y_axis["range"])
     anchors = list(map(share, places))
-    bars = [place for trial in marked for place in _bar_of(trial, best_score(summary, trial), y_axis)]
+    bars = [end for trial in marked for end in _bar_of(place, trial, best_score(summary, trial))]
     obstacles = [*anchors, *map(share, points + bars), *along_steps(list(map(share, corners)))]
     moves = offsets(anchors, texts, obstacles)
-    return [_label(place, text, move) for place, text, move in zip(places, texts, moves, strict=True)]
+    return [_label(anchor, text, move) for anchor, text, move in zip(places, texts, moves, strict=True)]
 
 
-def _place(trial: TrialRecord, score: Score, y_axis: Figure) -> tuple[float, float]:
-    """MACs and score as annotations take them: on a log axis by exponent."""
-    return macs_of(trial), math.log10(score.mean) if y_axis.get("type") == "log" else score.mean
+def _place(cost: Callable[[TrialRecord], float], y_axis: Figure, trial: TrialRecord, score: Score) -> tuple[float, float]:
+    """Cost and score as annotations take them: on a log axis by exponent."""
+    return cost(trial), math.log10(score.mean) if y_axis.get("type") == "log" else score.mean
 
 
-def _bar_of(trial: TrialRecord, score: Score, y_axis: Figure) -> list[tuple[float, float]]:
+def _bar_of(
+    place: Callable[[TrialRecord, Score], tuple[float, float]], trial: TrialRecord, score: Score
+) -> list[tuple[float, float]]:
     """Places along a score's error bar."""
     shifts = (-1, -0.5, 0.5, 1)
-    return [_place(trial, replace(score, mean=score.mean + shift * score.deviation), y_axis) for shift in shifts]
+    return [place(trial, replace(score, mean=score.mean + shift * score.deviation)) for shift in shifts]
 
 
 def _share_of_axes(x_range: list[float], y_range: list[float], place: tuple[float, float]) -> tuple[float, float]:
@@ -332,8 +351,8 @@ def _short_name(trial: TrialRecord) -> str:
     return _SHORT_NAMES.get(trial.kind, trial.kind)
 
 
-def _finite(trial: TrialRecord) -> bool:
-    return all(value is not None and math.isfinite(value) for value in trial.scored.values(OBJECTIVES))
+def _finite(trial: TrialRecord, objectives: Sequence[str]) -> bool:
+    return all(value is not None and math.isfinite(value) for value in trial.scored.values(objectives))
 
 
 def _number(trial: TrialRecord) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meme.architecture import OVERRIDES, ExpertConfig
@@ -15,6 +16,7 @@ from meme_nas.report_claims import (
     judged_words,
     weights_difference,
 )
+from meme_nas.report_costs import at_no_more, compared, cost_of, costs_of, listed
 from meme_nas.summary import Summary
 from meme_nas.trial_log import TrialRecord
 
@@ -65,12 +67,6 @@ def score_of(trial: TrialRecord) -> float:
     """What the search scored a complete trial by."""
     score = trial.scored.quality
     return math.nan if score is None else score
-
-
-def macs_of(trial: TrialRecord) -> float:
-    """Of a complete trial."""
-    macs = trial.scored.macs
-    return math.nan if macs is None else macs
 
 
 def search_score(trial: TrialRecord) -> Score:
@@ -173,6 +169,12 @@ def score_text(value: float | None) -> str:
     return NONE if value is None or not math.isfinite(value) else _three_digits(value)
 
 
+def costs_text(trial: TrialRecord, kinds: Sequence[str]) -> str:
+    """``4.03M MACs and 660k parameters`` of a complete trial; latency is that of an image."""
+    texts = {"macs": "{} MACs", "params": "{} parameters", "latency_ms": "{} ms an image"}
+    return listed([texts[kind].format(quantity(cost_of(trial, kind))) for kind in kinds])
+
+
 def latency_text(milliseconds: float | None) -> str:
     return NONE if milliseconds is None else f"{score_text(milliseconds)} ms"
 
@@ -222,13 +224,14 @@ def _nothing_better(summary: Summary, winner: TrialRecord) -> str:
     if not candidates:
         return f"No candidate has a score yet; {has}"
     nobody = "the one scored candidate has not" if candidates == 1 else f"none of {candidates} scored candidates has"
-    return f"Nothing beat the hand-made pattern: {nobody} a lower {metric_name(summary)} at no more MACs. {_capital(has)}"
+    lower = f"a lower {metric_name(summary)}{at_no_more(summary.objectives)}"
+    return f"Nothing beat the hand-made pattern: {nobody} {lower}. {_capital(has)}"
 
 
 def _unrivalled(summary: Summary, winner: TrialRecord) -> str:
     score = best_score(summary, winner)
     return (
-        f"{_capital(_subject(winner))} has {metric_name(summary)} {score} at {quantity(winner.scored.macs)} MACs "
+        f"{_capital(_subject(winner))} has {metric_name(summary)} {score} at {costs_text(winner, costs_of(summary.objectives))} "
         f"({_basis(summary, winner, score)}); the hand-made pattern has no score to compare it with."
     )
 
@@ -243,7 +246,7 @@ def _against(summary: Summary, winner: TrialRecord, kind: str) -> str | None:
         return None
     again, rival_again = final_score(summary, winner), final_score(summary, rival)
     ours, theirs = (again, rival_again) if again and rival_again else (search_score(winner), search_score(rival))
-    cost, basis = _than(_cost_phrase(macs_of(winner), macs_of(rival))), _basis(summary, winner, ours)
+    cost, basis = _than(compared(winner, rival, summary.objectives)), _basis(summary, winner, ours)
     numbers = f"{metric_name(summary)} {score_text(ours.mean)} against {score_text(theirs.mean)}"
     difference = weights_difference(ours.values, theirs.values)
     return f"For these weights, at {cost} {_RIVALS[kind]}, {_subject(winner)} has {numbers}{difference} ({basis})."
@@ -266,15 +269,8 @@ def _said_once(sentences: list[str], basis: str) -> list[str]:
     return [sentences[0], *(sentence.replace(f" ({basis}).", ".") for sentence in sentences[1:])]
 
 
-def _cost_phrase(macs: float, other: float) -> str:
-    percent = 100 * abs(macs - other) / other
-    if percent < 0.05:
-        return "equal MACs"
-    return f"{percent:.{0 if percent >= 1 else 1}f}% {'fewer' if macs < other else 'more'} MACs"
-
-
 def _than(cost: str) -> str:
-    return f"{cost} {'as' if cost.startswith('equal') else 'than'}"
+    return f"{cost} {'than' if '%' in cost else 'as'}"
 
 
 def _capital(text: str) -> str:

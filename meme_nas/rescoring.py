@@ -1,5 +1,6 @@
 """Work that comes after a search: some of its trials scored anew, each in several ways that are known beforehand."""
 
+from collections import Counter
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +10,8 @@ from meme_nas.strategy import Strategy
 from meme_nas.summary import Rescored
 from meme_nas.trial import Outcome, Task
 from meme_nas.trial_log import TrialLog, TrialRecord
+
+ATTEMPTS = 2  # of a scoring in one command: what failed once may have had no memory left by its neighbours
 
 
 class Rescoring:
@@ -23,6 +26,7 @@ class Rescoring:
         self.settings, self._search, self._log = settings, search, log
         self._interrupted = set(log.running)
         self._to_repeat = {record.number for record in log.records if record.state == "failed"}
+        self._failures: Counter[Any] = Counter()
 
     @property
     def chosen(self) -> list[TrialRecord]:
@@ -40,7 +44,8 @@ class Rescoring:
     def _stands(self, record: TrialRecord) -> bool:
         """Return whether a scoring that was started, now or by an earlier command, takes the place of another.
 
-        One that failed in an earlier command does not: its worker may have died of what was wrong then.
+        One that failed in an earlier command does not: its worker may have died of what was wrong then. Neither does the first
+        failure of a scoring in this command.
         """
         return record.number not in self._to_repeat
 
@@ -85,7 +90,14 @@ class Rescoring:
         return Task(record.number, record.config, self.kind, seeds=self._seeds(record.config))
 
     def record(self, outcome: Outcome) -> TrialRecord:
-        return self._log.finish(outcome)
+        """Take what a scoring came to; one that failed is started again, ``ATTEMPTS`` times in all."""
+        record = self._log.finish(outcome)
+        if record.state == "failed":
+            key = key_of(record.config, record.architecture_id)
+            self._failures[key] += 1
+            if self._failures[key] < ATTEMPTS:
+                self._to_repeat.add(record.number)
+        return record
 
     def results(self) -> list[Rescored]:
         """Of the trials that were scored in every way."""

@@ -54,7 +54,7 @@ def run(settings: SearchSettings) -> Summary:
     Costs(settings, build_space(config, settings.searched)).check()
     basis = _basis(settings, config)
     images, space = basis.images, basis.space
-    require_images((settings.first_objective,), images)
+    require_images((settings.first_objective,), len(images), images.name)
     settings = settled(settings, space)
     scored_on = {"data": f"{images.name} {basis.data.content_id}", "features": f"{space.name} {space.feature_id}"}
     study = Study(settings.folder, settings.in_force() | scored_on, settings.objectives, settings.storage)
@@ -63,6 +63,8 @@ def run(settings: SearchSettings) -> Summary:
     try:
         ExpertBank(settings.bank_folder, basis.data, basis.held_out)  # one of other data is refused before anything runs
         search = STRATEGIES[settings.strategy_name](settings, study)
+        if search.warm_said:
+            remarks.print(search.warm_said)
         audit = Audit(settings, search) if settings.audit_factor else None
         if not search.spent[0] and not settings.ray_address:  # other machines are not timed from here
             remarks.print("\n".join(forecast_lines(settings)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from meme_nas.pareto import OBJECTIVES, front
+from meme_nas.pareto import cost_limits, front
 from meme_nas.strategy import winner
 from meme_nas.trial_log import TrialRecord
 
@@ -10,13 +10,14 @@ from meme_nas.trial_log import TrialRecord
 class Standings:
     """The winner and the Pareto front of a growing list of trials."""
 
-    def __init__(self, objectives: Sequence[str] = OBJECTIVES):
+    def __init__(self, objectives: Sequence[str]):
         self.objectives = tuple(objectives)
         self.winner: TrialRecord | None = None
         self.front: list[TrialRecord] = []
         self.yardsticks: list[TrialRecord] = []
         """Those that are finished."""
         self.running: list[TrialRecord] = []
+        self._limits: list[float] = []
         self._seen = 0
 
     def update(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
@@ -26,9 +27,10 @@ class Standings:
         self._seen = len(trials)
         new = [trial for trial in looked_at if trial.finished]
         self.yardsticks += [trial for trial in new if trial.is_yardstick]
-        limits_are_new = any(trial.kind == "hand-made" for trial in new)  # which may cost the winner so far its place
-        known = trials if limits_are_new else [*self.yardsticks, *([self.winner] if self.winner else []), *new]
-        self.winner = winner(sorted(known, key=_number), self.objectives)
+        before, self._limits = self._limits, cost_limits(trials, self.objectives)
+        # Other limits may cost the winner so far its place.
+        known = trials if self._limits != before else [*([self.winner] if self.winner else []), *new]
+        self.winner = winner(sorted(known, key=_number), self.objectives, self._limits)
         self.front = front(sorted([*self.front, *new], key=_number), self.objectives)
         return new
 

@@ -1,19 +1,19 @@
 """What all strategies share: yardsticks first, interrupted trials again, limits on costs, the record of every outcome."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from meme.config import Config
 from meme.presets import yardsticks
 from meme_nas.costs import Costs
+from meme_nas.pareto import cost_limits
 from meme_nas.proposals import distribution
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study, read_trials
+from meme_nas.study import Study
 from meme_nas.trial import Outcome, Task
 from meme_nas.trial_log import TrialRecord
-from search_spaces.domain import Choices
+from meme_nas.warm_start import WarmStart, warm_start
 from search_spaces.space import Space, build_space
 
 
@@ -46,7 +46,9 @@ class Strategy:
         """Whether no point is left that is new and keeps the limits."""
         self.repeats = 0
         """Proposals that had been tried before, and so cost nothing."""
-        self.warm = _front_of(settings.warm_start, self.space) if settings.warm_start else []
+        found = warm_start(settings.warm_start, self.space, settings.objectives) if settings.warm_start else WarmStart()
+        self.warm, self.warm_said = found.points, found.said
+        """Points of an earlier study that are proposed first, and a sentence on how many of its front they are."""
 
     def next_task(self) -> Task | None:
         """A task to run now, or None: then wait for an outcome, or stop if ``done``."""
@@ -93,13 +95,13 @@ class Strategy:
         return Task(trial.number, trial.config, trial.kind, trial.expert, self.settings.seeds, self.rung)
 
 
-def winner(trials: Iterable[TrialRecord], objectives: Sequence[str] = ("quality", "macs")) -> TrialRecord | None:
+def winner(trials: Sequence[TrialRecord], objectives: Sequence[str], limits: Sequence[float] | None = None) -> TrialRecord | None:
     """The best of the searched space by the first of ``objectives``, no worse than the hand-made pattern in the others.
 
-    The hand-made pattern itself wins if nothing beats it."""
-    scored = [trial for trial in trials if trial.state == "complete" and trial.choices]
-    hand_made = next((trial.scored.values(objectives)[1:] for trial in scored if trial.kind == "hand-made"), None)
-    limits = hand_made or [math.inf] * (len(objectives) - 1)
+    The hand-made pattern itself wins if nothing beats it. ``limits`` are its costs; None: as ``trials`` have it, scored or not.
+    """
+    scored = [trial for trial in trials if trial.state == "complete" and trial.in_space]
+    limits = cost_limits(trials, objectives) if limits is None else limits
     fitting = [t for t in scored if all(a <= b for a, b in zip(t.scored.values(objectives)[1:], limits, strict=True))]
     return min(fitting, key=lambda trial: trial.scored.values(objectives)[0], default=None)
 
@@ -113,16 +115,6 @@ def yardsticks_of(settings: SearchSettings) -> list[tuple[str, Config]]:
     """Kind and config, at proxy length; the hand-made pattern first."""
     named = yardsticks(settings.preset_name)
     return [(kind, settings.as_proxy(settings.applied_to(config))) for kind, config in named.items()]
-
-
-def _front_of(folder: Path, space: Space) -> list[Choices]:
-    """The choices of an earlier study's Pareto front, as far as this space has them."""
-    from meme_nas.pareto import front
-
-    trials = [trial for trial in front(read_trials(folder)) if trial.choices]
-    known = [trial.choices for trial in trials if set(space.domains) <= set(trial.choices)]
-    fitting = [{name: choices[name] for name in space.domains} for choices in known]
-    return [choices for choices in fitting if all(choices[name] in domain.values for name, domain in space.domains.items())]
 
 
 def _finite(value: float | None) -> bool:

@@ -35,9 +35,7 @@ class Study:
     that can't be written and a study that another process is writing.
     """
 
-    def __init__(
-        self, folder: Path, settings: dict[str, Any], objectives: Sequence[str] = ("fid", "macs"), storage: str | None = None
-    ):
+    def __init__(self, folder: Path, settings: dict[str, Any], objectives: Sequence[str], storage: str | None = None):
         """``storage`` is the URL of a database for the record; None: where it lies, a new one in a journal in ``folder``."""
         self.folder = folder
         self._lock: FolderLock | None = _claim(folder)
@@ -56,7 +54,7 @@ class Study:
             raise
 
     @classmethod
-    def in_memory(cls, objectives: Sequence[str] = ("fid", "macs")) -> "Study":
+    def in_memory(cls, objectives: Sequence[str]) -> "Study":
         """A study that leaves nothing: for replays."""
         study = cls.__new__(cls)
         study.folder, study._lock, study.mended = Path(), None, None

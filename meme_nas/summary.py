@@ -163,9 +163,11 @@ class Summary:
 
     title: str
     folder: Path
+    objectives: tuple[str, ...] = field(kw_only=True)
+    """What is minimised: fid or kid first, then costs."""
     trials: list[TrialRecord]
     winner: TrialRecord | None
-    """The best of the searched at no more MACs than the hand-made pattern."""
+    """The best of the searched space that has no more of any minimised cost than the hand-made pattern."""
     finalists: list[Rescored] = field(default_factory=list)
     """Winner and yardsticks scored again; empty while the search runs."""
     importance: dict[str, float] = field(default_factory=dict)
@@ -184,10 +186,13 @@ class Summary:
     """The kind of choice that explains most of the spread of the search's scores, if one does."""
     portraits: list[Portrait] = field(default_factory=list)
     """Of the winner and the hand-made pattern; while the search runs, where that takes a moment."""
-    metric: str = "fid"
-    """What is minimised first, fid or kid."""
     confirmed: Confirmed | None = None
     """Winner and hand-made pattern trained longer; None where that was not done."""
+
+    @property
+    def metric(self) -> str:
+        """What is minimised first, fid or kid."""
+        return self.objectives[0]
 
     def folder_of(self, trial: TrialRecord) -> Path:
         """Return the folder of the trial's samples: after its longest training."""
@@ -234,7 +239,7 @@ def as_record(summary: Summary) -> dict[str, Any]:
             "hand_made": confirmed.hand_made.scores,
         },
         "finalists": [
-            {"trial": each.trial.number, "kind": each.trial.kind, summary.metric: each.scores, "macs": each.trial.scored.macs}
+            {"trial": each.trial.number, "kind": each.trial.kind, summary.metric: each.scores, **_costs(each.trial, summary)}
             for each in summary.finalists
         ],
         "regret": summary.regret and _interval(summary.regret.behind) | {"picked": summary.regret.picked.number},
@@ -245,3 +250,8 @@ def as_record(summary: Summary) -> dict[str, Any]:
 
 def _interval(difference: Interval) -> dict[str, Any]:
     return {"log_ratio": difference.mean, "low": difference.low, "high": difference.high, "seeds": difference.count}
+
+
+def _costs(trial: TrialRecord, summary: Summary) -> dict[str, float]:
+    kinds = dict.fromkeys(("macs", *summary.objectives[1:]))
+    return dict(zip(kinds, trial.scored.values(tuple(kinds)), strict=True))

@@ -70,6 +70,11 @@ class Surrogate:
         total = self._fit.scale.mean + sum((part[rows[:, place]] for place, part in enumerate(parts)), np.zeros(len(rows)))
         return np.exp(total) if self._fit.scale.is_log else total
 
+    def totals(self, scores: Array) -> Array:
+        """(len(scores),) what the contributions to ``scores`` add up to."""
+        scale = self._fit.scale
+        return (np.log(np.maximum(scores, np.finfo(float).tiny)) if scale.is_log else scores) - scale.mean
+
     def draws(
         self, count: int, source: np.random.Generator, ready: Sequence[Indices], shortlist: int = 64
     ) -> list[tuple[Indices, Array]]:

@@ -73,6 +73,11 @@ class TrialRecord:
     def is_yardstick(self) -> bool:
         return self.kind not in ("candidate", "expert")
 
+    @property
+    def in_space(self) -> bool:
+        """Return whether the config is of the searched space, in which not all yardsticks are."""
+        return bool(self.choices)
+
 
 class TrialLog:
     """The trials of one Optuna study, opened or created under ``name`` in ``storage`` with the values ``objectives``."""

@@ -23,7 +23,7 @@ BASE = preset("digits-meme")
 
 def searched(folder, **changes):
     settings = SearchSettings(**{"budget": 8, "study": folder, "audit_size": 6, "audit_seeds": 3, "p_share": 0.0} | changes)
-    search = Factorised(settings, Study(folder, settings.in_force()))
+    search = Factorised(settings, Study(folder, settings.in_force(), settings.objectives))
     while not search.done:
         search.record(score(search.next_task()))
     return settings, search
@@ -95,7 +95,7 @@ def test_an_interrupted_audit_goes_on_and_a_finished_one_is_not_repeated(tmp_pat
     audit.record(longer(audit.next_task()))
     audit.next_task()  # and is killed
     search.study.close()
-    search = Factorised(settings, Study(tmp_path, settings.in_force()))
+    search = Factorised(settings, Study(tmp_path, settings.in_force(), settings.objectives))
     again = Audit(settings, search)
     tasks = []
     while not again.done:
@@ -105,13 +105,31 @@ def test_an_interrupted_audit_goes_on_and_a_finished_one_is_not_repeated(tmp_pat
     assert Audit(settings, search).done and len(Audit(settings, search).results()) == 6
 
 
-def test_a_configuration_that_failed_with_one_seed_is_left_out(tmp_path):
+def test_a_seed_that_failed_is_run_again(tmp_path):
     settings, search = searched(tmp_path)
     audit = Audit(settings, search)
-    audit.record(audit.next_task().failed("out of memory"))
+    first = audit.next_task()
+    audit.record(first.failed("out of memory"))
+    assert not audit.done and audit.spent[0] == 0
+    tasks = []
     while not audit.done:
-        audit.record(longer(audit.next_task()))
+        tasks.append(audit.next_task())
+        audit.record(longer(tasks[-1]))
+    assert tasks[0].config == first.config and tasks[0].number != first.number
+    assert [each.trial for each in audit.results()] == audit.chosen
+
+
+def test_a_configuration_that_fails_with_one_seed_is_left_out_until_the_next_command(tmp_path):
+    settings, search = searched(tmp_path)
+    audit = Audit(settings, search)
+    lost = audit.next_task()
+    audit.record(lost.failed("out of memory"))
+    while not audit.done:
+        task = audit.next_task()
+        audit.record(task.failed("out of memory") if task.config == lost.config else longer(task))
     assert [each.trial for each in audit.results()] == audit.chosen[1:]
+    again = Audit(settings, search)
+    assert not again.done and again.next_task().config == lost.config
 
 
 def test_an_audit_from_before_seeds_were_trials_is_made_again(tmp_path):
@@ -174,8 +192,9 @@ def test_the_winner_is_the_finalist_with_the_best_mean_within_the_hand_made_cost
         Rescored(record(6, 1.5, 1.0), (1.7, 1.9)),
         Rescored(record(7, 0.9, 2.0), (1.0, 1.0)),  # too costly
     ]
-    assert audited_winner(results, ("fid", "macs")).number == 6
-    assert audited_winner([], ("fid", "macs")) is None
+    assert audited_winner(results, ("fid", "macs"), [1.0]).number == 6
+    assert audited_winner(results[1:], ("fid", "macs"), [1.0]).number == 6  # the hand-made pattern failed in the audit
+    assert audited_winner([], ("fid", "macs"), [1.0]) is None
 
 
 def test_after_a_search_with_several_seeds_the_audit_takes_the_last_of_them_and_two_others(tmp_path):
@@ -210,7 +229,7 @@ def test_the_winner_is_not_judged_by_the_seed_that_chose_it(tmp_path):
     """Trial 2 was lucky with the seed that chose; the judging seeds find no difference."""
     scores = {0: (2.0, 1.00, 1.02), 1: (1.9, 1.01, 1.00), 2: (0.5, 1.01, 1.01), 3: (1.8, 1.00, 1.01)}
     results = [Rescored(record(n, 1.0, kind="candidate" if n else "hand-made"), own) for n, own in scores.items()]
-    best = audited_winner(results, ("fid", "macs"), choosers=1)
+    best = audited_winner(results, ("fid", "macs"), [1.0], choosers=1)
     found = judged(results, best, 1)
     assert best.number == found.winner.number == 2
     assert found.difference.mean == pytest.approx((np.log(1.01) + np.log(1.01 / 1.02)) / 2) and not found.difference.excludes_zero
@@ -224,7 +243,7 @@ def test_of_equal_configurations_the_audit_says_one_is_better_in_one_of_forty_ca
     source, said, apparent = np.random.default_rng(0), [], []
     for _ in range(1_500):
         results = rows(np.zeros(8), 0.05, 5, source)
-        best = audited_winner(results, ("fid", "macs"), 2)
+        best = audited_winner(results, ("fid", "macs"), [1.0], 2)
         found = judged(results, best, 2)
         said.append(found is not None and " is better" in judged_words(found, "fid"))
         apparent.append(np.log(results[best.number].scores[0] / results[0].scores[0]) / 0.05)
@@ -242,22 +261,22 @@ def test_the_search_chooses_and_the_audits_own_seed_chooses_and_neither_judges(t
 
 def test_with_the_searchs_own_seed_alone_only_these_weights_are_spoken_of():
     results = rows([0.0, 0.1, 0.2, 0.3], 0.0, 1, np.random.default_rng(0))
-    said = regret_words(regret(results, results[1].trial, ("fid", "macs")), "fid")
+    said = regret_words(regret(results, results[1].trial, ("fid", "macs"), [1.0]), "fid")
     assert said.startswith("For these weights, trained longer with the search's own seed")
     assert "has 10.5% higher FID than the best of the 4 audited" in said and "luck flatters" in said
     assert said.endswith("One training seed says nothing of the architectures (--audit-seeds 3 does).")
-    assert "(trial 0) is the best of the 4" in regret_words(regret(results, results[0].trial, ("fid", "macs")), "fid")
+    assert "(trial 0) is the best of the 4" in regret_words(regret(results, results[0].trial, ("fid", "macs"), [1.0]), "fid")
 
 
 def test_regret_counts_fresh_seeds_and_what_costs_no_more():
     results = rows([0.0, 0.1, 0.2, 0.3], 0.001, 3, np.random.default_rng(0))
     lucky = replace(results[2], scores=(0.01, *results[2].scores[1:]))  # with the search's own seed
     cheap = replace(results[3], trial=record(3, 1.0, macs=2.0), scores=(0.1, 0.1, 0.1))  # costs too much
-    found = regret([*results[:2], lucky, cheap], results[1].trial, ("fid", "macs"))
+    found = regret([*results[:2], lucky, cheap], results[1].trial, ("fid", "macs"), [1.0])
     assert (found.count, found.best.number, found.is_fresh, found.behind.count) == (3, 0, True, 2)
     assert found.behind.low < 0.1 < found.behind.high and found.behind.low > 0.08
     assert "(trial 1) is not the best of the 3 audited" in regret_words(found, "fid")
-    assert regret(results, record(9, 1.0), ("fid", "macs")) is None
+    assert regret(results, record(9, 1.0), ("fid", "macs"), [1.0]) is None
 
 
 def test_equal_configurations_are_not_said_to_be_missed():
@@ -265,7 +284,7 @@ def test_equal_configurations_are_not_said_to_be_missed():
     source, said, held = np.random.default_rng(0), [], []
     for _ in range(1_000):
         results = rows(np.zeros(8), 0.05, 4, source)
-        found = regret(results, results[1].trial, ("fid", "macs"))
+        found = regret(results, results[1].trial, ("fid", "macs"), [1.0])
         said.append("is not the best" in regret_words(found, "fid").replace("is not the best of the audited is not shown", ""))
         held.append(found.behind.low <= 0 <= found.behind.high)
     assert np.mean(said) < 0.04 and np.mean(held) > 0.95
@@ -273,7 +292,7 @@ def test_equal_configurations_are_not_said_to_be_missed():
 
 def test_a_choice_that_is_as_good_as_the_best_deserves_trust():
     results = rows([0.2, 0.0, 0.3, 0.3], 0.002, 3, np.random.default_rng(0))
-    assert "deserves trust: trial 1" in regret_words(regret(results, results[1].trial, ("fid", "macs")), "fid")
+    assert "deserves trust: trial 1" in regret_words(regret(results, results[1].trial, ("fid", "macs"), [1.0]), "fid")
 
 
 @pytest.mark.parametrize("size", [8, 24])

@@ -53,7 +53,7 @@ def test_trials_run_on_every_node(engine, tmp_path):
     seen = tmp_path / "seen"
     seen.mkdir()
     settings = SearchSettings(strategy="joint", budget=8, study=tmp_path / "study")
-    study = Study(tmp_path / "study", settings.in_force())
+    study = Study(tmp_path / "study", settings.in_force(), settings.objectives)
     engine.run(Joint(settings, study), OnNode(seen, 0.3, at_once=2), lambda: None)
     assert [trial.state for trial in study.trials] == ["complete"] * 8
     nodes = visits(seen)
@@ -69,7 +69,7 @@ def test_a_node_killed_mid_trial_loses_only_the_trials_it_ran(cluster, engine, t
     cluster.add_node(num_cpus=1)  # so that two are left
     nodes = {node.all_processes["raylet"][0].process.pid: node for node in cluster.worker_nodes}
     settings = SearchSettings(strategy="joint", budget=8, study=tmp_path / "study")
-    study = Study(tmp_path / "study", settings.in_force())
+    study = Study(tmp_path / "study", settings.in_force(), settings.objectives)
     killed, outcomes = [], {}
 
     def kill_once() -> None:
@@ -105,7 +105,7 @@ def test_four_trials_share_the_cluster_s_one_gpu(cluster, tmp_path):
     settings = settings.model_copy(update={"ray_address": cluster.address})
     assert room_for_trials(settings) == 4
     engine = RayEngine(4, cpus=1, gpus=0.25, folder=tmp_path, address=cluster.address)
-    study = Study(tmp_path / "study", settings.in_force())
+    study = Study(tmp_path / "study", settings.in_force(), settings.objectives)
     try:
         engine.run(Joint(settings, study), OnNode(seen, 0.3, at_once=4), lambda: None)
     finally:

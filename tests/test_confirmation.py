@@ -27,7 +27,7 @@ def searched(folder, **changes):
         **{"budget": 12, "study": folder, "audit_factor": 0, "trunk_share": 0.125, "confirm_share": 0.25, "p_share": 0.0}
         | changes
     )
-    search = Factorised(settings, Study(folder, settings.in_force()))
+    search = Factorised(settings, Study(folder, settings.in_force(), settings.objectives))
     while not search.done:
         search.record(score(search.next_task()))
     return settings, search
@@ -104,7 +104,7 @@ def test_an_interrupted_confirmation_goes_on_and_a_finished_one_is_not_repeated(
     confirmation.record(score(confirmation.next_task()))
     confirmation.next_task()  # and is killed
     search.study.close()
-    search = Factorised(settings, Study(tmp_path, settings.in_force()))
+    search = Factorised(settings, Study(tmp_path, settings.in_force(), settings.objectives))
     assert len(work_through(confirmation_of(settings, search))) == 2 * 3 * SAMPLINGS - 1
     assert confirmation_of(settings, search).done
 
@@ -176,7 +176,7 @@ def test_words_claim_no_more_than_the_interval():
 def test_the_report_begins_with_what_was_confirmed_and_shows_every_length(tmp_path):
     found = confirmed(0.10, 0.05, -0.02)
     trials = [found.hand_made.trial, found.winner.trial]
-    summary = Summary("MEME search", tmp_path, trials, found.winner.trial, confirmed=found)
+    summary = Summary("MEME search", tmp_path, trials, found.winner.trial, objectives=("fid", "macs"), confirmed=found)
     assert verdict(summary)[0] == confirmed_words(found, "fid")
     assert summary.recommended is found.hand_made.trial
     lengths = [(each.steps, each.seeds, each.samples) for each in summary.lengths_of(found.winner.trial)]

@@ -39,7 +39,7 @@ def test_without_tensorboard_one_line_says_what_to_install(few, monkeypatch, cap
 def test_optunas_dashboard_opens_the_journal_and_names_what_is_minimised(tmp_path):
     dashboard = pytest.importorskip("optuna_dashboard", reason="the extra is not installed")
     config = preset("digits-meme")
-    study = Study(tmp_path / "study", {})
+    study = Study(tmp_path / "study", {}, ("fid", "macs"))
     for number in range(3):
         study.start(config, "single-model", {}, {})
         study.finish(Outcome(number, fid=3.0 - number, macs=4e6))

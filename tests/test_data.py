@@ -397,7 +397,7 @@ def test_a_failure_leaves_no_half_entry(tmp_path, cache, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(meme.image_sources, "_decode", fails)
-    with pytest.raises(MemoryError):
+    with pytest.raises(UserError, match="not enough memory to decode"):
         open_images(classes_folder(tmp_path), size=8, channels=3)
     assert list(cache.iterdir()) == []
 

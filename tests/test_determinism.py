@@ -27,7 +27,7 @@ def searched(folder, workers: int, *, seed: int = 0, budgets: tuple[int, ...] = 
             features="random",
             trunk_share=0.002,
         )
-        study, engine = Study(folder, settings.in_force()), LocalEngine(workers)
+        study, engine = Study(folder, settings.in_force(), settings.objectives), LocalEngine(workers)
         try:
             engine.run(Joint(settings, study), Objective(folder, folder / "bank", "cpu"), lambda: None)
         finally:
@@ -76,7 +76,7 @@ def expert_by_expert(folder, workers: int, *, break_off_after: int = 0) -> list[
         features="random",
     )
     hand_made = settings.as_proxy(settings.full_config())
-    study = Study(folder, settings.in_force())
+    study = Study(folder, settings.in_force(), settings.objectives)
     search = Factorised(settings, study, yardsticks=[("hand-made", hand_made)])
     logs = [study.experts(number).records for number in search.numbers] + [study.trials]
 

@@ -197,13 +197,15 @@ def test_a_search_takes_a_precision_and_keeps_to_it(tmp_path):
     settings = SearchSettings(study=tmp_path, precision="bf16")
     config = settings.as_proxy(settings.full_config())
     assert (config.training.precision, config.sampling.precision) == ("bf16", "bf16")
-    Study(tmp_path, settings.in_force()).close()
+    Study(tmp_path, settings.in_force(), settings.objectives).close()
     with pytest.raises(UserError, match="precision: the study in .* was made with bf16, not fp32"):
-        Study(tmp_path, SearchSettings(study=tmp_path, precision="fp32").in_force())
+        Study(tmp_path, SearchSettings(study=tmp_path, precision="fp32").in_force(), ("fid", "macs"))
 
 
 def test_studies_from_before_precision_could_be_chosen_go_on(tmp_path):
     settings = SearchSettings(study=tmp_path)
     assert "precision" not in settings.full_config().to_yaml()
-    Study(tmp_path, {name: value for name, value in settings.in_force().items() if name != "precision"}).close()
-    Study(tmp_path, settings.in_force()).close()
+    Study(
+        tmp_path, {name: value for name, value in settings.in_force().items() if name != "precision"}, settings.objectives
+    ).close()
+    Study(tmp_path, settings.in_force(), settings.objectives).close()

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import ByWorker, Troubled, score, visits
+from toys import ByWorker, Crashing, Troubled, score, searched, visits
 
 from meme.errors import UserError
 from meme_nas.engines.local import LocalEngine
+from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study, read_trials
@@ -32,11 +33,12 @@ def engine(request, tmp_path_factory):
     engine.close()
 
 
-def search_with(engine, folder, objective, budget=8, **settings):
-    settings = SearchSettings(strategy="joint", budget=budget, study=folder, **settings)
-    study = Study(folder, settings.in_force())
+def search_with(engine, folder, objective, budget=8, strategy="joint", **settings):
+    settings = SearchSettings(strategy=strategy, budget=budget, study=folder, **settings)
+    study = Study(folder, settings.in_force(), settings.objectives)
     try:
-        engine.run(Joint(settings, study), objective, lambda: None)
+        search = Joint(settings, study) if strategy == "joint" else Factorised(settings, study)
+        engine.run(search, objective, lambda: None)
     finally:
         study.close()
     return study.trials
@@ -47,7 +49,7 @@ def unbroken(tmp_path_factory):
     """The proposals of a search with one worker in this process."""
     folder = tmp_path_factory.mktemp("unbroken")
     settings = SearchSettings(strategy="joint", budget=16, study=folder)
-    study = Study(folder, settings.in_force())
+    study = Study(folder, settings.in_force(), settings.objectives)
     search = Joint(settings, study)
     while (task := search.next_task()) is not None:
         search.record(score(task))
@@ -59,6 +61,17 @@ def test_every_engine_proposes_the_same_and_spends_the_whole_budget(engine, tmp_
     assert [trial.state for trial in trials] == ["complete"] * 16
     assert [trial.choices for trial in trials] == unbroken
     assert [trial.kind for trial in trials[:4]] == ["hand-made", "multi-expert", "single-model", "candidate"]
+
+
+@pytest.mark.parametrize(
+    "strategy, sampler",
+    [("joint", "nsga2"), ("joint", "random"), ("factorised", "model"), ("factorised", "tpe"), ("factorised", "nsga2")],
+)
+def test_every_sampler_proposes_the_same_on_every_engine(engine, tmp_path, strategy, sampler):
+    options = {"strategy": strategy, "sampler": sampler, "budget": 14, "p_share": 0.0}
+    trials = search_with(engine, tmp_path / "engine", Crashing(), **options)
+    alone = searched(SearchSettings(study=tmp_path / "alone", **options), Crashing()).trials
+    assert [(trial.choices, trial.state) for trial in trials] == [(trial.choices, trial.state) for trial in alone]
 
 
 def test_nan_and_exceptions_are_recorded_with_their_reason(engine, tmp_path):
@@ -114,7 +127,7 @@ from meme_nas.study import Study
 if __name__ == "__main__":
     folder, engine = Path(sys.argv[1]), sys.argv[2]
     settings = SearchSettings(strategy="joint", budget=16, study=folder)
-    study = Study(folder, settings.in_force())
+    study = Study(folder, settings.in_force(), settings.objectives)
     if engine == "local":
         from meme_nas.engines.local import LocalEngine
         engine = LocalEngine(2)

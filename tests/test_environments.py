@@ -155,7 +155,9 @@ def test_a_closed_output_is_no_error(tmp_path):
 
 def test_a_report_of_data_that_are_not_utf8_is_written(tmp_path):
     name = os.fsdecode(b"caf\xe9")
-    summary = Summary(title=name, folder=tmp_path, trials=[], winner=None, facts={"command": f"--data {name}"})
+    summary = Summary(
+        title=name, folder=tmp_path, trials=[], winner=None, objectives=("fid", "macs"), facts={"command": f"--data {name}"}
+    )
     write_report(summary, tmp_path / "report.html")
     assert "caf\\udce9" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -219,9 +221,9 @@ def test_a_fault_in_a_worker_comes_out_of_the_engine(tmp_path):
 
 def test_data_and_features_are_compared_by_content_and_not_by_name(tmp_path):
     for name in ("photos", "moved"):
-        Study(tmp_path, {"data": f"{name} 0123", "features": f"classifier({name}) v-4567"}).close()
+        Study(tmp_path, {"data": f"{name} 0123", "features": f"classifier({name}) v-4567"}, ("fid", "macs")).close()
     with pytest.raises(UserError, match="data: the study in .* was made with moved 0123, not moved 89ab"):
-        Study(tmp_path, {"data": "moved 89ab"})
+        Study(tmp_path, {"data": "moved 89ab"}, ("fid", "macs"))
 
 
 def test_the_tasks_of_a_study_whose_data_were_moved_are_run_where_they_are_now(tmp_path):
@@ -243,6 +245,15 @@ def test_a_search_does_not_leave_its_results_among_the_images(tmp_path, monkeypa
             check_places(settings, settings.full_config())
     settings = SearchSettings(data=".", study=tmp_path / "s")
     check_places(settings, settings.full_config())
+
+
+def test_a_dry_run_needs_images_enough_for_a_score(tmp_path, capsys):
+    from run_search import main
+
+    photos(tmp_path / "photos", count=1)
+    with pytest.raises(SystemExit) as ended:
+        main(["--data", str(tmp_path / "photos"), "--study", str(tmp_path / "s"), "--dry-run"])
+    assert ended.value.code == 2 and capsys.readouterr().err == "error: data: fid needs at least 2 images, and photos has 1\n"
 
 
 @pytest.mark.parametrize("nothing", ["missing", "empty"])
@@ -349,7 +360,7 @@ def test_too_few_images_to_score_are_told_before_anything_is_drawn(tmp_path, cap
 def test_a_search_in_which_nothing_was_scored_says_so_in_its_status(monkeypatch, tmp_path):
     import run_search
 
-    nothing = Summary(title="", folder=tmp_path, trials=[], winner=None)
+    nothing = Summary(title="", folder=tmp_path, objectives=("fid", "macs"), trials=[], winner=None)
     monkeypatch.setattr("meme_nas.run.run", lambda settings: nothing)
     with pytest.raises(SystemExit) as ended:
         run_search.main(["--study", str(tmp_path), "--retrain"])

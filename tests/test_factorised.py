@@ -4,11 +4,13 @@ import heapq
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from toys import score
+from toys import record_of_choices, score, searched
 
 from meme.errors import UserError
 from meme.presets import preset
+from meme_nas.assembly import Assembly
 from meme_nas.costs import Costs
 from meme_nas.factorised import Factorised
 from meme_nas.joint import Joint
@@ -19,6 +21,7 @@ from meme_nas.study import Study
 from search_spaces.splits import SplitSpace
 
 BASE = preset("digits-meme")
+OBJECTIVES = ("fid", "macs")
 
 
 def settings_in(folder, **changes) -> SearchSettings:
@@ -104,7 +107,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, stop):
 @pytest.mark.parametrize("workers, most", [(2, 0.02), (4, 0.03), (8, 0.08)])
 def test_workers_hardly_wait_for_each_other(workers, most):
     """In a search whose trainings take 3.8 s and whose cascades take 0.7 s, on a clock of its own."""
-    search = Factorised(SearchSettings(budget=30, proposal_lag=workers, device="cpu"), Study.in_memory())
+    search = Factorised(SearchSettings(budget=30, proposal_lag=workers, device="cpu"), Study.in_memory(("fid", "macs")))
     source, clock, worked, running = random.Random(0), 0.0, 0.0, []
     while not search.done:
         while len(running) < workers and (task := search.next_task()):
@@ -133,6 +136,47 @@ def test_cascades_know_the_scores_of_the_wave_before_them(tmp_path):
     assert one[:2] == other[:2] and one[2:] != other[2:]
 
 
+def test_one_cascade_in_four_looks_for_the_front_from_the_first_rounds_on(monkeypatch):
+    """In a whole search at the defaults, whose waves have two cascades each."""
+    asked, front_first = [], Assembly._front_first
+
+    def counted(self, *arguments):
+        asked.append(len(study.trials))
+        return front_first(self, *arguments)
+
+    monkeypatch.setattr(Assembly, "_front_first", counted)
+    settings = SearchSettings(device="cpu")
+    study = Study.in_memory(settings.objectives)
+    search = Factorised(settings, study)
+    while not search.done:
+        search.record(score(search.next_task()))
+    cascades = sum(trial.kind == "candidate" for trial in study.trials)
+    assert cascades > 150 and len(asked) / cascades == pytest.approx(0.25, abs=0.05)
+    early = sum(trial < 60 for trial in asked)
+    assert early / 57 == pytest.approx(0.25, abs=0.05)  # trials 3 to 59 are cascades
+
+
+def test_a_search_for_the_score_alone_looks_for_no_front(monkeypatch):
+    monkeypatch.setattr(Assembly, "_front_first", None)
+    study = Study.in_memory(("fid",))
+    search = Factorised(SearchSettings(objectives=("fid",), budget=12, device="cpu"), study)
+    while not search.done:
+        search.record(score(search.next_task()))
+    assert len(study.trials) > 20
+
+
+@pytest.mark.parametrize("stop", [37, 38, 39, 40])
+def test_a_round_that_an_earlier_version_began_is_ended_without_a_repeat(tmp_path, monkeypatch, stop):
+    settings = settings_in(tmp_path, budget=12)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Assembly, "_hopeful", lambda self, model, count, *_: self._at_random(count, np.random.default_rng(5)))
+        begun = record_of_choices(searched(settings, stop=stop))[-3]
+    cascades = record_of_choices(searched(settings))[-3]
+    assert cascades[: len(begun)] == begun
+    tried = [tuple(choices.items()) for kind, choices, _ in cascades if kind in ("candidate", "hand-made")]
+    assert len(set(tried)) == len(tried) == 1 + 4 * 9  # ten candidates, and no cascade but the hand-made one of the first
+
+
 def test_a_larger_budget_goes_on(tmp_path):
     first = record_of(run_through(settings_in(tmp_path, budget=13)))
     search = run_through(settings_in(tmp_path, budget=21))
@@ -144,7 +188,7 @@ def test_a_larger_budget_goes_on(tmp_path):
 
 def test_a_budget_for_yardsticks_alone_is_enough(tmp_path):
     search = run_through(settings_in(tmp_path, budget=1))
-    assert search.done and winner(search.study.trials).kind == "hand-made"
+    assert search.done and winner(search.study.trials, OBJECTIVES).kind == "hand-made"
 
 
 def test_a_failed_expert_is_in_no_cascade(tmp_path):
@@ -208,7 +252,10 @@ def test_several_training_seeds_share_the_budget(tmp_path):
 
 def test_a_warm_start_proposes_the_earlier_front_first(tmp_path):
     earlier = run_through(settings_in(tmp_path / "a", budget=20))
-    best = [trial.choices for trial in front(earlier.study.trials) if trial.choices]
+    limit = earlier.study.trials[0].scored.macs
+    found = sorted(front(earlier.study.trials, OBJECTIVES), key=lambda t: (t.scored.macs > limit, t.scored.fid))
+    assert found[0].number == winner(earlier.study.trials, OBJECTIVES).number
+    best = [trial.choices for trial in found]
     search = run_through(settings_in(tmp_path / "b", budget=20, seed=1, warm_start=tmp_path / "a"))
     for number in range(1, 5):
         parts = [{k: v for k, v in choices.items() if k.startswith(f"expert{number}.")} for choices in best]

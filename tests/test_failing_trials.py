@@ -23,7 +23,7 @@ def test_trials_without_memory_or_with_nan_fail_and_the_next_one_is_scored(tmp_p
         ("multi-expert", whole.with_(training={"batch_size": 2**23})),  # 2 GiB of images
         ("single-model", whole.with_(training={"learning_rate": 1e30, "warmup_steps": 0, "gradient_clip": 0.0, "steps": 5})),
     ]
-    study, engine = Study(tmp_path, settings.in_force()), LocalEngine(1)
+    study, engine = Study(tmp_path, settings.in_force(), settings.objectives), LocalEngine(1)
     try:
         engine.run(
             Joint(settings, study, yardsticks=trials), Limited(Objective(tmp_path, tmp_path / "bank", "cpu"), 1024), lambda: None

@@ -94,7 +94,7 @@ def test_what_ended_a_command_is_known_though_a_library_raises_an_interruption_o
 
 def test_what_is_lost_changed_or_broken_is_counted(tmp_path):
     settings = SearchSettings(study=tmp_path)
-    Study(tmp_path, settings.in_force()).close()
+    Study(tmp_path, settings.in_force(), settings.objectives).close()
     (tmp_path / "half.yaml").write_text("name: [")
     (tmp_path / "half.json").write_text("{")
     save_file({"x": torch.zeros(3)}, tmp_path / "half.safetensors")

@@ -18,7 +18,7 @@ YARDSTICKS = ["hand-made", "multi-expert", "single-model"]
 def searched(folder, **changes):
     small = {"budget": 16, "study": folder, "training_seeds": 2, "p_share": 0.0}
     settings = SearchSettings(**small | changes)
-    search = Factorised(settings, Study(folder, settings.in_force()))
+    search = Factorised(settings, Study(folder, settings.in_force(), settings.objectives))
     while not search.done:
         search.record(score(search.next_task()))
     return settings, search
@@ -62,7 +62,7 @@ def test_interrupted_it_goes_on_and_done_it_is_not_repeated(tmp_path):
     finalists.record(fresh(finalists.next_task()))
     finalists.next_task()  # and is killed
     search.study.close()
-    search = Factorised(settings, Study(tmp_path, settings.in_force()))
+    search = Factorised(settings, Study(tmp_path, settings.in_force(), settings.objectives))
     assert len(work_through(finalists_of(settings, search))) == 12 - 1
     assert finalists_of(settings, search).done and finalists_of(settings, search).next_task() is None
 
@@ -81,7 +81,11 @@ def test_of_a_larger_budget_only_another_winner_is_scored(tmp_path):
 def test_a_finalist_that_failed_is_left_out_and_scored_by_the_next_command(tmp_path):
     settings, search = searched(tmp_path)
     finalists = finalists_of(settings, search)
-    finalists.record(finalists.next_task().failed("its worker process died"))
+    lost = finalists.next_task()
+    finalists.record(lost.failed("its worker process died"))
+    again = finalists.next_task()
+    assert again.config == lost.config
+    finalists.record(again.failed("its worker process died"))
     work_through(finalists)
     assert [each.trial.kind for each in finalists.results()] == [*YARDSTICKS[1:], "candidate"]
     again = finalists_of(settings, search)
@@ -102,7 +106,7 @@ def test_the_winner_is_the_one_the_audit_crowned(tmp_path):
 
 def test_where_no_trial_was_scored_there_is_nothing_to_do(tmp_path):
     settings = SearchSettings(budget=4, study=tmp_path)
-    search = Factorised(settings, Study(tmp_path, settings.in_force()))
+    search = Factorised(settings, Study(tmp_path, settings.in_force(), settings.objectives))
     while not search.done:
         search.record(search.next_task().failed("out of memory"))
     finalists = finalists_of(settings, search)

@@ -87,7 +87,8 @@ def test_networks_that_know_classes_are_timed_too():
 
 
 def test_a_long_search_without_a_gpu_is_told_of_a_smaller_network(monkeypatch, capsys, tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
     monkeypatch.setattr(forecast, "_training_seconds_an_image", lambda config, device: 0.001 if config.image.size < 32 else 0.02)
     describe(SearchSettings(data=str(tmp_path), device="cpu", engine="local", workers=2))
     said = capsys.readouterr().out
@@ -97,6 +98,13 @@ def test_a_long_search_without_a_gpu_is_told_of_a_smaller_network(monkeypatch, c
     describe(SearchSettings(preset="thumbnails-meme", data=str(tmp_path), **small, **SEARCH_ALONE))
     said = capsys.readouterr().out
     assert "the search takes about" in said and said.rstrip().endswith("on this machine") and "without a GPU" not in said
+
+
+def test_no_larger_network_is_named_as_the_shorter_way(monkeypatch):
+    monkeypatch.setattr(forecast, "_training_seconds_an_image", lambda config, device: 0.02)
+    slow = {"data": "somewhere", "device": "cpu", "engine": "local", "workers": 1}
+    assert len(forecast.forecast_lines(SearchSettings(preset="cifar10-meme", **slow))) == 2
+    assert len(forecast.forecast_lines(SearchSettings(preset="tiny-meme", **slow))) == 1
 
 
 @pytest.mark.parametrize("engine", ["local", "ray"])

@@ -9,6 +9,7 @@ from toys import score
 from meme_nas.chosen import Chosen
 from meme_nas.factorised import Factorised
 from meme_nas.probabilities import SAMPLING_SEEDS, Probabilities
+from meme_nas.rescoring import ATTEMPTS
 from meme_nas.settings import SearchSettings
 from meme_nas.study import Study
 
@@ -19,7 +20,7 @@ GAINS = {(1, 1.0): -0.02, (1, 0.4): 0.07, (2, 0.2): 0.003, (2, 0.8): 0.04, (3, 0
 def searched(folder, **changes):
     small = {"budget": 12, "study": folder, "audit_factor": 0, "trunk_share": 0.125, "p_share": 0.5}
     settings = SearchSettings(**small | changes)
-    search = Factorised(settings, Study(folder, settings.in_force()))
+    search = Factorised(settings, Study(folder, settings.in_force(), settings.objectives))
     while not search.done:
         search.record(score(search.next_task()))
     return settings, search
@@ -84,7 +85,8 @@ def test_where_nothing_gains_the_winner_stays_as_it_was(tmp_path, monkeypatch):
 def test_where_one_alternative_failed_nothing_is_changed_and_the_next_command_tries_again(tmp_path):
     settings, search = searched(tmp_path)
     chosen = Chosen(settings, search, None)
-    chosen.probabilities.record(chosen.probabilities.next_task().failed("its worker process died"))
+    for _ in range(ATTEMPTS):
+        chosen.probabilities.record(chosen.probabilities.next_task().failed("its worker process died"))
     work_through(chosen.probabilities)
     assert chosen.probabilities.gains() == {} and chosen.best is chosen.found
     assert chosen.probabilities.said() == "as hand-made: the alternatives could not all be scored"

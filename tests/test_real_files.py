@@ -7,6 +7,7 @@ import shlex
 import struct
 import subprocess
 import zipfile
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from meme.image_decoding import has_extension
 from meme.metrics import measure
 from meme.pipeline import open_reference
 from meme.presets import preset
-from meme.survey import survey, survey_lines
+from meme.survey import Spread, suggested_commands, survey, survey_lines
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +153,15 @@ def test_sixteen_bits_are_scaled_by_those_in_use_and_that_is_said(tmp_path, bits
     assert opened(tmp_path, channels=1).white == images.white  # from the cache
 
 
+def test_where_zero_means_white_sixteen_bits_are_inverted_as_eight_are(tmp_path):
+    values = np.linspace(0, 65_535, 64).round().astype(np.uint16).reshape(8, 8)
+    negative = {262: 0}  # the tag that says it; Pillow writes 8 bits inverted for it, and 16 as they are
+    put(tmp_path / "narrow.tif", encoded(Image.fromarray((values // 257).astype(np.uint8)), "TIFF", tiffinfo=negative))
+    put(tmp_path / "wide.tif", encoded(Image.fromarray(65_535 - values), "TIFF", tiffinfo=negative))
+    narrow, wide = opened(tmp_path, channels=1).pixels[:, 0].astype(int)
+    assert np.abs(narrow - values // 257).max() <= 1 and np.abs(wide - narrow).max() <= 1
+
+
 def test_integers_beyond_sixteen_bits_are_refused_as_floats_are(tmp_path):
     put(tmp_path / "a.tif", encoded(ramp(2**20, np.int32), "TIFF"))
     put(tmp_path / "b.tif", encoded(Image.fromarray(np.full((8, 8), -1, np.int32)), "TIFF"))
@@ -202,6 +212,48 @@ def test_formats_that_pillow_lacks_are_counted_with_what_to_do(tmp_path, kind):
         opened(kind(folder))
 
 
+HEADS = {
+    "heim": b"\0\0\0\x18ftypheim",
+    "cr3": b"\0\0\0\x18ftypcrx ",
+    "jxl": b"\xff\x0a",
+    "jxl-box": b"\0\0\0\x0cJXL \r\n\x87\n",
+    "exr": b"\x76\x2f\x31\x01",
+}
+FOREIGN = ["a.nrw", "a.3fr", "a.X3F", "a.dcm", "a.jxr", "a.eps", "a.psb", "a.fits"]
+
+
+@pytest.mark.parametrize("kind", [lambda folder: folder, as_zip])
+def test_more_formats_are_counted_by_name_and_by_content(tmp_path, kind):
+    folder = tmp_path / "mixed"
+    for name in FOREIGN:
+        put(folder / name, b"x" * 40)
+    for name, head in HEADS.items():
+        put(folder / name, head + bytes(60))
+    put(folder / "film", b"\0\0\0\x18ftypmp42" + bytes(60))
+    put(folder / "notes", b"P1 is what this text begins with")
+    for name, options in {"JPEG2000": {"no_jp2": True}, "QOI": {}, "DDS": {}, "PPM": {}, "TIFF": {"big_tiff": True}}.items():
+        put(folder / name.lower(), encoded(noise(), name, **options))
+    images = opened(kind(folder))
+    assert len(images) == 5
+    assert sorted(each.name for each in images.skipped) == sorted([*FOREIGN, *HEADS])
+    assert all(", which " in each.reason for each in images.skipped)  # what it is, and what to do
+
+
+def test_a_file_that_asks_for_absurd_memory_is_skipped_and_short_memory_is_told(tmp_path, monkeypatch):
+    put(tmp_path / "a.png", noise())
+    put(tmp_path / "b.jpg", encoded(noise(), "JPEG"))
+
+    def refuse(image):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", refuse)
+    images = opened(tmp_path)
+    assert dict(images.skipped) == {"b.jpg": "damaged: asks for more memory than its pixels take"} and len(images) == 1
+    monkeypatch.setattr("meme.image_decoding._MOST_BYTES_A_PIXEL", 2**55)
+    with pytest.raises(UserError, match=r"data: there is not enough memory to decode b\.jpg"):
+        opened(tmp_path, fresh=True)
+
+
 @pytest.mark.parametrize("kind", [lambda folder: folder, as_zip])
 def test_files_without_an_extension_are_looked_at(tmp_path, kind):
     folder = tmp_path / "scraped"
@@ -213,6 +265,8 @@ def test_files_without_an_extension_are_looked_at(tmp_path, kind):
     put(folder / "a.cache", noise())  # an extension that says something else
     images = opened(kind(folder))
     assert len(images) == 7 and [each.name for each in images.skipped] == ["photo"]
+    if find_spec("pillow_heif") is None:
+        assert images.skipped[0].reason.startswith("HEIC, which needs the package pillow-heif")
 
 
 def test_what_counts_as_an_extension():
@@ -222,6 +276,7 @@ def test_what_counts_as_an_extension():
 
 LEFT = ["@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/a.png", "$RECYCLE.BIN/a.png", "x/@eaDir/b.png", "lost+found/c.png"]
 LEFT += ["System Volume Information/a.png", ".thumbnails/a.png", "__MACOSX/a.png", "._a.png", "Thumbs.db", "@Recycle/a.png"]
+LEFT += ["@__thumb/s100a.png", "@tmp/a.png", "FOUND.000/a.png", "Recycled/a.png", "~snapshot/a.png", "_gsdata_/a.png"]
 
 
 @pytest.mark.parametrize("kind", [lambda folder: folder, as_zip])
@@ -251,6 +306,8 @@ def test_links_out_of_the_folder_are_followed_where_that_is_asked_for(tmp_path, 
     assert dict(images.skipped) == {"two/back": "a linked folder that was listed before"}
     found = survey(str(folder), follow_links=True)
     assert found.images == 3 and ("links lead to", str(store / "one")) in survey_lines(found)
+    larger = replace(found, shorter_side=Spread(32, 32, 32))
+    assert all(" --follow-links" in command for command in suggested_commands(larger)) and suggested_commands(larger)
     config = preset("thumbnails-meme").with_(data=str(folder), follow_links=True)
     assert len(open_reference(config)) == 3  # the config remembers it, for workers and for evaluate
 
@@ -381,6 +438,17 @@ def test_a_tilde_is_the_home_folder_wherever_it_stands(monkeypatch, tmp_path):
     put(tmp_path / "photos" / "a.png", noise())
     monkeypatch.setenv("MEME_CACHE", "~/cache")
     assert len(opened(Path("~/photos"))) == 1 and (tmp_path / "cache" / "data").is_dir()
+
+
+def test_a_tilde_with_a_name_is_that_users_home_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert with_homes(["--study=~root/x"]) == [f"--study={os.path.expanduser('~root')}/x"]
+    for wrong in ("--study=~nobody-here/x", "~nobody-here/x"):
+        with pytest.raises(UserError, match=r"~nobody-here/x: there is no user nobody-here here; .* write \./~nobody-here/x"):
+            with_homes([wrong])
+    (tmp_path / "~nobody-here").mkdir()
+    (tmp_path / "~nobody-here" / "x").touch()
+    assert with_homes(["~nobody-here/x", "./~other/x"]) == ["~nobody-here/x", "./~other/x"]
 
 
 def test_a_config_of_a_path_that_is_not_utf8_is_written_and_read(tmp_path):

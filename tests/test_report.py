@@ -5,6 +5,7 @@ import html
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ from meme.config import Config
 from meme.presets import experts_of, preset, yardsticks
 from meme_nas.report import write_report
 from meme_nas.report_details import details
-from meme_nas.report_figures import hypervolume_figure, pareto_figure, progress_figure, spectra_figure
+from meme_nas.report_figures import hypervolume_figure, pareto_figure, pareto_figures, progress_figure, spectra_figure
 from meme_nas.report_labels import PLOT_SIZE, offsets
 from meme_nas.report_words import NONE, Score, duration, notes, quantity, score_text, splits_text, state_line, verdict
 from meme_nas.spread import Dominant
+from meme_nas.strategy import winner
 from meme_nas.summary import Frame, Portrait, Rescored, Spectrum, Summary
 from meme_nas.trial import Outcome
 from meme_nas.trial_log import TrialRecord
@@ -45,8 +47,8 @@ def with_split(*low_channels) -> Config:
     return HAND_MADE.with_(experts=[first.model_copy(update={"low_channels": low_channels}), *others])
 
 
-def summary(trials, winner=None, folder=Path("nowhere"), **details) -> Summary:
-    return Summary("A search", folder, trials, winner, **details)
+def summary(trials, winner=None, folder=Path("nowhere"), objectives=("fid", "macs"), **details) -> Summary:
+    return Summary("A search", folder, trials, winner, objectives=objectives, **details)
 
 
 def searched(folder=Path("nowhere"), fids=((10.9, 11.2, 11.5), (12.5, 12.9, 13.3)), **details) -> Summary:
@@ -167,6 +169,56 @@ def test_verdicts_where_something_is_missing():
     )
 
 
+CROSSED = [
+    trial(0, "hand-made", 10.0, 4.0e6, params=600_000),
+    trial(1, fid=9.0, macs=5.0e6, params=500_000, config=with_split(16, 8)),
+    trial(2, fid=9.5, macs=4.5e6, params=700_000, config=with_split(16, 0)),
+    trial(3, fid=12.0, macs=5.5e6, params=400_000, config=with_split(8, 8)),
+]
+
+
+@pytest.mark.parametrize(
+    "objectives, best, first",
+    [
+        (("fid", "macs"), {0, 1, 2}, "none of 3 scored candidates has a lower FID at no more MACs. The hand-made pattern"),
+        (
+            ("fid", "params"),
+            {1, 3},
+            "For these weights, at 17% fewer parameters than the hand-made pattern, the winner (trial 1) has FID 9.00 against",
+        ),
+        (("fid", "macs", "params"), {0, 1, 2, 3}, "none of 3 scored candidates has a lower FID at no more MACs and parameters."),
+        (
+            ("fid",),
+            {1},
+            "For these weights, at 25% more MACs than the hand-made pattern, the winner (trial 1) has FID 9.00 against 10.0",
+        ),
+    ],
+)
+def test_the_report_is_about_what_was_minimised(tmp_path, objectives, best, first):
+    content = summary(CROSSED, winner(CROSSED, objectives), objectives=objectives)
+    assert first in verdict(content)[0]
+    page = page_of(content, tmp_path)
+    rows = re.findall(r'<tr class="([^"]*)" data-trial="(\d+)">', page)
+    assert {int(number) for classes, number in rows if "front" in classes.split()} == best
+    drawn = pareto_figures(content)
+    for kind, figure in zip(objectives[1:] or ("macs",), drawn.values(), strict=True):
+        traces = {trace["name"]: trace for trace in figure["data"]}
+        assert set(traces["Pareto front"]["customdata"]) == best
+        by_number = dict(zip(traces["trials"]["customdata"], traces["trials"]["x"], strict=True))
+        assert by_number == {each.number: each.scored.values([kind])[0] for each in CROSSED}
+    assert all(f'id="{name}"' in page for name in drawn)
+
+
+def test_the_front_is_of_the_searched_space_only(tmp_path):
+    """A strong single model beats every candidate, and is none."""
+    trials = [*CROSSED, trial(4, "single-model", 1.0, 1.0e6, params=1_000)]
+    content = summary(trials, winner(trials, ("fid", "params")), objectives=("fid", "params"))
+    page = page_of(content, tmp_path)
+    assert re.findall(r'<tr class="[^"]*front[^"]*" data-trial="(\d+)">', page) == ["1", "3"]
+    (front_shown,) = (trace for trace in pareto_figures(content)["pareto"]["data"] if trace["name"] == "Pareto front")
+    assert front_shown["customdata"] == [3, 1]
+
+
 def test_the_state_counts_every_trial():
     assert state_line(searched()) == ("7 of 8 trials started so far: 5 complete, 1 failed, 1 refused, 1 running or interrupted")
     assert state_line(summary([trial(0, fid=1.0), trial(1, state="failed")])) == "2 of 2 trials: 1 complete, 1 failed"
@@ -205,7 +257,7 @@ def test_every_trial_is_in_the_table_with_its_scores_or_its_reason(tmp_path):
 def test_what_comes_from_elsewhere_is_escaped(tmp_path):
     plain = searched(importance={ATTACK: 0.5}, facts={f"fact {ATTACK}": ATTACK})
     trials = [*plain.trials, trial(8, kind=f"kind {ATTACK}", fid=12.0, features=f"space {ATTACK}")]
-    hostile = Summary(f"title {ATTACK}", plain.folder, trials, plain.winner, [], plain.importance, plain.facts)
+    hostile = replace(plain, title=f"title {ATTACK}", trials=trials, finalists=[])
     page = page_of(hostile, tmp_path)
     assert "alert('x')</script>" not in page and "<script>alert" not in page
     assert page.count("<script") == page.count("<script>") + 1  # ours: the figures, plotly.js and the page's own
@@ -311,7 +363,7 @@ def test_every_search_gets_a_whole_page_and_valid_figures(name, tmp_path):
     page = page_of(content, tmp_path)
     assert page.endswith("</html>") or page.endswith("</html>\n")
     assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
-    drawn = (pareto_figure, progress_figure, hypervolume_figure, spectra_figure)
+    drawn = (partial(pareto_figure, kind="macs"), progress_figure, hypervolume_figure, spectra_figure)
     for figure in filter(None, (draw(content) for draw in drawn)):
         colours_named = re.sub(r'"--[a-z0-9-]+"', '"#123456"', json.dumps(figure, allow_nan=False))
         plotly.graph_objects.Figure(json.loads(colours_named))  # raises on an attribute plotly does not know
@@ -319,7 +371,7 @@ def test_every_search_gets_a_whole_page_and_valid_figures(name, tmp_path):
 
 
 def test_the_figure_shows_front_yardsticks_winner_and_error_bars():
-    traces = {trace["name"]: trace for trace in pareto_figure(searched())["data"]}
+    traces = {trace["name"]: trace for trace in pareto_figure(searched(), "macs")["data"]}
     assert set(traces) == {"trials", "Pareto front", "hand-made", "multi-expert", "single model", "winner: trial 4"}
     assert len(traces["trials"]["x"]) == 5
     assert traces["Pareto front"]["x"] == [3.9e6, 4.018e6] and traces["Pareto front"]["line"]["shape"] == "hv"
@@ -327,7 +379,7 @@ def test_the_figure_shows_front_yardsticks_winner_and_error_bars():
     assert winner["y"] == [pytest.approx(11.2)] and winner["error_y"]["array"] == [pytest.approx(0.3)]
     for part in ("trial 4", "candidate", "FID 11.0", "4.02M MACs", "660k parameters", "5.25 ms", "16·8@0.8"):
         assert part in winner["hovertext"][0]
-    assert pareto_figure(searched())["layout"]["yaxis"]["title"]["text"] == "FID (classifier(digits) features)"
+    assert pareto_figure(searched(), "macs")["layout"]["yaxis"]["title"]["text"] == "FID (classifier(digits) features)"
 
 
 def test_labels_keep_clear_of_points_edges_and_each_other():

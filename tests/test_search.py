@@ -35,6 +35,7 @@ from search_spaces.space import build_space
 from search_spaces.splits import SplitSpace
 
 BASE = preset("digits-meme")
+OBJECTIVES = ("fid", "macs")
 
 
 def settings_in(folder, **changes):
@@ -42,7 +43,7 @@ def settings_in(folder, **changes):
 
 
 def opened(settings):
-    return Study(settings.folder, settings.in_force())
+    return Study(settings.folder, settings.in_force(), settings.objectives)
 
 
 def run_through(settings, objective=score):
@@ -219,7 +220,7 @@ def test_a_study_over_other_dimensions_is_refused_in_whatever_order_they_are_nam
 def test_a_study_from_before_a_setting_existed_was_made_without_it(tmp_path):
     current = settings_in(tmp_path, strategy="factorised")
     older = {name: value for name, value in current.in_force().items() if name != "rungs"}
-    Study(tmp_path, older).close()
+    Study(tmp_path, older, current.objectives).close()
     with pytest.raises(UserError, match="rungs: the study in .* was made with 1, not 2"):
         opened(settings_in(tmp_path, strategy="factorised", rungs=2))
     assert recorded_settings(tmp_path)["rungs"] == 1
@@ -276,16 +277,37 @@ TRIALS = [
 
 
 def test_winner_has_no_more_macs_than_the_hand_made_pattern():
-    assert winner(TRIALS).number == 2
-    assert winner(TRIALS[:2]).number == 0
-    assert winner([]) is None
+    assert winner(TRIALS, OBJECTIVES).number == 2
+    assert winner(TRIALS[:2], OBJECTIVES).number == 0
+    assert winner([], OBJECTIVES) is None
+
+
+def test_a_lost_hand_made_pattern_still_limits_the_costs():
+    """Its costs are those of its config, which take no training."""
+    cost = ensemble_cost(BASE)
+    lost = replace(TRIALS[0], state="failed", reason="its worker process died", outcome=Outcome(0, failure="died"))
+    trials = [lost, record(1, 4.0, 1.13 * cost.macs), record(2, 9.0, cost.macs)]
+    assert winner(trials, OBJECTIVES).number == 2
+    assert winner([replace(lost, state="running", outcome=None), *trials[1:]], OBJECTIVES).number == 2
+    dear, cheap = (
+        replace(each, outcome=replace(each.outcome, params=params))
+        for each, params in zip(trials[1:], (cost.params + 1, cost.params), strict=True)
+    )
+    assert winner([lost, dear, cheap], ("fid", "params")).number == 2
+    standings = Standings(OBJECTIVES)
+    standings.update(trials)
+    assert standings.winner.number == 2
+
+
+def test_a_yardstick_outside_the_space_is_on_no_front():
+    assert [trial.number for trial in front([*TRIALS, record(6, 1.0, 1.0, "single-model", {})], OBJECTIVES)] == [4, 2, 3]
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=30))
 def test_front_is_what_nothing_dominates(points):
     trials = [record(number, fid, macs) for number, (fid, macs) in enumerate(points)]
     undominated = {p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
-    kept = front(trials)
+    kept = front(trials, OBJECTIVES)
     assert {(trial.outcome.fid, trial.outcome.macs) for trial in kept} == undominated
     assert len(kept) == len(undominated)
 
@@ -298,11 +320,12 @@ def test_exported_configs_have_the_full_training_length(tmp_path):
     assert (training.steps, training.trunk_steps) == (1_500, 2_000)  # of 8,000 in all
     single = type(BASE).load(tmp_path / "yardsticks" / "single-model.yaml")
     assert single.training.steps == yardsticks("digits-meme")["single-model"].training.steps
-    assert {path.stem for path in (tmp_path / "front").iterdir()} == {f"trial-{trial.number:03d}" for trial in front(trials)}
+    names = {f"trial-{trial.number:03d}" for trial in front(trials, OBJECTIVES)}
+    assert {path.stem for path in (tmp_path / "front").iterdir()} == names
 
 
 def test_table_has_a_row_a_trial_and_every_choice(tmp_path):
-    trials, kept = run_through(settings_in(tmp_path / "study", budget=6)).study.trials, Kept(tmp_path)
+    trials, kept = run_through(settings_in(tmp_path / "study", budget=6)).study.trials, Kept(tmp_path, OBJECTIVES)
     for count in range(1, len(trials) + 1):
         kept.update(trials[:count])
         table = pd.read_csv(tmp_path / "trials.csv", dtype=str)
@@ -319,14 +342,14 @@ def test_only_weights_worth_a_second_look_are_kept(tmp_path):
         folder.mkdir(parents=True)
         (folder / "expert-1.safetensors").touch()
         (folder / "samples.png").touch()
-    Kept(tmp_path).update(TRIALS)
+    Kept(tmp_path, OBJECTIVES).update(TRIALS)
     kept = {path.parent.name for path in tmp_path.glob("trials/*/*.safetensors")}
     assert kept == {"000", "001", "002", "003", "004"}
     assert len(list(tmp_path.glob("trials/*/samples.png"))) == 6
 
 
 def test_no_weights_are_dropped_before_the_hand_made_pattern_sets_the_limit():
-    standings = Standings()
+    standings = Standings(OBJECTIVES)
     standings.update([replace(TRIALS[0], state="running", outcome=None), *TRIALS[1:]])
     assert standings.worth_keeping is None
     standings.update(TRIALS)
@@ -337,14 +360,14 @@ def test_no_weights_are_dropped_before_the_hand_made_pattern_sets_the_limit():
 def test_standings_are_those_of_all_trials_in_whatever_order_they_end(order, points, data):
     kinds = ["hand-made", "multi-expert", *["candidate"] * 7]
     ends = [record(number, fid, macs, kinds[number]) for number, (fid, macs) in enumerate(points)]
-    standings, trials, told = Standings(), [], []
+    standings, trials, told = Standings(OBJECTIVES), [], []
     for number in order:
         while len(trials) <= number:
             trials.append(replace(ends[len(trials)], state="running", outcome=None))
         trials[number] = ends[number]
         if data.draw(st.booleans()):
             told += standings.update(trials)
-            assert (standings.winner, standings.front) == (winner(trials), front(trials))
+            assert (standings.winner, standings.front) == (winner(trials, OBJECTIVES), front(trials, OBJECTIVES))
     told += standings.update(trials)
     assert sorted(trial.number for trial in told) == list(range(9)) and standings.running == []
 

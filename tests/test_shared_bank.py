@@ -40,7 +40,7 @@ def running(tmp_path):
     held = []
 
     def running(name):
-        held.append(Study(tmp_path / name, SearchSettings(study=tmp_path / name).in_force()))
+        held.append(Study(tmp_path / name, SearchSettings(study=tmp_path / name).in_force(), ("fid", "macs")))
         return held[-1]
 
     yield running

@@ -23,7 +23,7 @@ from meme_nas.study import Study, read_trials, recorded_settings
 def searched(folder: Path, budget: int = 6, storage: str | None = None, stop_after: int | None = None) -> list:
     """The trials of a search in this process, which may be broken off in the middle of a trial."""
     search_settings = SearchSettings(strategy="joint", budget=budget, study=folder, storage=storage)
-    study = Study(folder, search_settings.in_force(), storage=search_settings.storage)
+    study = Study(folder, search_settings.in_force(), search_settings.objectives, storage=search_settings.storage)
     search, done = Joint(search_settings, study), 0
     while done != stop_after and (task := search.next_task()) is not None:
         search.record(score(task))
@@ -54,7 +54,7 @@ def journal_of_a_search(scratch: Path) -> bytes:
 
 def test_the_disk_is_waited_for_when_a_trial_has_ended_and_not_when_it_begins(tmp_path, monkeypatch):
     search_settings = SearchSettings(strategy="joint", budget=2, study=tmp_path)
-    search, synced = Joint(search_settings, Study(tmp_path, search_settings.in_force())), []
+    search, synced = Joint(search_settings, Study(tmp_path, search_settings.in_force(), search_settings.objectives)), []
     monkeypatch.setattr(os, "fsync", synced.append)
     task = search.next_task()
     assert synced == []
@@ -70,7 +70,7 @@ def test_a_journal_cut_at_any_byte_loses_at_most_its_last_record_and_says_so(sha
     cut = whole[: round(share * len(whole))]
     folder = tmp_path_factory.mktemp("cut")
     (folder / JOURNAL).write_bytes(cut)
-    study = Study(folder, SearchSettings(strategy="joint", study=folder).in_force())
+    study = Study(folder, SearchSettings(strategy="joint", study=folder).in_force(), ("fid", "macs"))
     kept = cut[: cut.rfind(b"\n") + 1]
     assert (folder / JOURNAL).read_bytes().startswith(kept)
     assert (study.mended is not None) == (kept != cut)

@@ -60,4 +60,4 @@ def test_rivals_are_trained_as_their_presets_say_and_once_more_with_the_winners_
     assert wanted["hand-made"].training == preset("tiny-meme").training
     assert wanted["hand-made-alike"].training == winner.training and wanted["hand-made-alike"].experts == base.experts
     assert {config.data for config in wanted.values()} == {"somewhere"}
-    assert {each.row for each in judge.rivals(base, base)} == {"hand-made", "multi-expert", "single-model"}
+    assert {each.row for each in judge.rivals(base, base, judge.RIVALS)} == {"hand-made", "multi-expert", "single-model"}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import resource
 import signal
 import time
@@ -9,7 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from meme_nas.trial import Outcome, Task
+from meme.config import Config
+from meme_nas.joint import Joint
+from meme_nas.promotion import factorised
+from meme_nas.study import Study
+from meme_nas.trial import Outcome, Task, attempt
 
 
 def score(task: Task) -> Outcome:
@@ -21,6 +26,23 @@ def score(task: Task) -> Outcome:
         return Outcome(task.number, task.expert, loss=loss, loss_error=0.01, macs=cost, params=7, training_seconds=0.01)
     fid = 1 + sum(parts)
     return Outcome(task.number, fid=fid, macs=cost, params=7, latency_ms=0.1, features="toy", training_seconds=0.01)
+
+
+@dataclass(frozen=True)
+class Crashing:
+    """Fails wherever one expert has few attention channels at level 2: in two fifths of that expert's space. The score gets
+    better toward them."""
+
+    expert: int = 1
+    most: int = 8
+
+    def __call__(self, task: Task) -> Outcome:
+        if task.expert in (0, self.expert) and self.crashes(task.config):
+            raise RuntimeError("too little attention")
+        return score(task)
+
+    def crashes(self, config: Config) -> bool:
+        return config.network.splits_channels and config.experts[self.expert - 1].low_channels[1] <= self.most
 
 
 @dataclass(frozen=True)
@@ -122,3 +144,25 @@ def visits(folder: Path) -> dict[int, list[int]]:
     for path in sorted(folder.iterdir()):
         found.setdefault(int(path.name[:3]), []).append(int(path.read_text() or 0))
     return found
+
+
+def searched(settings, objective: Callable[[Task], Outcome] = score, workers: int = 1, stop: int = 0, on_disk: bool = True):
+    """The study of a search in this process, ``workers`` tasks at a time; stopped when ``stop`` trials are finished, if any,
+    with the other tasks running."""
+    study = Study(settings.folder, settings.in_force(), settings.objectives) if on_disk else Study.in_memory(settings.objectives)
+    search = factorised(settings, study) if settings.strategy_name == "factorised" else Joint(settings, study)
+    running, ended, source = [], 0, random.Random(workers)
+    while not search.done and not 0 < stop <= ended:
+        while len(running) < workers and (task := search.next_task()):
+            running.append(task)
+        search.record(attempt(objective, running.pop(source.randrange(len(running)))))
+        ended += 1
+    study.close()
+    return study
+
+
+def record_of_choices(study: Study) -> list:
+    """What was tried, log by log: kind, choices and state."""
+    rungs = [study.rung(number) for number in range(3)]
+    logs = [rung.experts(number).records for rung in rungs for number in range(1, 5)] + [rung.trials for rung in rungs]
+    return [[(trial.kind, trial.choices, trial.state) for trial in log] for log in logs]
