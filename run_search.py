@@ -2,8 +2,8 @@
 
 import sys
 
-from meme.cli import NOTHING_FOUND, exits_with_a_sentence, read_settings
-from meme.console import as_a_step, emit, printing
+from meme.cli.console import as_a_step, emit, printing
+from meme.cli.parsing import NOTHING_FOUND, exits_with_a_sentence, read_settings
 from meme_nas.settings import SearchSettings
 
 # Titles under which --help lists options; a setting that stands in none is listed last.
@@ -23,8 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     with exits_with_a_sentence(SearchSettings):
         settings, output = read_settings(SearchSettings, arguments, "run_search.py", GROUPS, EXAMPLE)
         from meme_nas.forecast import describe  # torch, Optuna and all: seconds that --help shall not take
+        from meme_nas.report.summary import as_record
         from meme_nas.run import retrain_winner, run
-        from meme_nas.summary import as_record
 
         with printing(output):
             if settings.dry_run:

@@ -22,15 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meme.data import open_images
-from meme.files import write_text
-from meme.validation import hold_out
-from meme_nas.bank import Banked, ExpertBank
-from meme_nas.factorised import ROUND_GROWTH, Factorised
-from meme_nas.objective import Objective
+from meme.data.images import open_images
+from meme.support.files import write_text
+from meme.training.interval_loss import hold_out
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import Outcome, Task
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
-from meme_nas.trial import Outcome, Task
+from meme_nas.strategies.factorised import ROUND_GROWTH, Factorised
+from meme_nas.worker.bank import Banked, ExpertBank
+from meme_nas.worker.objective import Objective
 from search_spaces.domain import draw
 
 

@@ -3,10 +3,10 @@
     python benchmarks/batched_experts.py [--preset digits-meme] [--experts 4] [--turns 9] [--threads 1] [--device cpu]
 
 Candidates that differ in p, interval or seed but not in splits are networks of one shape. In turn, each takes its step as
-``meme.trainer`` has it (forward, backward, fused AdamW on one vector); at once, their weights are stacked, ``torch.func`` maps
-forward and gradient over them, which makes grouped convolutions of convolutions and batched products of products, and one AdamW
-takes all of them further. Both see the same images, timesteps and noise; gradients are compared first. On a GPU a third way
-gives every expert a CUDA stream of its own.
+``meme.training.trainer`` has it (forward, backward, fused AdamW on one vector); at once, their weights are stacked,
+``torch.func`` maps forward and gradient over them, which makes grouped convolutions of convolutions and batched products of
+products, and one AdamW takes all of them further. Both see the same images, timesteps and noise; gradients are compared first.
+On a GPU a third way gives every expert a CUDA stream of its own.
 
 ``at_once`` is the median over turns of the wall time in turn over that at once, with quartiles: above 1, batching pays. The last
 line is one JSON object.
@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from meme.config import Config
-from meme.denoiser import build_expert
-from meme.devices import wait_for
-from meme.initialization import initialize
-from meme.presets import preset
-from meme.trainer import in_one_piece
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.network.initialization import initialize
+from meme.network.unet import build_expert
+from meme.support.devices import wait_for
+from meme.training.trainer import in_one_piece
 
 EXPERT = 2
 WARM_STEPS = 2

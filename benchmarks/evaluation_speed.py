@@ -35,12 +35,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from meme.data import Images, open_images
-from meme.features import FeatureSpace, choose_features
-from meme.features.resize import resized
-from meme.features.space import file_sha256
-from meme.metrics import Statistics, frechet_distance, statistics
-from meme.torchvision_compat import make_torchvision_importable
+from meme.data.images import Images, open_images
+from meme.scoring.features import FeatureSpace, choose_features
+from meme.scoring.features.resize import resized
+from meme.scoring.features.space import file_sha256
+from meme.scoring.metrics import Statistics, frechet_distance, statistics
+from meme.support.torchvision_compat import make_torchvision_importable
 
 make_torchvision_importable()
 from cleanfid import fid as clean_fid  # noqa: E402

@@ -39,19 +39,19 @@ from hostile import (
 )
 from hypothesis import strategies as st
 
-from meme.cli import with_homes
-from meme.config import Config
-from meme.data import open_images
+from meme.cli.parsing import with_homes
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.data.decoding import decode_image
+from meme.data.images import open_images
 from meme.errors import UserError, shell_command
-from meme.features.inception import find_inception
-from meme.files import cache_folder, settle_paths
-from meme.image_decoding import decode_image
-from meme.presets import preset
-from meme.trainer import Training, _holds, load_expert, train_expert
-from meme.validation import Part, hold_out
-from meme_nas.bank import ExpertBank
-from meme_nas.placement import check_engine
+from meme.scoring.features.inception import find_inception
+from meme.support.files import cache_folder, settle_paths
+from meme.training.interval_loss import Part, hold_out
+from meme.training.trainer import Training, _holds, load_expert, train_expert
+from meme_nas.engines.placement import check_engine
 from meme_nas.settings import SearchSettings
+from meme_nas.worker.bank import ExpertBank
 
 SLOW_SECONDS = 10.0
 ROUND = 1_000  # inputs of one hypothesis run; each has its own seed

@@ -17,10 +17,10 @@ import pandas as pd
 from digits_table.make import CANDIDATES, HALF, SEEDS, STEPS, config_of
 from search_efficiency import BASE_CANDIDATES, EXPERTS, Table, TableSpace, objective
 
-from meme_nas.promotion import factorised
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import attempt
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
-from meme_nas.trial import attempt
+from meme_nas.strategies.rungs import factorised
 
 
 def replay(rungs: int, seed: int, budget: int, tables: dict[int, Table]) -> dict:

@@ -23,14 +23,14 @@ from pathlib import Path
 
 import torch
 
-from meme.config import Config
-from meme.diffusion import forward_process
-from meme.ensemble import Ensemble
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.diffusion.ensemble import Ensemble
+from meme.diffusion.process import forward_process
+from meme.diffusion.sampler import pass_through, sampling_timesteps, starting_noise
 from meme.pipeline import evaluate
-from meme.presets import preset
-from meme.sampler import pass_through, sampling_timesteps, starting_noise
-from meme_nas.bank import Banked, ExpertBank
-from meme_nas.objective import Basis, open_basis
+from meme_nas.worker.bank import Banked, ExpertBank
+from meme_nas.worker.objective import Basis, open_basis
 
 ROOT = Path(__file__).parent.parent
 SAMPLING_SEEDS = (6_001, 6_002)

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import strategies as st
 from PIL import Image
 
-from meme.presets import preset
+from meme.config.presets import preset
 
 BYTES = st.binary(max_size=200)
 

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
-from meme.data import open_images
-from meme.denoiser import build_expert
+from meme.config.presets import experts_of, preset
+from meme.data.images import open_images
+from meme.network.unet import build_expert
 from meme.pipeline import draw, load_ensemble, pick_device
-from meme.presets import experts_of, preset
-from meme.trainer import expert_file, save_expert
+from meme.training.trainer import expert_file, save_expert
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ from digits_table.make import read_csv, write_csv
 from scipy.stats import kendalltau
 from score_variance import FACTORS, components, share
 
-from meme.config import Config
-from meme_nas.objective import Objective
+from meme.config.schema import Config
+from meme_nas.record.tasks import Task, attempt
 from meme_nas.settings import SearchSettings
-from meme_nas.trial import Task, attempt
+from meme_nas.worker.objective import Objective
 from search_spaces.domain import draw, size
 from search_spaces.space import PAPER, build_space
 

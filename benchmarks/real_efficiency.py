@@ -23,9 +23,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from meme_nas.study import read_everything
-from meme_nas.trial import FINALIST
-from meme_nas.trial_log import TrialRecord
+from meme_nas.record.study import read_everything
+from meme_nas.record.tasks import FINALIST
+from meme_nas.record.trial_log import TrialRecord
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = ("multi-expert", "single-model", FINALIST)

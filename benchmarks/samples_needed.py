@@ -21,9 +21,9 @@ import torch
 from digits_table.make import FOLDER, config_of, design, open_bank
 from scipy.stats import kendalltau
 
-from meme.ensemble import Ensemble
+from meme.diffusion.ensemble import Ensemble
 from meme.pipeline import draw, evaluate
-from meme_nas.objective import Basis, open_basis
+from meme_nas.worker.objective import Basis, open_basis
 
 STEPS, SEED, OTHER_SAMPLING_SEEDS = 125, 0, (1, 2)
 REDRAWS = 2_000

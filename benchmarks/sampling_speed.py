@@ -21,12 +21,12 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor, nn
 
-from meme.config import Config
-from meme.cost import ensemble_cost
-from meme.denoiser import build_expert
-from meme.ensemble import Ensemble
-from meme.presets import preset
-from meme.sampler import pass_through, sampling_timesteps, starting_noise
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.diffusion.ensemble import Ensemble
+from meme.diffusion.sampler import pass_through, sampling_timesteps, starting_noise
+from meme.network.unet import build_expert
+from meme.scoring.cost import ensemble_cost
 
 IDLE_STEPS = 2_000
 Seconds = tuple[float, float]  # wall and CPU
@@ -88,7 +88,7 @@ def main() -> None:
     configs = {name: preset(name).with_(sampling={"steps": options.steps}) for name in ("ffhq-meme", "ffhq-ldm-l")}
     sides = {name: resident(config) for name, config in configs.items()}
     meme = configs["ffhq-meme"]
-    timesteps = sampling_timesteps(meme.diffusion, meme.sampling)
+    timesteps = sampling_timesteps(meme.diffusion.process, meme.sampling)
     first = [run[0] for run in sides["ffhq-meme"].hand_overs(timesteps)]
     turn(sides, options.batch, timesteps[:1])  # warms
     runs = [turn(sides, options.batch, timesteps) for _ in range(options.repeats)]

@@ -27,17 +27,17 @@ import pandas as pd
 from digits_table.make import CANDIDATES, FOLDER, LEVEL_1, LEVEL_2, PROBABILITIES, SEEDS, STEPS, config_of
 from scipy.stats import kendalltau
 
-from meme.config import Config
-from meme.files import written_whole
-from meme_nas.factorised import Factorised
-from meme_nas.joint import Joint
-from meme_nas.kernel import Candidates
-from meme_nas.pareto import hypervolumes
+from meme.config.schema import Config
+from meme.support.files import written_whole
+from meme_nas.record.pareto import hypervolumes
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import Outcome, Task
 from meme_nas.settings import SearchSettings
-from meme_nas.strategy import Strategy
-from meme_nas.study import Study
-from meme_nas.surrogate import Surrogate
-from meme_nas.trial import Outcome, Task
+from meme_nas.strategies.base import Strategy
+from meme_nas.strategies.factorised import Factorised
+from meme_nas.strategies.joint import Joint
+from meme_nas.surrogate.kernel import Candidates
+from meme_nas.surrogate.model import Surrogate
 from search_spaces.domain import Choices, Integer, Real
 
 EXPERTS = range(1, 5)

@@ -18,13 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from meme.config import Config
-from meme.presets import experts_of, preset
+from meme.config.presets import experts_of, preset
+from meme.config.schema import Config
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import Outcome, Task
 from meme_nas.run import STRATEGIES
 from meme_nas.settings import SearchSettings
-from meme_nas.strategy import Strategy
-from meme_nas.study import Study
-from meme_nas.trial import Outcome, Task
+from meme_nas.strategies.base import Strategy
 from search_spaces.space import build_space
 
 LAST, FEWEST = 0.1, 10

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import psutil
 
-from meme_nas.placement import workers_for
+from meme_nas.engines.placement import workers_for
+from meme_nas.record.study import APART, read_everything
+from meme_nas.record.trial_log import TrialRecord
 from meme_nas.settings import SearchSettings
-from meme_nas.study import APART, read_everything
-from meme_nas.trial_log import TrialRecord
 
 ROOT = Path(__file__).parent.parent
 

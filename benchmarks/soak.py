@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from meme_nas.study import read_trials
+from meme_nas.record.study import read_trials
 
 ROOT = Path(__file__).parent.parent
 MOST_GROWTH = 1.1  # of memory, second quarter to last

@@ -5,17 +5,18 @@
 
 All train on the same images (scikit-learn's digits, enlarged to three channels of 32x32 pixels for cifar10's size) with the
 preset's batch, in float32, in turn, each in a process of its own: our training tells its process to keep the memory that it frees
-(``meme.freed_memory``), which theirs do not ask for; with ``--peers-keep-memory`` they have it too. The peers' networks have as
+(``meme.support.memory``), which theirs do not ask for; with ``--peers-keep-memory`` they have it too. The peers' networks have as
 many parameters as ours, to a few percent, and for diffusers the same levels, widths and attention. Every side draws noise and
-timesteps, computes its loss and gradients, clips them, takes an optimiser's step and averages weights: as ``meme.trainer`` has
-it, as diffusers' script for unconditional training with ``--use_ema``, and as denoising-diffusion-pytorch's Trainer (which
-averages every tenth step) do. Only their loaders are left out: a batch of theirs costs an index.
+timesteps, computes its loss and gradients, clips them, takes an optimiser's step and averages weights: as
+``meme.training.trainer`` has it, as diffusers' script for unconditional training with ``--use_ema``, and as
+denoising-diffusion-pytorch's Trainer (which averages every tenth step) do. Only their loaders are left out: a batch of theirs
+costs an index.
 
 Ratios are medians over turns, with the quartiles beside them, of wall time and of CPU time, which other work on the machine
-disturbs less. ``matmul_share`` is three times the forward pass's floating-point operations (``meme.cost``, attention counted)
-over CPU time, as a share of what a 1024 x 1024 matrix product reaches in the same turns. ``products_share`` is how much of our
-step torch's profiler finds in convolutions, matrix products and attention, all of them libraries': if all else took no time, the
-ratios would be the measured ones divided by it (``if_all_else_were_free``). The last line is one JSON object:
+disturbs less. ``matmul_share`` is three times the forward pass's floating-point operations (``meme.scoring.cost``, attention
+counted) over CPU time, as a share of what a 1024 x 1024 matrix product reaches in the same turns. ``products_share`` is how
+much of our step torch's profiler finds in convolutions, matrix products and attention, all of them libraries': if all else took
+no time, the ratios would be the measured ones divided by it (``if_all_else_were_free``). The last line is one JSON object:
 ``vs_diffusers`` and ``vs_ddpm_pytorch`` are the smallest wall-time ratios over the sizes.
 """
 
@@ -34,14 +35,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from meme import trainer
-from meme.config import Config
-from meme.cost import expert_cost
-from meme.data import Images, open_images
-from meme.denoiser import build_expert
-from meme.freed_memory import keep_freed_memory
-from meme.presets import preset
-from meme.torchvision_compat import make_torchvision_importable
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.data.images import Images, open_images
+from meme.network.unet import build_expert
+from meme.scoring.cost import expert_cost
+from meme.support.memory import keep_freed_memory
+from meme.support.torchvision_compat import make_torchvision_importable
+from meme.training import trainer
 
 make_torchvision_importable()
 from denoising_diffusion_pytorch import GaussianDiffusion, Unet  # noqa: E402
@@ -101,7 +102,7 @@ def timed(take_step: Callable[[], object], steps: int) -> Seconds:
 
 
 def ours(config: Config, images: Images) -> Callable[[int], Seconds]:
-    """``meme.trainer`` itself, from the report of its first step to that of its last."""
+    """``meme.training.trainer`` itself, from the report of its first step to that of its last."""
     trainer.REPORT_EVERY = 1
 
     def turn(steps: int) -> Seconds:

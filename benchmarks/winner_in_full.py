@@ -9,8 +9,9 @@ hand-made pattern, the Multi-Expert and the single model are trained in full, wi
 that no search has used. A score is the mean FID over ``SAMPLING_SEEDS``.
 
 Differences are of log FID, so negative is better, and paired: both sides have the same training seed. ``_low`` and ``_high`` are
-the ends of the 95 % interval over search and training seeds (``meme_nas.intervals.crossed``). The comparison with the hand-made
-pattern is made with its training as the preset has it; ``winner_vs_hand_made_alike`` gives the pattern the winner's trunk.
+the ends of the 95 % interval over search and training seeds (``meme.support.intervals.crossed``). The comparison with the
+hand-made pattern is made with its training as the preset has it; ``winner_vs_hand_made_alike`` gives the pattern the winner's
+trunk.
 
 Records are rows of a CSV, written as they come; the command again goes on, at the grain of one trained expert. ``--report``
 prints from the records alone. ``--quick`` is a run of minutes on digits that shows that all of it works. The last line is one
@@ -35,13 +36,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from meme.config import Config
-from meme.ensemble import Ensemble, OneAtATime
+from meme.config.presets import preset, yardsticks
+from meme.config.schema import Config
+from meme.diffusion.ensemble import Ensemble, OneAtATime
 from meme.pipeline import evaluate
-from meme.presets import preset, yardsticks
-from meme_nas.bank import ExpertBank
-from meme_nas.intervals import Interval, crossed
-from meme_nas.objective import Basis, open_basis
+from meme.support.intervals import Interval, crossed
+from meme_nas.worker.bank import ExpertBank
+from meme_nas.worker.objective import Basis, open_basis
 
 ROOT = Path(__file__).parent.parent
 FIRST_TRAINING_SEED = 101  # no search has trained with it

@@ -7,25 +7,25 @@ offers can be imported from it by its own path.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from meme.config import Config
-from meme.presets import preset, preset_names
+from meme.config.presets import preset, preset_names
+from meme.config.schema import Config
 
 if TYPE_CHECKING:
-    from meme.cost import ensemble_cost
-    from meme.data import open_images
-    from meme.denoiser import build_expert
-    from meme.features import choose_features
+    from meme.data.images import open_images
+    from meme.network.unet import build_expert
     from meme.pipeline import draw, evaluate, load_ensemble, train
+    from meme.scoring.cost import ensemble_cost
+    from meme.scoring.features import choose_features
 
 # Where the names come from that need torch, which ``meme.config`` and the search spaces must not import.
 _LATER = {
-    "build_expert": "meme.denoiser",
-    "choose_features": "meme.features",
+    "build_expert": "meme.network.unet",
+    "choose_features": "meme.scoring.features",
     "draw": "meme.pipeline",
-    "ensemble_cost": "meme.cost",
+    "ensemble_cost": "meme.scoring.cost",
     "evaluate": "meme.pipeline",
     "load_ensemble": "meme.pipeline",
-    "open_images": "meme.data",
+    "open_images": "meme.data.images",
     "train": "meme.pipeline",
 }
 

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from meme.autoencoder import FirstStage
-from meme.config import Config
-from meme.denoiser import build_expert
-from meme.ensemble import Ensemble
+from meme.config.schema import Config
+from meme.data.first_stage import FirstStage
+from meme.diffusion.ensemble import Ensemble
+from meme.diffusion.sampler import guided, starting_noise, to_uint8
 from meme.errors import UserError
-from meme.sampler import guided, starting_noise, to_uint8
-from meme.seeding import generator
-from meme.torchvision_compat import make_torchvision_importable
+from meme.network.unet import build_expert
+from meme.support.seeding import generator
+from meme.support.torchvision_compat import make_torchvision_importable
 
 make_torchvision_importable()
 
@@ -33,8 +33,8 @@ _VARIANCES = ("learned", "learned_range")  # of schedulers that take a variance 
 class Experts(ModelMixin, ConfigMixin):
     """All experts of an ensemble, and the settings they were trained with: ``forward(x, t)`` asks the one whose interval holds t.
 
-    ``settings`` is a `meme.config.Config` as a mapping. ``save_pretrained`` and ``from_pretrained`` keep it as ``config.json``
-    beside one safetensors file. Raises pydantic's ``ValidationError`` for settings that contradict each other.
+    ``settings`` is a `meme.config.schema.Config` as a mapping. ``save_pretrained`` and ``from_pretrained`` keep it as
+    ``config.json`` beside one safetensors file. Raises pydantic's ``ValidationError`` for settings that contradict each other.
     """
 
     @register_to_config

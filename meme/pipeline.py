@@ -13,20 +13,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from meme.autoencoder import open_first_stage
-from meme.config import Config
-from meme.cost import ensemble_cost
-from meme.data import Images, TrainingData, open_images
-from meme.devices import wait_for
-from meme.ensemble import Ensemble, OneAtATime
+from meme.config.schema import Config
+from meme.data.first_stage import open_first_stage
+from meme.data.images import Images, TrainingData, open_images
+from meme.data.latents import Latents, latents_of
+from meme.diffusion.ensemble import Ensemble, OneAtATime
+from meme.diffusion.sampler import draw_images, sampling_timesteps
 from meme.errors import UserError
-from meme.features import FeatureSpace
-from meme.folder_lock import FolderLock
-from meme.latents import Latents, latents_of
-from meme.metrics import Measured, Metric, measure, require_images, require_metrics
-from meme.sampler import draw_images, sampling_timesteps
-from meme.takeover import identified
-from meme.trainer import OnProgress, check_expert, expert_file, is_finished, load_expert, train_expert, train_trunk
+from meme.network.pretrained import identified
+from meme.scoring.cost import ensemble_cost
+from meme.scoring.features import FeatureSpace
+from meme.scoring.metrics import Measured, Metric, measure, require_images, require_metrics
+from meme.support.devices import wait_for
+from meme.support.folder_lock import FolderLock
+from meme.training.trainer import OnProgress, check_expert, expert_file, is_finished, load_expert, train_expert, train_trunk
 
 LOCK = ".training.lock"
 GRID_IMAGES = 64

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING, Any
 from meme_nas.settings import SearchSettings
 
 if TYPE_CHECKING:
-    from meme_nas.pareto import front, hypervolumes
-    from meme_nas.report import write_report
+    from meme_nas.record.pareto import front, hypervolumes
+    from meme_nas.record.study import read_trials
+    from meme_nas.record.tasks import Outcome
+    from meme_nas.record.trial_log import TrialRecord
+    from meme_nas.report.page import write_report
+    from meme_nas.report.summary import Summary
     from meme_nas.run import run as search
-    from meme_nas.strategy import winner
-    from meme_nas.study import read_trials
-    from meme_nas.summary import Summary
-    from meme_nas.trial import Outcome
-    from meme_nas.trial_log import TrialRecord
+    from meme_nas.strategies.base import winner
 
 # Where the names come from that need torch or Optuna, seconds that --help shall not take; and what they are called there.
 _LATER = {
-    "Outcome": ("meme_nas.trial", "Outcome"),
-    "Summary": ("meme_nas.summary", "Summary"),
-    "TrialRecord": ("meme_nas.trial_log", "TrialRecord"),
-    "front": ("meme_nas.pareto", "front"),
-    "hypervolumes": ("meme_nas.pareto", "hypervolumes"),
-    "read_trials": ("meme_nas.study", "read_trials"),
+    "Outcome": ("meme_nas.record.tasks", "Outcome"),
+    "Summary": ("meme_nas.report.summary", "Summary"),
+    "TrialRecord": ("meme_nas.record.trial_log", "TrialRecord"),
+    "front": ("meme_nas.record.pareto", "front"),
+    "hypervolumes": ("meme_nas.record.pareto", "hypervolumes"),
+    "read_trials": ("meme_nas.record.study", "read_trials"),
     "search": ("meme_nas.run", "run"),
-    "winner": ("meme_nas.strategy", "winner"),
-    "write_report": ("meme_nas.report", "write_report"),
+    "winner": ("meme_nas.strategies.base", "winner"),
+    "write_report": ("meme_nas.report.page", "write_report"),
 }
 
 __all__ = [

@@ -7,24 +7,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meme.config import Config
-from meme.console import console
-from meme.cost import ensemble_cost
-from meme.data import Images, existing
-from meme.image_sources import open_layout
-from meme.metrics import require_images
+from meme.cli.console import console
+from meme.config.schema import Config
+from meme.data.images import Images, existing
+from meme.data.sources import open_layout
+from meme.data.survey import SMALLEST
 from meme.pipeline import pick_device
-from meme.survey import SMALLEST
-from meme.trainer import run_training
-from meme_nas.confirmation import SAMPLINGS
-from meme_nas.finalists import FRESH_SEEDS
-from meme_nas.placement import check_engine, check_places, workers_for
-from meme_nas.probabilities import FACTORS
-from meme_nas.probabilities import SAMPLING_SEEDS as P_SEEDS
-from meme_nas.report_words import duration, quantity
+from meme.scoring.cost import ensemble_cost
+from meme.scoring.metrics import require_images
+from meme.support.threads import threads
+from meme.training.trainer import run_training
+from meme_nas.engines.placement import check_engine, check_places, workers_for
+from meme_nas.report.words import duration, quantity
+from meme_nas.rescoring.confirmation import SAMPLINGS
+from meme_nas.rescoring.finalists import FRESH_SEEDS
+from meme_nas.rescoring.probabilities import FACTORS
+from meme_nas.rescoring.probabilities import SAMPLING_SEEDS as P_SEEDS
 from meme_nas.settings import SearchSettings
-from meme_nas.strategy import yardsticks_of
-from meme_nas.threads import threads
+from meme_nas.strategies.base import yardsticks_of
 from search_spaces.domain import size
 from search_spaces.space import build_space
 

@@ -1,4 +1,4 @@
-"""One search from settings to results: set up, run, audit, score again; what it comes to is said by ``meme_nas.conclusion``."""
+"""One search from settings to results: set up, run, audit, score again; what it comes to is said by ``meme_nas.finish``."""
 
 import math
 import time
@@ -9,35 +9,35 @@ from functools import partial
 
 from rich.text import Text
 
-from meme.config import Config
-from meme.console import remarks
-from meme.features import FeatureSpace
-from meme.files import settle_paths
-from meme.metrics import require_images
-from meme_nas.audit import Audit
-from meme_nas.bank import ExpertBank
-from meme_nas.chosen import Chosen
-from meme_nas.conclusion import LivePortraits, Portraits, conclude, facts_of, report_before_audit, say_results, so_far
-from meme_nas.confirmation import Confirmation
-from meme_nas.console import SearchDisplay
-from meme_nas.costs import Costs
-from meme_nas.export import Kept
-from meme_nas.finalists import Finalists
+from meme.cli.console import remarks
+from meme.config.schema import Config
+from meme.scoring.features import FeatureSpace
+from meme.scoring.metrics import require_images
+from meme.support.files import settle_paths
+from meme.support.threads import threads
+from meme_nas.display import SearchDisplay
+from meme_nas.engines.placement import check_engine, check_places, open_engine, room_for_trials, training_of, workers_for
+from meme_nas.engines.stages import OnChange, Stage, Stages
+from meme_nas.finish import LivePortraits, Portraits, conclude, facts_of, report_before_audit, say_results, so_far
 from meme_nas.forecast import forecast_lines
-from meme_nas.joint import Joint
-from meme_nas.objective import Basis, Objective, open_basis
-from meme_nas.placement import check_engine, check_places, open_engine, room_for_trials, training_of, workers_for
-from meme_nas.probabilities import Probabilities
-from meme_nas.promotion import factorised
-from meme_nas.report import page
-from meme_nas.rescoring import Rescoring
+from meme_nas.record.study import Study, recorded_settings
+from meme_nas.report.live import Watch
+from meme_nas.report.page import page
+from meme_nas.report.summary import Summary
+from meme_nas.rescoring.audit import Audit
+from meme_nas.rescoring.base import Rescoring
+from meme_nas.rescoring.chosen import Chosen
+from meme_nas.rescoring.confirmation import Confirmation
+from meme_nas.rescoring.finalists import Finalists
+from meme_nas.rescoring.probabilities import Probabilities
+from meme_nas.results import Kept
 from meme_nas.settings import LEAST_LAG, SearchSettings
-from meme_nas.stages import OnChange, Stage, Stages
-from meme_nas.strategy import Strategy
-from meme_nas.study import Study, recorded_settings
-from meme_nas.summary import Summary
-from meme_nas.threads import threads
-from meme_nas.watch import Watch
+from meme_nas.strategies.base import Strategy
+from meme_nas.strategies.joint import Joint
+from meme_nas.strategies.rungs import factorised
+from meme_nas.surrogate.costs import Costs
+from meme_nas.worker.bank import ExpertBank
+from meme_nas.worker.objective import Basis, Objective, open_basis
 from search_spaces.space import build_space
 
 TABLE_SECONDS = 1.0  # between two states of trials.csv
@@ -233,7 +233,7 @@ def _objective(settings: SearchSettings, config: Config, basis: Basis) -> Object
 
 def retrain_winner(settings: SearchSettings) -> None:
     """Train the winner in full, draw samples, score it: what ``python -m meme train / sample / evaluate`` do."""
-    from meme.commands import evaluate_folder, sample_folder, train_config
+    from meme.cli.commands import evaluate_folder, sample_folder, train_config
 
     path = settings.folder / "winner.yaml"
     folder = train_config(path, device=settings.device, train=training_of(settings))

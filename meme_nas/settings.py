@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from meme.config import Config, Settings
+from meme.config.base import Precision
+from meme.config.presets import preset
+from meme.config.schema import Config, Settings
 from meme.errors import UserError
-from meme.files import expanded
-from meme.presets import preset
-from meme.settings import Precision
+from meme.support.files import expanded
 from search_spaces.space import PAPER
 
 Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from meme.architecture import ExpertConfig, HighPool, LowPool, NetworkConfig, TimeConditioning
-from meme.config import Config, even_intervals, relative_place
+from meme.config.architecture import ExpertConfig, HighPool, LowPool, NetworkConfig, TimeConditioning
+from meme.config.schema import Config, even_intervals, relative_place
 from meme.errors import UserError
 from search_spaces.domain import Choice, Choices, Domain, Integer, Real
 
@@ -46,7 +46,7 @@ class OfLevel:
     suffix: str
     field: str
     mixing: str
-    """What ``meme.architecture.Mixing`` calls it."""
+    """What ``meme.config.architecture.Mixing`` calls it."""
     domain: Callable[[Config, int], Domain]
     matters_alone = True
 

@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from meme.architecture import ExpertConfig
-from meme.config import Config, relative_place
+from meme.config.architecture import ExpertConfig
+from meme.config.schema import Config, relative_place
 from meme.errors import UserError
 from search_spaces.dimensions import MOST_EXPERTS, SHARED, Coarse, known_dimensions
 from search_spaces.domain import Choices, Domain

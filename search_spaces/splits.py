@@ -1,6 +1,6 @@
 """The paper's space: every expert's split of channels at every level, and its expertization probability."""
 
-from meme.config import Config
+from meme.config.schema import Config
 from search_spaces.space import Space
 
 

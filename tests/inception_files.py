@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from meme.data import Images
-from meme.features.space import file_sha256
+from meme.data.images import Images
+from meme.scoring.features.space import file_sha256
 
 
 def noise_images(count=24, size=32, channels=3, labels=True) -> Images:

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from meme import ablations
-from meme.__main__ import main
-from meme.ablation_tables import (
+from meme.cli.verbs import main
+from meme.config.presets import SOFT_PROBABILITIES, preset, preset_names
+from meme.errors import UserError
+from meme.paper import ablations
+from meme.paper.ablation_tables import (
     command,
     fids_by_seed,
     markdown,
@@ -29,9 +31,7 @@ from meme.ablation_tables import (
     sentence,
     spread,
 )
-from meme.ablations import FAMILIES, RECIPES, ROWS, Ablation, Scored, run
-from meme.errors import UserError
-from meme.presets import SOFT_PROBABILITIES, preset, preset_names
+from meme.paper.ablations import FAMILIES, RECIPES, ROWS, Ablation, Scored, run
 
 TINY = {"steps": 1, "samples": 16, "seeds": 2, "features": "random"}
 

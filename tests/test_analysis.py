@@ -16,16 +16,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import nn
 
-from meme import analysis, figures
-from meme.analysis import COLUMNS, even_timesteps, expert_distances, experts, features, latents, layers_of, listening
-from meme.blocks import timestep_embedding
-from meme.data import open_images
-from meme.denoiser import build_expert
-from meme.diffusion import forward_process
-from meme.ensemble import Ensemble, expert_at
+from meme.analysis import figures
+from meme.analysis import spectra as analysis
+from meme.analysis.spectra import (
+    COLUMNS,
+    even_timesteps,
+    expert_distances,
+    experts,
+    features,
+    latents,
+    layers_of,
+    listening,
+)
+from meme.analysis.spectrum import spectrum, white_noise
+from meme.config.presets import preset
+from meme.data.images import open_images
+from meme.diffusion.ensemble import Ensemble, expert_at
+from meme.diffusion.process import forward_process
 from meme.errors import UserError
-from meme.presets import preset
-from meme.spectrum import spectrum, white_noise
+from meme.network.blocks import timestep_embedding
+from meme.network.unet import build_expert
 
 MEME, MULTI_EXPERT = preset("digits-meme"), preset("digits-multi-expert")
 LAYERS = {
@@ -504,6 +514,10 @@ def test_one_timestep_and_one_expert_are_drawn(tmp_path):
 
 
 def test_no_global_state_of_pyplot():
-    names = {node.module for node in ast.walk(ast.parse((ROOT / "meme" / "figures.py").read_text())) if hasattr(node, "module")}
+    names = {
+        node.module
+        for node in ast.walk(ast.parse((ROOT / "meme" / "analysis" / "figures.py").read_text()))
+        if hasattr(node, "module")
+    }
     assert "matplotlib.figure" in names
     assert "matplotlib.pyplot" not in names

@@ -62,7 +62,7 @@ def test_every_public_function_is_annotated_in_full(name):
 def test_every_field_of_every_setting_says_what_it_is():
     """Where the name and the type alone do not: a field has a docstring, or its section has one."""
     for section in ("NetworkConfig", "ExpertConfig"):
-        from meme import config
+        from meme.config import schema as config
 
         fields = getattr(config, section).model_fields
         undocumented = [name for name, field in fields.items() if not field.description]

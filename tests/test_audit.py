@@ -7,16 +7,16 @@ import pytest
 from scipy.stats import kendalltau
 from toys import score
 
-from meme.presets import preset
-from meme_nas.audit import Audit, agreements, audited_winner, judged, pick, regret, signals_of
-from meme_nas.chosen import Chosen
-from meme_nas.factorised import Factorised
-from meme_nas.report_claims import agreement_words, judged_words, regret_words
+from meme.config.presets import preset
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import Outcome
+from meme_nas.record.trial_log import TrialRecord
+from meme_nas.report.claims import agreement_words, judged_words, regret_words
+from meme_nas.report.summary import Agreement, Rescored
+from meme_nas.rescoring.audit import Audit, agreements, audited_winner, judged, pick, regret, signals_of
+from meme_nas.rescoring.chosen import Chosen
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
-from meme_nas.summary import Agreement, Rescored
-from meme_nas.trial import Outcome
-from meme_nas.trial_log import TrialRecord
+from meme_nas.strategies.factorised import Factorised
 
 BASE = preset("digits-meme")
 

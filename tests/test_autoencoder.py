@@ -19,14 +19,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import meme.autoencoder
-import meme.latents
-from meme.autoencoder import PUBLISHED, FirstStage, open_first_stage
-from meme.config import FirstStageConfig, ImageConfig
-from meme.data import Images, batch_indices, open_images
+import meme.data.first_stage
+import meme.data.latents
+from meme.config.schema import FirstStageConfig, ImageConfig
+from meme.data.first_stage import PUBLISHED, FirstStage, open_first_stage
+from meme.data.images import Images, batch_indices, open_images
+from meme.data.latents import Latents, latents_of
 from meme.errors import UserError
-from meme.latents import Latents, latents_of
-from meme.torchvision_compat import make_torchvision_importable
+from meme.support.torchvision_compat import make_torchvision_importable
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -232,13 +232,13 @@ def test_many_images_pass_in_parts(digits, saved, monkeypatch):
     latents = stage.encode(pixels)
     images = stage.decode(latents)
     seen = []
-    monkeypatch.setattr(meme.autoencoder, "_PIXELS_AT_ONCE", 3 * 8 * 8 + 5)
+    monkeypatch.setattr(meme.data.first_stage, "_PIXELS_AT_ONCE", 3 * 8 * 8 + 5)
     monkeypatch.setattr(stage.model.encoder, "forward", _noting(stage.model.encoder.forward, seen))
     monkeypatch.setattr(stage.model.decoder, "forward", _noting(stage.model.decoder.forward, seen))
     torch.testing.assert_close(stage.encode(pixels), latents)
     torch.testing.assert_close(stage.decode(latents), images)
     assert seen == [3, 3, 1, 3, 3, 1]
-    monkeypatch.setattr(meme.autoencoder, "_PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(meme.data.first_stage, "_PIXELS_AT_ONCE", 1)
     assert stage.encode(pixels).shape == latents.shape
 
 
@@ -688,7 +688,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(saved, digits, tmp_path,
 
 
 def test_a_cache_that_cannot_be_read_back_is_one_sentence(saved, digits, monkeypatch):
-    monkeypatch.setattr(meme.latents, "_read_entry", lambda *_: None)
+    monkeypatch.setattr(meme.data.latents, "_read_entry", lambda *_: None)
     with pytest.raises(UserError, match="first_stage: the cache .* cannot be read back"):
         grey_latents(saved, digits)
 
@@ -700,4 +700,4 @@ VALUES = arrays.arrays(np.float32, st.integers(2, 60), elements=st.floats(-100, 
 def test_the_scale_factor_does_not_depend_on_the_batches(values, size):
     parts = [values[first : first + size] for first in range(0, len(values), size)]
     moments = [(part.size, part.mean(dtype=np.float64), part.var(dtype=np.float64)) for part in parts]
-    assert meme.latents._scale_factor(moments) == pytest.approx(1 / values.std(dtype=np.float64), rel=1e-5)
+    assert meme.data.latents._scale_factor(moments) == pytest.approx(1 / values.std(dtype=np.float64), rel=1e-5)

@@ -7,14 +7,14 @@ import os
 import pytest
 import torch
 
-from meme.config import Config
-from meme.data import open_images
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.data.images import open_images
 from meme.errors import UserError
-from meme.presets import preset
-from meme.trainer import train_expert
-from meme.validation import hold_out, interval_loss
-from meme_nas import bank as bank_module
-from meme_nas.bank import ExpertBank
+from meme.training.interval_loss import hold_out, interval_loss
+from meme.training.trainer import train_expert
+from meme_nas.worker import bank as bank_module
+from meme_nas.worker.bank import ExpertBank
 
 CONFIG = preset("digits-meme").with_(training={"steps": 4, "batch_size": 8})
 TRAIN, HELD_OUT = hold_out(open_images("digits", size=8, channels=1))

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from meme.denoiser import build_expert
-from meme.ensemble import Ensemble
+from meme.config.presets import preset
+from meme.diffusion.ensemble import Ensemble
+from meme.network.unet import build_expert
 from meme.pipeline import draw
-from meme.presets import preset
-from meme_nas import cascades
-from meme_nas.cascades import StateCache, draw_cascade
+from meme_nas.worker import shared_sampling as cascades
+from meme_nas.worker.shared_sampling import StateCache, draw_cascade
 
 CONFIG = preset("digits-meme").with_(
     sampling={"steps": 10, "batch_size": 3},

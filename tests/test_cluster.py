@@ -11,15 +11,15 @@ import pytest
 import torch
 from toys import OnNode, visits
 
-from meme.checkpoint import load_tensors
+from meme.config.presets import preset
 from meme.errors import UserError
 from meme.pipeline import open_reference, train
-from meme.presets import preset
-from meme.trainer import Progress
-from meme_nas.joint import Joint
-from meme_nas.placement import room_for_trials, training_of
+from meme.support.tensor_files import load_tensors
+from meme.training.trainer import Progress
+from meme_nas.engines.placement import room_for_trials, training_of
+from meme_nas.record.study import Study, read_trials
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study, read_trials
+from meme_nas.strategies.joint import Joint
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 

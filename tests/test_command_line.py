@@ -12,10 +12,10 @@ import pytest
 from conftest import ROOT
 
 import run_search
-from meme.__main__ import VERBS, main
-from meme.config import Config
-from meme.console import Output, as_a_step, console, emit, printing, remarks
-from meme.presets import preset
+from meme.cli.console import Output, as_a_step, console, emit, printing, remarks
+from meme.cli.verbs import VERBS, main
+from meme.config.presets import preset
+from meme.config.schema import Config
 from meme_nas.settings import SearchSettings
 
 
@@ -200,7 +200,7 @@ def test_another_broken_pipe_is_an_error_like_any_other(monkeypatch):
     def broken(*args, **kwargs):
         raise BrokenPipeError("a worker's")
 
-    monkeypatch.setattr("meme.commands.train_config", broken)
+    monkeypatch.setattr("meme.cli.commands.train_config", broken)
     with open(os.devnull, "w") as output, pytest.raises(BrokenPipeError, match="a worker's"):
         monkeypatch.setattr(sys, "stdout", output)
         main(["train", "digits-meme"])
@@ -243,10 +243,10 @@ def test_ctrl_c_says_how_to_go_on(verb, how, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    import meme.commands
+    import meme.cli.commands
 
-    monkeypatch.setattr(meme.commands, "train_config", interrupted)
-    monkeypatch.setattr(meme.commands, "describe_data", interrupted)
+    monkeypatch.setattr(meme.cli.commands, "train_config", interrupted)
+    monkeypatch.setattr(meme.cli.commands, "describe_data", interrupted)
     with pytest.raises(SystemExit) as stop:
         main([verb, "digits-meme"])
     assert stop.value.code == 130

@@ -17,14 +17,14 @@ from conftest import CIFAR, ROOT
 from PIL import Image
 
 import run_search
-from meme.__main__ import main as meme_main
-from meme.config import Config
+from meme.cli.verbs import main as meme_main
+from meme.config.presets import preset
+from meme.config.schema import Config
 from meme.errors import UserError
 from meme.pipeline import evaluate, load_ensemble, open_reference, pick_device, train
-from meme.presets import preset
 from meme_nas import run as run_module
+from meme_nas.record.study import read_trials
 from meme_nas.settings import SearchSettings
-from meme_nas.study import read_trials
 
 TINY = ["--engine", "local", "--proxy-steps", "6", "--samples", "64", "--p-share", "0"]
 TINY += ["--trunk-share", "0.002", "--confirm-share", "0.01"]
@@ -58,7 +58,7 @@ def test_a_search_leaves_everything_it_should(study):
 
 def test_a_trial_can_be_opened_and_scored_to_the_same_number(study):
     trial = read_trials(study)[0]
-    from meme_nas.objective import open_basis
+    from meme_nas.worker.objective import open_basis
 
     basis = open_basis(trial.config, "cpu", None)
     score = evaluate(load_ensemble(study / "trials" / "000"), basis.images, basis.space)
@@ -149,7 +149,7 @@ def test_the_winner_trains_samples_and_scores_without_optuna_and_ray(study, tmp_
 import sys
 for name in ("optuna", "ray", "meme_nas", "search_spaces"):
     sys.modules[name] = None
-from meme.__main__ import main
+from meme.cli.verbs import main
 folder = sys.argv[1]
 main(["train", folder + ".yaml"])
 main(["sample", folder, "--count", "9"])
@@ -332,7 +332,7 @@ def test_cifar10_trains(tmp_path):
     images = open_reference(config)
     assert images.pixels.shape == (50_000, 3, 32, 32)
     ensemble = train(config, images, folder=tmp_path / "trained")
-    from meme.features import choose_features
+    from meme.scoring.features import choose_features
 
     score = evaluate(ensemble, images, choose_features("random", images))
     assert score.fid > 0

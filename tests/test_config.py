@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from meme.config import Config, NetworkConfig, even_intervals, split_choices, stable_id
+from meme.config.presets import hand_made_split, preset, preset_names
+from meme.config.schema import Config, NetworkConfig, even_intervals, split_choices, stable_id
 from meme.errors import UserError
-from meme.presets import hand_made_split, preset, preset_names
 
 TRAINING = {"steps": 1_500, "batch_size": 64, "learning_rate": 2e-3, "warmup_steps": 20, "gradient_clip": 1.0, "ema_decay": 0.995}
 BASE = preset("digits-meme").with_(training=TRAINING)  # widths 16 and 32, heads of 8, four experts, T = 1000

@@ -6,20 +6,20 @@ from dataclasses import replace
 import pytest
 from toys import score
 
-from meme.config import Config
-from meme_nas.audit import Audit
-from meme_nas.chosen import Chosen
-from meme_nas.confirmation import FIRST_TRAINING_SEED, SAMPLINGS, Confirmation
-from meme_nas.export import export_configs
-from meme_nas.factorised import Factorised
-from meme_nas.finalists import FRESH_SEEDS
-from meme_nas.intervals import paired
-from meme_nas.report_claims import confirmed_words
-from meme_nas.report_words import verdict
+from meme.config.schema import Config
+from meme.support.intervals import paired
+from meme_nas.record.study import Study
+from meme_nas.record.trial_log import TrialRecord
+from meme_nas.report.claims import confirmed_words
+from meme_nas.report.summary import Confirmed, Rescored, Summary
+from meme_nas.report.words import verdict
+from meme_nas.rescoring.audit import Audit
+from meme_nas.rescoring.chosen import Chosen
+from meme_nas.rescoring.confirmation import FIRST_TRAINING_SEED, SAMPLINGS, Confirmation
+from meme_nas.rescoring.finalists import FRESH_SEEDS
+from meme_nas.results import export_configs
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
-from meme_nas.summary import Confirmed, Rescored, Summary
-from meme_nas.trial_log import TrialRecord
+from meme_nas.strategies.factorised import Factorised
 
 
 def searched(folder, **changes):
@@ -148,7 +148,7 @@ def trial(number: int, kind: str) -> TrialRecord:
 
 
 def score_of():
-    from meme_nas.trial import Outcome
+    from meme_nas.record.tasks import Outcome
 
     return Outcome(0, fid=1.0, fids=(1.0,), macs=1e6, params=7, features="toy")
 

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from meme.__main__ import main
-from meme.blocks import AttentionBlock
-from meme.config import ExpertConfig, split_choices
-from meme.cost import _on_meta, count_macs, ensemble_cost, expert_cost, paper_macs
-from meme.cost_table import cost_rows
-from meme.denoiser import build_expert
-from meme.iformer import IFormerBlock
-from meme.paper import PRINTED, printed_params, rounds_to
-from meme.presets import preset
+from meme.cli.verbs import main
+from meme.config.presets import preset
+from meme.config.schema import ExpertConfig, split_choices
+from meme.network.blocks import AttentionBlock
+from meme.network.iformer import IFormerBlock
+from meme.network.unet import build_expert
+from meme.paper.cost_table import cost_rows
+from meme.paper.printed import PRINTED, printed_params, rounds_to
+from meme.scoring.cost import _on_meta, count_macs, ensemble_cost, expert_cost, paper_macs
 
 BASE = preset("digits-meme")  # widths 16 and 32, heads of 8, pool strides 2 and 1 at 8 and 4 pixels
 SPLITS = st.tuples(*(st.sampled_from(split_choices(width, 8)) for width in BASE.network.widths))

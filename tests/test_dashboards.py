@@ -5,10 +5,10 @@ import sys
 import optuna
 import pytest
 
-from meme.__main__ import main
-from meme.presets import preset
-from meme_nas.study import Study
-from meme_nas.trial import Outcome
+from meme.cli.verbs import main
+from meme.config.presets import preset
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import Outcome
 
 
 @pytest.fixture

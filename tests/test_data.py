@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import meme.image_decoding
-import meme.image_sources
-from meme.data import Images, Skipped, batch_indices, open_images
+import meme.data.decoding
+import meme.data.sources
+from meme.data.images import Images, Skipped, batch_indices, open_images
 from meme.errors import UserError
 
 CIFAR_ZIP = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10-train.zip"
@@ -38,8 +38,8 @@ def no_decoding(monkeypatch):
     """Call to make every later decoding an error that is no UserError."""
 
     def forbid():
-        monkeypatch.setattr(meme.image_sources, "_decode", None)
-        monkeypatch.setattr(meme.image_sources, "_decode_or_skip", None)
+        monkeypatch.setattr(meme.data.sources, "_decode", None)
+        monkeypatch.setattr(meme.data.sources, "_decode_or_skip", None)
 
     return forbid
 
@@ -380,14 +380,14 @@ def test_a_broken_entry_is_rebuilt(tmp_path, cache, damage):
 
 def test_another_process_may_win_the_race(tmp_path, cache, monkeypatch):
     folder = classes_folder(tmp_path)
-    build = meme.data._build
+    build = meme.data.images._build
 
     def overtaken(building, *rest):
         build(building, *rest)
         shutil.copytree(building, cache / building.name.split(".")[1])
         (cache / building.name.split(".")[1] / "of the rival").touch()
 
-    monkeypatch.setattr(meme.data, "_build", overtaken)
+    monkeypatch.setattr(meme.data.images, "_build", overtaken)
     assert len(open_images(folder, size=8, channels=3)) == 5
     assert (entry_of(cache) / "of the rival").exists()
 
@@ -396,7 +396,7 @@ def test_a_failure_leaves_no_half_entry(tmp_path, cache, monkeypatch):
     def fails(*_):
         raise MemoryError
 
-    monkeypatch.setattr(meme.image_sources, "_decode", fails)
+    monkeypatch.setattr(meme.data.sources, "_decode", fails)
     with pytest.raises(UserError, match="not enough memory to decode"):
         open_images(classes_folder(tmp_path), size=8, channels=3)
     assert list(cache.iterdir()) == []
@@ -553,7 +553,7 @@ def test_a_zip_that_says_less_than_it_unpacks_to_takes_no_memory(tmp_path):
 
 def test_large_images_are_not_decoded_side_by_side(tmp_path, monkeypatch):
     inside, most = [0], [0]
-    square = meme.image_decoding._cropped
+    square = meme.data.decoding._cropped
 
     def watched(*arguments):
         inside[0] += 1
@@ -562,14 +562,14 @@ def test_large_images_are_not_decoded_side_by_side(tmp_path, monkeypatch):
         inside[0] -= 1
         return square(*arguments)
 
-    monkeypatch.setattr(meme.image_decoding, "_cropped", watched)
-    monkeypatch.setattr(meme.image_sources.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(meme.data.decoding, "_cropped", watched)
+    monkeypatch.setattr(meme.data.sources.os, "cpu_count", lambda: 4)
     for number in range(8):
         save(tmp_path / f"{number}.bmp", noise(60, 60, number))  # large enough for threads
     open_images(tmp_path, size=8, channels=3)
     assert most[0] > 1
     most[0] = 0
-    monkeypatch.setattr(meme.image_decoding, "LARGE_PIXELS", 1000)
+    monkeypatch.setattr(meme.data.decoding, "LARGE_PIXELS", 1000)
     open_images(tmp_path, size=8, channels=1)
     assert most[0] == 1
 
@@ -682,7 +682,7 @@ def test_a_batch_is_a_function_of_its_arguments(count, seed, step, batch):
     indices = batch_indices(count, batch, seed, step)
     assert indices.shape == (batch,) and indices.dtype == np.int64
     batch_indices(count, batch, seed, step + 1000)  # whatever is asked in between
-    meme.data._epoch_order.cache_clear()
+    meme.data.images._epoch_order.cache_clear()
     assert np.array_equal(batch_indices(count, batch, seed, step), indices)
     halves = [batch_indices(count, 1, seed, position) for position in (step * batch, (step + 1) * batch - 1)]
     assert [indices[0], indices[-1]] == [half[0] for half in halves]  # the row does not depend on how it is cut

@@ -3,11 +3,11 @@
 import pytest
 
 from meme_nas.engines.local import LocalEngine
-from meme_nas.factorised import Factorised
-from meme_nas.joint import Joint
-from meme_nas.objective import Objective
+from meme_nas.record.study import Study
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
+from meme_nas.strategies.factorised import Factorised
+from meme_nas.strategies.joint import Joint
+from meme_nas.worker.objective import Objective
 
 pytestmark = pytest.mark.slow
 

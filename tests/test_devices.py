@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from meme.__main__ import main
-from meme.checkpoint import load_tensors
-from meme.config import Config
-from meme.cost import ensemble_latency_ms
-from meme.data import open_images
-from meme.devices import calculating_in, exact_convolutions, wait_for
+from meme.cli.verbs import main
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.data.images import open_images
 from meme.errors import UserError
 from meme.pipeline import _Drawn, draw, load_ensemble, train
-from meme.presets import preset
-from meme.trainer import Training, _header, train_expert
-from meme.validation import hold_out, interval_loss
+from meme.scoring.cost import ensemble_latency_ms
+from meme.support.devices import calculating_in, exact_convolutions, wait_for
+from meme.support.tensor_files import load_tensors
+from meme.training.interval_loss import hold_out, interval_loss
+from meme.training.trainer import Training, _header, train_expert
+from meme_nas.record.study import Study
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
 
 ROOT = Path(__file__).parent.parent
 BRIEF = preset("digits-meme").with_(training={"steps": 6, "batch_size": 4}, evaluation={"samples": 8}, sampling={"steps": 4})
@@ -75,7 +75,7 @@ def test_fp32_keeps_convolutions_from_tf32_and_nothing_else_does():
 def test_no_other_file_makes_an_autocast_context_or_waits_for_a_device():
     files = [path for folder in ("meme", "meme_nas", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     users = {path.relative_to(ROOT).as_posix() for path in files if re.search(r"autocast\(|synchronize\(", path.read_text())}
-    assert users == {"meme/devices.py"}
+    assert users == {"meme/support/devices.py"}
 
 
 # Waiting
@@ -98,7 +98,7 @@ def test_sampling_times_wait_for_the_device_of_the_images(monkeypatch):
 
 def test_latency_waits_for_the_device_that_it_measures(monkeypatch):
     waited = []
-    monkeypatch.setattr("meme.cost.wait_for", waited.append)
+    monkeypatch.setattr("meme.scoring.cost.wait_for", waited.append)
     config = BRIEF.with_(network={"channels": 8, "head_channels": 4}, experts=[{"interval": (0, 1000), "low_channels": (4, 12)}])
     ensemble_latency_ms(config, "cpu")
     assert set(waited) == {torch.device("cpu")}
@@ -144,7 +144,7 @@ class Stopped(Exception):
 
 
 def test_training_in_fp16_resumes_with_its_scale_bit_for_bit(images, tmp_path, monkeypatch):
-    monkeypatch.setattr("meme.trainer.REPORT_EVERY", 2)
+    monkeypatch.setattr("meme.training.trainer.REPORT_EVERY", 2)
     config = BRIEF.with_(training={"precision": "fp16"})
 
     def stop(progress):

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meme.config import DiffusionConfig, ExpertConfig
-from meme.diffusion import TrainingNoise, draw_timesteps, forward_process, training_noise
+from meme.config.schema import DiffusionConfig, ExpertConfig
+from meme.diffusion.process import TrainingNoise, draw_timesteps, forward_process, training_noise
 
 T = 1000
 INTERVALS = st.tuples(st.integers(0, T - 1), st.integers(1, T)).filter(lambda edges: edges[0] < edges[1])

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-import meme.commands
+import meme.cli.commands
 import meme_nas
-from meme.__main__ import VERBS
-from meme.__main__ import main as meme_main
-from meme.cli import read_settings
-from meme.console import Output
+from meme.cli.console import Output
+from meme.cli.parsing import read_settings
+from meme.cli.verbs import VERBS
+from meme.cli.verbs import main as meme_main
 from meme_nas.settings import SearchSettings
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "results" / "README.md"])
@@ -102,8 +102,8 @@ def check_verb(words: list[str], monkeypatch) -> None:
     if all(word in {*VERBS, "/"} for word in words) or words[0].startswith("--tyro-"):  # verbs named, or the parser's own
         return
     last = ("_config", "_folder", "_sources", "_ablation", "_costs", "_data")
-    for name in [name for name in vars(meme.commands) if name.endswith(last)]:
-        monkeypatch.setattr(meme.commands, name, lambda *args, **kwargs: called.append(args))
+    for name in [name for name in vars(meme.cli.commands) if name.endswith(last)]:
+        monkeypatch.setattr(meme.cli.commands, name, lambda *args, **kwargs: called.append(args))
     meme_main(words)
     assert called
 
@@ -130,7 +130,7 @@ def check_other(program: str, words: list[str]) -> None:
 def known_flags() -> set[str]:
     from typing import get_type_hints
 
-    from meme.cli import _choices
+    from meme.cli.parsing import _choices
 
     verbs = [get_type_hints(verb, include_extras=True) for verb in VERBS.values()]
     search = {name: field.annotation for name, field in SearchSettings.model_fields.items()}

@@ -11,14 +11,14 @@ import torch
 from toys import score
 
 import meme.diffusers_model  # noqa: F401  # before diffusers
-from meme.config import Config
-from meme.ensemble import Ensemble
+from meme.config.schema import Config
+from meme.diffusion.ensemble import Ensemble
 from meme.pipeline import draw, load_ensemble
-from meme_nas.bank import ExpertBank
-from meme_nas.joint import Joint
-from meme_nas.objective import open_basis
+from meme_nas.record.study import Study, read_trials
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study, read_trials
+from meme_nas.strategies.joint import Joint
+from meme_nas.worker.bank import ExpertBank
+from meme_nas.worker.objective import open_basis
 
 import diffusers  # isort: skip
 from diffusers.utils import dynamic_modules_utils  # isort: skip

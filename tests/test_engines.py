@@ -12,10 +12,10 @@ from toys import ByWorker, Crashing, Troubled, score, searched, visits
 
 from meme.errors import UserError
 from meme_nas.engines.local import LocalEngine
-from meme_nas.factorised import Factorised
-from meme_nas.joint import Joint
+from meme_nas.record.study import Study, read_trials
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study, read_trials
+from meme_nas.strategies.factorised import Factorised
+from meme_nas.strategies.joint import Joint
 
 TESTS = Path(__file__).parent
 
@@ -120,9 +120,9 @@ DRIVER = """
 import sys
 from pathlib import Path
 from toys import Slow
-from meme_nas.joint import Joint
+from meme_nas.strategies.joint import Joint
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
+from meme_nas.record.study import Study
 
 if __name__ == "__main__":
     folder, engine = Path(sys.argv[1]), sys.argv[2]

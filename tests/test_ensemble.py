@@ -8,14 +8,14 @@ import torch
 from test_sampler import SAMPLERS
 from torch import nn
 
-from meme.config import Config, even_intervals
-from meme.data import open_images
-from meme.denoiser import build_expert
-from meme.ensemble import Ensemble, OneAtATime, expert_at
+from meme.config.presets import preset
+from meme.config.schema import Config, even_intervals
+from meme.data.images import open_images
+from meme.diffusion.ensemble import Ensemble, OneAtATime, expert_at
+from meme.diffusion.sampler import draw_images, sampling_timesteps
+from meme.network.unet import build_expert
 from meme.pipeline import draw, load_ensemble
-from meme.presets import preset
-from meme.sampler import draw_images, sampling_timesteps
-from meme.trainer import expert_file, save_expert
+from meme.training.trainer import expert_file, save_expert
 
 BASE = preset("digits-meme").with_(sampling={"steps": 20, "batch_size": 2})
 

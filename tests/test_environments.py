@@ -14,23 +14,23 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from meme.__main__ import main as meme
-from meme.data import open_images
+from meme.cli.verbs import main as meme
+from meme.config.presets import preset
+from meme.data.images import open_images
 from meme.errors import UserError
-from meme.features import choose_features
-from meme.files import cache_folder, expanded, settle_paths, write_text
 from meme.pipeline import train
-from meme.presets import preset
-from meme_nas.cascades import StateCache
+from meme.scoring.features import choose_features
+from meme.support.files import cache_folder, expanded, settle_paths, write_text
 from meme_nas.engines.local import LocalEngine
-from meme_nas.objective import BasisIds, Objective, open_basis
-from meme_nas.placement import check_engine, check_places
-from meme_nas.report import write_report
+from meme_nas.engines.placement import check_engine, check_places
+from meme_nas.record.storage import mend, place_of
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import Outcome, SearchFault, Task, attempt
+from meme_nas.report.page import write_report
+from meme_nas.report.summary import Summary
 from meme_nas.settings import SearchSettings
-from meme_nas.storage import mend, place_of
-from meme_nas.study import Study
-from meme_nas.summary import Summary
-from meme_nas.trial import Outcome, SearchFault, Task, attempt
+from meme_nas.worker.objective import BasisIds, Objective, open_basis
+from meme_nas.worker.shared_sampling import StateCache
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +180,7 @@ def test_a_worker_whose_data_or_features_are_others_ends_the_search(tmp_path):
 
 def _forgetful(objective: Objective):
     """``objective`` in a worker that has opened nothing yet."""
-    from meme_nas import objective as module
+    from meme_nas.worker import objective as module
 
     module._opened.clear()
     return objective
@@ -305,7 +305,7 @@ def test_scores_are_printed_before_they_are_written(trained, capsys, monkeypatch
     def read_only(path, text):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr("meme.commands.write_text", read_only)
+    monkeypatch.setattr("meme.cli.commands.write_text", read_only)
     with pytest.raises(SystemExit) as ended:
         meme(["evaluate", str(trained), "--metrics", "fid", "--seeds", "1", "--features", "random"])
     said = capsys.readouterr()
@@ -314,7 +314,7 @@ def test_scores_are_printed_before_they_are_written(trained, capsys, monkeypatch
 
 
 def test_images_are_not_drawn_for_a_place_that_cannot_be_written(trained, capsys, monkeypatch):
-    monkeypatch.setattr("meme.commands.draw", None)
+    monkeypatch.setattr("meme.cli.commands.draw", None)
     (trained / "file").touch()
     for command in (["sample", str(trained), "--out"], ["analyze", "latents", str(trained), "--out"]):
         with pytest.raises(SystemExit) as ended:
@@ -332,7 +332,7 @@ def test_any_place_that_cannot_be_written_is_told_in_a_sentence(number, capsys, 
     def refuse(*arguments, **options):
         raise OSError(number, os.strerror(number), "/results/x")
 
-    monkeypatch.setattr("meme.commands.train_config", refuse)
+    monkeypatch.setattr("meme.cli.commands.train_config", refuse)
     with pytest.raises(SystemExit) as ended:
         meme(["train", "digits-meme"])
     assert ended.value.code == 2 and capsys.readouterr().err == f"error: /results/x: {os.strerror(number)}\n"

@@ -13,14 +13,14 @@ import yaml
 from conftest import ROOT
 
 import meme.diffusers_model  # before diffusers
-from meme.__main__ import main
-from meme.checkpoint import load_tensors, read_header, save_tensors
-from meme.config import Config
-from meme.data import Images
+from meme.cli.verbs import main
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.data.images import Images
 from meme.errors import UserError
-from meme.export import export_diffusers, find_trained
+from meme.export.diffusers_folder import export_diffusers, find_trained
 from meme.pipeline import draw, load_ensemble, open_reference, train
-from meme.presets import preset
+from meme.support.tensor_files import load_tensors, read_header, save_tensors
 
 import diffusers  # isort: skip
 from diffusers.utils import dynamic_modules_utils  # isort: skip

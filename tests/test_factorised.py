@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from toys import record_of_choices, score, searched
 
+from meme.config.presets import preset
 from meme.errors import UserError
-from meme.presets import preset
-from meme_nas.assembly import Assembly
-from meme_nas.costs import Costs
-from meme_nas.factorised import Factorised
-from meme_nas.joint import Joint
-from meme_nas.pareto import front, hypervolumes
+from meme_nas.record.pareto import front, hypervolumes
+from meme_nas.record.study import Study
 from meme_nas.settings import SearchSettings
-from meme_nas.strategy import winner
-from meme_nas.study import Study
+from meme_nas.strategies.base import winner
+from meme_nas.strategies.factorised import Factorised
+from meme_nas.strategies.joint import Joint
+from meme_nas.surrogate.choose_cascades import Assembly
+from meme_nas.surrogate.costs import Costs
 from search_spaces.splits import SplitSpace
 
 BASE = preset("digits-meme")
@@ -284,7 +284,7 @@ def test_other_dimensions_need_no_other_search(tmp_path, dimensions):
 
 def test_costs_add_up_to_what_is_measured():
     costs = Costs(SearchSettings(objectives=("fid", "macs", "params")), SplitSpace(BASE))
-    from meme.cost import ensemble_cost
+    from meme.scoring.cost import ensemble_cost
 
     whole = ensemble_cost(BASE)
     assert costs.total(BASE) == pytest.approx([whole.macs, whole.params])

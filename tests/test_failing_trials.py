@@ -6,10 +6,10 @@ import pytest
 from toys import Limited
 
 from meme_nas.engines.local import LocalEngine
-from meme_nas.joint import Joint
-from meme_nas.objective import Objective
+from meme_nas.record.study import Study, read_trials
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study, read_trials
+from meme_nas.strategies.joint import Joint
+from meme_nas.worker.objective import Objective
 
 
 @pytest.mark.slow

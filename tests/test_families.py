@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from meme.blocks import AttentionBlock, Downsample, ResidualBlock
-from meme.config import ExpertConfig, ImageConfig, NetworkConfig
-from meme.denoiser import Denoiser, build_expert
-from meme.iformer import IFormerBlock
-from meme.presets import preset
-from meme.torchvision_compat import make_torchvision_importable
-from meme.transformer import SpatialTransformer
+from meme.config.presets import preset
+from meme.config.schema import ExpertConfig, ImageConfig, NetworkConfig
+from meme.network.blocks import AttentionBlock, Downsample, ResidualBlock
+from meme.network.iformer import IFormerBlock
+from meme.network.transformer import SpatialTransformer
+from meme.network.unet import Denoiser, build_expert
+from meme.support.torchvision_compat import make_torchvision_importable
 
 ADM = {"family": "adm", "channels": 16, "multipliers": (1, 2, 2), "depth": 1, "head_channels": 8, "norm_groups": 8}
 CLASSES = {"family": "ldm", "channels": 16, "multipliers": (1, 2), "depth": 1, "head_channels": 8, "norm_groups": 8}

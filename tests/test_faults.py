@@ -15,11 +15,11 @@ from faults import Command, Killer, Tally, broken_files, compare, full_disk, sco
 from pydantic import BaseModel, model_serializer
 from safetensors.torch import save_file
 
-from meme import checkpoint
-from meme.checkpoint import save_tensors
-from meme.cli import exits_with_a_sentence
+from meme.cli.parsing import exits_with_a_sentence
+from meme.support import tensor_files as checkpoint
+from meme.support.tensor_files import save_tensors
+from meme_nas.record.study import Study
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
 
 
 @pytest.mark.slow

@@ -12,12 +12,12 @@ import torch
 from inception_files import TinyInception, noise_images, saved, trusted
 from torch import Tensor
 
-import meme.features
-from meme.data import Images, open_images
+import meme.scoring.features
+from meme.data.images import Images, open_images
 from meme.errors import UserError
-from meme.features import choose_features, classifier, inception
-from meme.files import cache_folder
-from meme.metrics import frechet_distance, statistics
+from meme.scoring.features import choose_features, classifier, inception
+from meme.scoring.metrics import frechet_distance, statistics
+from meme.support.files import cache_folder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -202,7 +202,7 @@ def test_auto_takes_inception_for_large_images_with_one_message(tmp_path, monkey
 
 @pytest.mark.parametrize("size", [16, 32])
 def test_auto_without_inception_depends_on_labels(quick_training, monkeypatch, size):
-    monkeypatch.setattr(meme.features, "beats_guessing", lambda images: True)  # in two steps it learned nothing
+    monkeypatch.setattr(meme.scoring.features, "beats_guessing", lambda images: True)  # in two steps it learned nothing
     messages: list[str] = []
     labelled, bare = noise_images(size=size), noise_images(size=size, labels=False)
     choose_features("classifier", labelled)

@@ -10,10 +10,10 @@ from PIL import Image
 from torch import nn
 
 from meme.errors import UserError
-from meme.features import choose_features, inception
-from meme.features.resize import resized
-from meme.metrics import measure, offered_metrics
-from meme.torchvision_compat import make_torchvision_importable
+from meme.scoring.features import choose_features, inception
+from meme.scoring.features.resize import resized
+from meme.scoring.metrics import measure, offered_metrics
+from meme.support.torchvision_compat import make_torchvision_importable
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
-from meme import fidelity
-from meme.fidelity import inception_scores, kernel_distances, precision_and_recall
-from meme.torchvision_compat import make_torchvision_importable
+from meme.scoring import neighbours as fidelity
+from meme.scoring.neighbours import inception_scores, kernel_distances, precision_and_recall
+from meme.support.torchvision_compat import make_torchvision_importable
 
 
 def random_features(seed: int, count: int, dim: int) -> np.ndarray:

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from toys import score
 
-from meme_nas.audit import Audit
-from meme_nas.chosen import Chosen
-from meme_nas.factorised import Factorised
-from meme_nas.finalists import FRESH_SEEDS, Finalists
+from meme_nas.record.study import Study
+from meme_nas.rescoring.audit import Audit
+from meme_nas.rescoring.chosen import Chosen
+from meme_nas.rescoring.finalists import FRESH_SEEDS, Finalists
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
+from meme_nas.strategies.factorised import Factorised
 
 YARDSTICKS = ["hand-made", "multi-expert", "single-model"]
 

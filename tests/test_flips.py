@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from meme import latents as latents_module
-from meme.config import FirstStageConfig, ImageConfig
-from meme.data import batch_indices, open_images
-from meme.latents import latents_of
+from meme.config.presets import preset, preset_names
+from meme.config.schema import FirstStageConfig, ImageConfig
+from meme.data import latents as latents_module
+from meme.data.images import batch_indices, open_images
+from meme.data.latents import latents_of
 from meme.pipeline import training_data
-from meme.presets import preset, preset_names
-from meme.trainer import Training
-from meme.validation import hold_out
+from meme.training.interval_loss import hold_out
+from meme.training.trainer import Training
 
 PLAIN = preset("digits-meme").with_(training={"batch_size": 64})
 FLIPPED = PLAIN.with_(training={"flip": True})

@@ -8,7 +8,7 @@ from PIL import Image
 
 from meme_nas import forecast
 from meme_nas.forecast import describe, search_seconds
-from meme_nas.report_words import duration
+from meme_nas.report.words import duration
 from meme_nas.settings import SearchSettings
 
 SEARCH_ALONE = {"audit_factor": 0, "confirm_share": 0.0, "p_share": 0.0}

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meme import frechet
-from meme.frechet import Statistics, frechet_distance, statistics
-from meme.torchvision_compat import make_torchvision_importable
+from meme.scoring import frechet
+from meme.scoring.frechet import Statistics, frechet_distance, statistics
+from meme.support.torchvision_compat import make_torchvision_importable
 
 
 def gaussian(mean, covariance, count=1000) -> Statistics:

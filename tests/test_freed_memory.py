@@ -39,7 +39,7 @@ def said(code: str) -> list[int]:
 @glibc
 def test_freed_memory_is_taken_anew_by_default_and_used_again_once_it_is_kept():
     code = """
-from meme.freed_memory import keep_freed_memory
+from meme.support.memory import keep_freed_memory
 print(new_pages())
 keep_freed_memory()
 print(new_pages())
@@ -54,8 +54,8 @@ print(new_pages())
 def test_training_keeps_it():
     code = """
 from meme import preset
-from meme.data import open_images
-from meme.trainer import train_expert
+from meme.data.images import open_images
+from meme.training.trainer import train_expert
 config = preset("digits-meme").with_(training={"steps": 1})
 train_expert(config, 1, open_images("digits", size=8, channels=1))
 print(new_pages())
@@ -66,7 +66,7 @@ print(new_pages())
 @glibc
 def test_what_was_kept_can_be_given_back():
     code = """
-from meme.freed_memory import give_freed_memory_back, keep_freed_memory
+from meme.support.memory import give_freed_memory_back, keep_freed_memory
 keep_freed_memory()
 small = [torch.ones(2**16) for _ in range(1024)]  # 256 MiB
 last = torch.ones(2**16)  # above them: they do not lie at the end of the heap

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meme_nas.assembly import Assembly
-from meme_nas.feasibility import chances
-from meme_nas.hypervolume import front_of_sums, gains
-from meme_nas.kernel import Candidates
-from meme_nas.surrogate import Surrogate
+from meme_nas.surrogate.choose_cascades import Assembly
+from meme_nas.surrogate.feasibility import chances
+from meme_nas.surrogate.hypervolume import front_of_sums, gains
+from meme_nas.surrogate.kernel import Candidates
+from meme_nas.surrogate.model import Surrogate
 
 parts = st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=5), min_size=1, max_size=4)
 

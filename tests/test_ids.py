@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from meme.config import Config
-from meme.denoiser import build_expert
-from meme.presets import preset
-from meme.trainer import _header
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.network.unet import build_expert
+from meme.training.trainer import _header
 
 DATA = SimpleNamespace(content_id="0123456789abcdef")
 

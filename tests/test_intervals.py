@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from meme_nas.intervals import behind_best, crossed, dunnett, paired, pooled
+from meme.support.intervals import behind_best, crossed, dunnett, paired, pooled
 
 
 def test_paired_is_scipys_interval():

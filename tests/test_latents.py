@@ -9,12 +9,12 @@ from conftest import CIFAR
 from PIL import Image
 
 from meme import pipeline
-from meme.__main__ import main
-from meme.config import Config
-from meme.figures import read_table
+from meme.analysis.figures import read_table
+from meme.cli.verbs import main
+from meme.config.presets import preset
+from meme.config.schema import Config
 from meme.pipeline import draw, load_ensemble, open_reference, train, training_data
-from meme.presets import preset
-from meme.torchvision_compat import make_torchvision_importable
+from meme.support.torchvision_compat import make_torchvision_importable
 
 SMALL = preset("digits-meme").with_(
     name="small-latents",

@@ -6,12 +6,12 @@ import socket
 
 import pytest
 
-from meme.__main__ import main
-from meme.config import Config
+from meme.cli.verbs import main
+from meme.config.presets import preset
+from meme.config.schema import Config
 from meme.errors import UserError
-from meme.folder_lock import FolderLock
 from meme.pipeline import claim_folder, load_ensemble, open_reference, train
-from meme.presets import preset
+from meme.support.folder_lock import FolderLock
 
 BRIEF = preset("digits-meme").with_(training={"steps": 2, "batch_size": 4})
 LONGER = BRIEF.with_(training={"steps": 5})

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from meme.config import DiffusionConfig
-from meme.diffusion import forward_process
-from meme.losses import DenoisingLoss, Posterior, p2_weights
-from meme.presets import preset
+from meme.config.presets import preset
+from meme.config.schema import DiffusionConfig
+from meme.diffusion.loss import DenoisingLoss, Posterior, p2_weights
+from meme.diffusion.process import forward_process
 
 LINEAR = {"schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)

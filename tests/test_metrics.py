@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from meme import metrics, reference
-from meme.data import Images, open_images
+from meme.data.images import Images, open_images
 from meme.errors import UserError
-from meme.features import FeatureSpace, choose_features
-from meme.fidelity import inception_scores, kernel_distances, precision_and_recall
-from meme.files import cache_folder
-from meme.frechet import frechet_distance, statistics
-from meme.metrics import METRICS, Measured, measure, offered_metrics, protocol, reference_statistics
-from meme.seeding import derive_seed
+from meme.scoring import metrics, reference
+from meme.scoring.features import FeatureSpace, choose_features
+from meme.scoring.frechet import frechet_distance, statistics
+from meme.scoring.metrics import METRICS, Measured, measure, offered_metrics, protocol, reference_statistics
+from meme.scoring.neighbours import inception_scores, kernel_distances, precision_and_recall
+from meme.support.files import cache_folder
+from meme.support.seeding import derive_seed
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from meme.blocks import AttentionBlock, Downsample, ResidualBlock
-from meme.config import ExpertConfig, ImageConfig, NetworkConfig, split_choices
-from meme.denoiser import Denoiser, build_expert
-from meme.iformer import Fusion, HighMixer, IFormerBlock, LowMixer
-from meme.presets import preset
-from meme.torchvision_compat import make_torchvision_importable
+from meme.config.presets import preset
+from meme.config.schema import ExpertConfig, ImageConfig, NetworkConfig, split_choices
+from meme.network.blocks import AttentionBlock, Downsample, ResidualBlock
+from meme.network.iformer import Fusion, HighMixer, IFormerBlock, LowMixer
+from meme.network.unet import Denoiser, build_expert
+from meme.support.torchvision_compat import make_torchvision_importable
 
 BASE = preset("digits-meme")  # widths 16 and 32, heads of 8
 SPLITS = st.tuples(*(st.sampled_from(split_choices(width, 8)) for width in BASE.network.widths))

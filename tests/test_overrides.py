@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from test_ids import DATA, ids
 from torch import Tensor, nn
 
-from meme.config import split_choices
-from meme.denoiser import Denoiser, build_expert
-from meme.iformer import HighMixer, IFormerBlock, LowMixer, TimeModulation
-from meme.presets import preset
-from meme.trainer import expert_file, load_expert, save_expert
+from meme.config.presets import preset
+from meme.config.schema import split_choices
+from meme.network.iformer import HighMixer, IFormerBlock, LowMixer, TimeModulation
+from meme.network.unet import Denoiser, build_expert
+from meme.training.trainer import expert_file, load_expert, save_expert
 
 BASE = preset("digits-meme")  # widths 16 and 32 at 8 and 4 pixels, heads of 8, pool strides 2 and 1
 SPLITS = st.tuples(*(st.sampled_from(split_choices(width, 8)) for width in BASE.network.widths))

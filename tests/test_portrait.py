@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from meme.data import open_images
-from meme.grids import grid
+from meme.config.presets import preset
+from meme.data.images import open_images
 from meme.pipeline import draw, train
-from meme.presets import preset
-from meme_nas.portrait import IMAGES, portrait
-from meme_nas.trial_log import TrialRecord
+from meme.support.grids import grid
+from meme_nas.record.trial_log import TrialRecord
+from meme_nas.report.portraits import IMAGES, portrait
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import pytest
 
-from meme.config import Config
+from meme.config.presets import SOFT_PROBABILITIES, preset, preset_names, yardsticks
+from meme.config.schema import Config
 from meme.errors import UserError
-from meme.paper import PRINTED
-from meme.presets import SOFT_PROBABILITIES, preset, preset_names, yardsticks
+from meme.paper.printed import PRINTED
 
 LATENT = ["ldm-l", "ldm-s", "iu-ldm-s", "multi-expert-hard", "multi-expert", "meme-hard", "meme", "lite-ldm"]
 ROWS = [

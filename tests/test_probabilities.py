@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from toys import score
 
-from meme_nas.chosen import Chosen
-from meme_nas.factorised import Factorised
-from meme_nas.probabilities import SAMPLING_SEEDS, Probabilities
-from meme_nas.rescoring import ATTEMPTS
+from meme_nas.record.study import Study
+from meme_nas.rescoring.base import ATTEMPTS
+from meme_nas.rescoring.chosen import Chosen
+from meme_nas.rescoring.probabilities import SAMPLING_SEEDS, Probabilities
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
+from meme_nas.strategies.factorised import Factorised
 
 GAINS = {(1, 1.0): -0.02, (1, 0.4): 0.07, (2, 0.2): 0.003, (2, 0.8): 0.04, (3, 0.4): -0.001, (3, 0.1): -0.013}
 """What an expert's p changes of log FID."""

@@ -9,14 +9,14 @@ import torch
 from test_factorised import opened, settings_in
 from toys import score
 
-from meme.data import open_images
-from meme.presets import preset
-from meme.trainer import train_expert
-from meme.validation import hold_out
-from meme_nas.bank import ExpertBank
-from meme_nas.promotion import factorised
+from meme.config.presets import preset
+from meme.data.images import open_images
+from meme.training.interval_loss import hold_out
+from meme.training.trainer import train_expert
+from meme_nas.record.tasks import attempt
 from meme_nas.settings import SearchSettings
-from meme_nas.trial import attempt
+from meme_nas.strategies.rungs import factorised
+from meme_nas.worker.bank import ExpertBank
 
 PROXY_STEPS = 125
 

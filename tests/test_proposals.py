@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from toys import Crashing, record_of_choices, searched
 
-from meme_nas.proposals import Proposer
 from meme_nas.settings import SearchSettings
+from meme_nas.strategies.optuna_proposer import Proposer
 from search_spaces.domain import Choice, Integer, Real, draw
 
 TESTS = Path(__file__).parent

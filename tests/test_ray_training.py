@@ -11,13 +11,13 @@ import psutil
 import pytest
 import torch
 
-from meme.checkpoint import load_tensors, read_header
-from meme.config import Config
+from meme.config.presets import preset
+from meme.config.schema import Config
 from meme.errors import UserError
 from meme.pipeline import open_reference, train
-from meme.presets import preset
-from meme.sharding import Shard
-from meme.trainer import Progress, starting_expert
+from meme.support.tensor_files import load_tensors, read_header
+from meme.training.distributed import Shard
+from meme.training.trainer import Progress, starting_expert
 from meme_nas.settings import SearchSettings
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")

@@ -18,19 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from meme.cli import with_homes
-from meme.commands import check_output, train_config
-from meme.config import Config
-from meme.console import remarks
-from meme.data import Images, check_outside, open_images
+from meme.cli.commands import check_output, train_config
+from meme.cli.console import remarks
+from meme.cli.parsing import with_homes
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.data.decoding import has_extension
+from meme.data.images import Images, check_outside, open_images
+from meme.data.survey import Spread, suggested_commands, survey, survey_lines
 from meme.errors import UserError, shell_command
-from meme.features import choose_features, classifier
-from meme.files import remove_partials, written_whole
-from meme.image_decoding import has_extension
-from meme.metrics import measure
 from meme.pipeline import open_reference
-from meme.presets import preset
-from meme.survey import Spread, suggested_commands, survey, survey_lines
+from meme.scoring.features import choose_features, classifier
+from meme.scoring.metrics import measure
+from meme.support.files import remove_partials, written_whole
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +249,7 @@ def test_a_file_that_asks_for_absurd_memory_is_skipped_and_short_memory_is_told(
     monkeypatch.setattr("PIL.JpegImagePlugin.JpegImageFile.load", refuse)
     images = opened(tmp_path)
     assert dict(images.skipped) == {"b.jpg": "damaged: asks for more memory than its pixels take"} and len(images) == 1
-    monkeypatch.setattr("meme.image_decoding._MOST_BYTES_A_PIXEL", 2**55)
+    monkeypatch.setattr("meme.data.decoding._MOST_BYTES_A_PIXEL", 2**55)
     with pytest.raises(UserError, match=r"data: there is not enough memory to decode b\.jpg"):
         opened(tmp_path, fresh=True)
 

@@ -8,13 +8,13 @@ import pytest
 from PIL import Image
 
 import run_search
-from meme.config import Config
-from meme.data import open_images
+from meme.config.schema import Config
+from meme.data.images import open_images
 from meme.pipeline import evaluate, load_ensemble
 from meme_nas import run
-from meme_nas.objective import open_basis
-from meme_nas.study import read_everything, read_trials, trial_folder
-from meme_nas.trial import attempt
+from meme_nas.record.study import read_everything, read_trials, trial_folder
+from meme_nas.record.tasks import attempt
+from meme_nas.worker.objective import open_basis
 
 pytestmark = pytest.mark.slow
 

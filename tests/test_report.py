@@ -13,18 +13,18 @@ import plotly.graph_objects
 import pytest
 from browser import browser
 
-from meme.config import Config
-from meme.presets import experts_of, preset, yardsticks
-from meme_nas.report import write_report
-from meme_nas.report_details import details
-from meme_nas.report_figures import hypervolume_figure, pareto_figure, pareto_figures, progress_figure, spectra_figure
-from meme_nas.report_labels import PLOT_SIZE, offsets
-from meme_nas.report_words import NONE, Score, duration, notes, quantity, score_text, splits_text, state_line, verdict
-from meme_nas.spread import Dominant
-from meme_nas.strategy import winner
-from meme_nas.summary import Frame, Portrait, Rescored, Spectrum, Summary
-from meme_nas.trial import Outcome
-from meme_nas.trial_log import TrialRecord
+from meme.config.presets import experts_of, preset, yardsticks
+from meme.config.schema import Config
+from meme_nas.record.tasks import Outcome
+from meme_nas.record.trial_log import TrialRecord
+from meme_nas.report.details import details
+from meme_nas.report.figures import hypervolume_figure, pareto_figure, pareto_figures, progress_figure, spectra_figure
+from meme_nas.report.labels import PLOT_SIZE, offsets
+from meme_nas.report.page import write_report
+from meme_nas.report.spread import Dominant
+from meme_nas.report.summary import Frame, Portrait, Rescored, Spectrum, Summary
+from meme_nas.report.words import NONE, Score, duration, notes, quantity, score_text, splits_text, state_line, verdict
+from meme_nas.strategies.base import winner
 from search_spaces.splits import SplitSpace
 
 ATTACK = "</script><script>alert('x')</script>"
@@ -435,7 +435,7 @@ def test_details_of_a_trial_are_in_the_page_and_pictures_have_a_limit(tmp_path, 
     assert shown[4]["pattern"]["compared"] and not shown[0]["pattern"]["compared"] and shown[1]["pattern"] is None
     assert shown[5]["facts"] == [f"failed: OSError: {ATTACK}"]
     assert shown[4]["file"] == "trials/004/samples.png"  # which says nothing of the machine
-    monkeypatch.setattr("meme_nas.report_details.MOST_SAMPLES", 2 * len(shown[0]["image"]))
+    monkeypatch.setattr("meme_nas.report.details.MOST_SAMPLES", 2 * len(shown[0]["image"]))
     limited = details(content, [content.trials[4]])
     assert [each["number"] for each in limited if each["image"]] == [0, 4]
 

@@ -10,10 +10,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meme.config import Config, DiffusionConfig, ImageConfig, SamplingConfig
-from meme.presets import preset, preset_names
-from meme.sampler import build_scheduler, draw_images, guided, sample, sampling_timesteps, starting_noise, to_uint8
-from meme.seeding import generator
+from meme.config.presets import preset, preset_names
+from meme.config.schema import Config, DiffusionConfig, ImageConfig, SamplingConfig
+from meme.diffusion.sampler import build_scheduler, draw_images, guided, sample, sampling_timesteps, starting_noise, to_uint8
+from meme.support.seeding import generator
 
 DIFFUSION = DiffusionConfig()
 ALPHAS = np.cumprod(1 - np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2)

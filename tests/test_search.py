@@ -13,22 +13,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import score
 
-from meme.cost import ensemble_cost
-from meme.data import open_images
+from meme.config.presets import preset, yardsticks
+from meme.data.images import open_images
 from meme.errors import UserError
-from meme.presets import preset, yardsticks
-from meme_nas import conclusion
-from meme_nas.costs import Costs
-from meme_nas.export import Kept, export_configs
-from meme_nas.joint import Joint
-from meme_nas.pareto import front
-from meme_nas.proposals import Proposer
+from meme.scoring.cost import ensemble_cost
+from meme_nas import finish as conclusion
+from meme_nas.record.pareto import front
+from meme_nas.record.standings import Standings
+from meme_nas.record.study import JOURNAL, Study, read_trials, recorded_settings
+from meme_nas.record.tasks import Outcome
+from meme_nas.record.trial_log import TrialRecord
+from meme_nas.results import Kept, export_configs
 from meme_nas.settings import SearchSettings
-from meme_nas.standings import Standings
-from meme_nas.strategy import winner
-from meme_nas.study import JOURNAL, Study, read_trials, recorded_settings
-from meme_nas.trial import Outcome
-from meme_nas.trial_log import TrialRecord
+from meme_nas.strategies.base import winner
+from meme_nas.strategies.joint import Joint
+from meme_nas.strategies.optuna_proposer import Proposer
+from meme_nas.surrogate.costs import Costs
 from search_spaces.dimensions import Coarse
 from search_spaces.domain import Choice, Integer, Real, draw, neighbours, size
 from search_spaces.space import build_space

@@ -8,17 +8,17 @@ import time
 import filelock
 import pytest
 
-from meme import files
-from meme.data import open_images
-from meme.files import remove_abandoned, remove_partials, written_whole
-from meme.folder_lock import FolderLock, is_held
-from meme.presets import preset
-from meme.validation import hold_out
-from meme_nas import bank as bank_module
-from meme_nas.bank import ExpertBank
+from meme.config.presets import preset
+from meme.data.images import open_images
+from meme.support import files
+from meme.support.files import remove_abandoned, remove_partials, written_whole
+from meme.support.folder_lock import FolderLock, is_held
+from meme.training.interval_loss import hold_out
+from meme_nas.record.storage import Place, mend
+from meme_nas.record.study import LOCK, Study
 from meme_nas.settings import SearchSettings
-from meme_nas.storage import Place, mend
-from meme_nas.study import LOCK, Study
+from meme_nas.worker import bank as bank_module
+from meme_nas.worker.bank import ExpertBank
 
 CONFIG = preset("digits-meme").with_(training={"steps": 1, "batch_size": 4})
 TRAIN, HELD_OUT = hold_out(open_images("digits", size=8, channels=1))

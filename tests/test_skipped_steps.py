@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from meme import trainer
-from meme.checkpoint import load_tensors, read_header, save_tensors
-from meme.cli import exits_with_a_sentence
-from meme.config import Config
-from meme.data import open_images
+from meme.cli.parsing import exits_with_a_sentence
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.data.images import open_images
 from meme.errors import TrainingDiverged, UserError
-from meme.kept_states import KeptStates
-from meme.presets import preset
-from meme.skipped_steps import LossWindow
-from meme.trainer import Training, train_expert
+from meme.support.tensor_files import load_tensors, read_header, save_tensors
+from meme.training import trainer
+from meme.training.kept_states import KeptStates
+from meme.training.skipped_steps import LossWindow
+from meme.training.trainer import Training, train_expert
 
 CONFIG = preset("digits-meme").with_(
     network={"channels": 8, "head_channels": 4},

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meme.config import even_intervals
-from meme.denoiser import build_expert
+from meme.config.presets import experts_of, preset
+from meme.config.schema import even_intervals
 from meme.errors import UserError
-from meme.presets import experts_of, preset
+from meme.network.unet import build_expert
 from search_spaces.dimensions import Coarse, known_dimensions, places_of
 from search_spaces.domain import Choice, Integer, draw, size
 from search_spaces.space import PAPER, build_space

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meme.spectrum import FLOOR, MeanSpectrum, half_diagonal, log_amplitudes, spectrum, white_noise
+from meme.analysis.spectrum import FLOOR, MeanSpectrum, half_diagonal, log_amplitudes, spectrum, white_noise
 
 SIZES = st.integers(1, 17)
 SEEDS = st.integers(0, 2**32)

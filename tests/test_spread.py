@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from meme.presets import preset
-from meme_nas.report_claims import dominant_words
-from meme_nas.spread import dominant, kind_of
-from meme_nas.trial import Outcome
-from meme_nas.trial_log import TrialRecord
+from meme.config.presets import preset
+from meme_nas.record.tasks import Outcome
+from meme_nas.record.trial_log import TrialRecord
+from meme_nas.report.claims import dominant_words
+from meme_nas.report.spread import dominant, kind_of
 
 BASE = preset("digits-meme")
 

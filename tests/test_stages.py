@@ -5,9 +5,9 @@ from contextlib import contextmanager
 import pytest
 from toys import score
 
-from meme.presets import preset
-from meme_nas.stages import Stage, Stages
-from meme_nas.trial import Task
+from meme.config.presets import preset
+from meme_nas.engines.stages import Stage, Stages
+from meme_nas.record.tasks import Task
 
 CONFIG = preset("digits-meme")
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from toys import score
 
 from meme.errors import UserError
-from meme_nas.joint import Joint
+from meme_nas.record.storage import DATABASE, JOURNAL, place_of
+from meme_nas.record.study import Study, read_trials, recorded_settings
 from meme_nas.settings import SearchSettings
-from meme_nas.storage import DATABASE, JOURNAL, place_of
-from meme_nas.study import Study, read_trials, recorded_settings
+from meme_nas.strategies.joint import Joint
 
 
 def searched(folder: Path, budget: int = 6, storage: str | None = None, stop_after: int | None = None) -> list:

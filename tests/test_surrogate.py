@@ -8,11 +8,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from meme_nas import kernel
-from meme_nas.assembly import Assembly
-from meme_nas.kernel import Candidates
-from meme_nas.pick import best_sum
-from meme_nas.surrogate import Surrogate
+from meme_nas.surrogate import kernel
+from meme_nas.surrogate.best_cascade import best_sum
+from meme_nas.surrogate.choose_cascades import Assembly
+from meme_nas.surrogate.kernel import Candidates
+from meme_nas.surrogate.model import Surrogate
 from search_spaces.domain import Choice, Integer, Real, encoded
 
 # --- The surrogate -------------------------------------------------------------------------------

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import run_search
-from meme.__main__ import VERBS, main
-from meme.cli import check_flags, read_settings
-from meme.commands import describe_data
-from meme.config import Config
-from meme.data import open_images
+from meme.cli.commands import describe_data
+from meme.cli.parsing import check_flags, read_settings
+from meme.cli.verbs import VERBS, main
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.data.images import open_images
+from meme.data.survey import Spread, Survey, suggested_commands, suggested_preset, survey
 from meme.errors import UserError
 from meme.pipeline import LARGEST_ENLARGEMENT
-from meme.presets import preset
-from meme.survey import Spread, Survey, suggested_commands, suggested_preset, survey
 from meme_nas.settings import SearchSettings
 
 

@@ -9,14 +9,14 @@ import torch
 from compvis_unet import UNetModel
 from safetensors.torch import save_file
 
-from meme.__main__ import main
-from meme.config import Config
-from meme.denoiser import build_expert
+from meme.cli.verbs import main
+from meme.config.presets import preset
+from meme.config.schema import Config
 from meme.errors import UserError
+from meme.network.pretrained import read_weights, start_from, take_over
+from meme.network.unet import build_expert
 from meme.pipeline import open_reference, train
-from meme.presets import preset
-from meme.takeover import read_weights, start_from, take_over
-from meme.trainer import load_expert, starting_expert, training_id
+from meme.training.trainer import load_expert, starting_expert, training_id
 
 WIDTH, GROUPS, HEAD = 16, 2, 8
 UNCONDITIONAL = {"multipliers": (1, 2), "depth": 2, "attention_downsamples": (1, 2)}

@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import blas  # noqa: F401  # NumPy and SciPy each have one, once they are loaded
 from threadpoolctl import threadpool_info
 
-from meme_nas.threads import threads
+from meme.support.threads import threads
 
 
 def blas_threads() -> set[int]:

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from meme import trainer
-from meme.checkpoint import load_tensors, read_header, save_tensors
-from meme.config import Config
-from meme.data import batch_indices, open_images
+from meme.config.presets import preset
+from meme.config.schema import Config
+from meme.data.images import batch_indices, open_images
 from meme.errors import TrainingDiverged, UserError
-from meme.presets import preset
-from meme.termination import terminated_by_sigterm
-from meme.trainer import Training, expert_file, learning_rate, load_expert, train_expert
+from meme.support.signals import terminated_by_sigterm
+from meme.support.tensor_files import load_tensors, read_header, save_tensors
+from meme.training import trainer
+from meme.training.trainer import Training, expert_file, learning_rate, load_expert, train_expert
 
 SMALL = preset("digits-meme").with_(
     network={"channels": 8, "head_channels": 4},

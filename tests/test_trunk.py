@@ -5,17 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meme.checkpoint import read_header
-from meme.config import Config
-from meme.data import open_images
-from meme.denoiser import Denoiser, build_expert
+from meme.config.presets import preset, preset_names
+from meme.config.schema import Config
+from meme.data.images import open_images
 from meme.errors import UserError
+from meme.network.unet import Denoiser, build_expert
 from meme.pipeline import train
-from meme.presets import preset, preset_names
-from meme.trainer import expert_file, starting_expert, train_expert, train_trunk, training_id
-from meme.trunk import start_from_trunk, trunk_config, with_trunk_share
-from meme.validation import hold_out
-from meme_nas.bank import ExpertBank
+from meme.support.tensor_files import read_header
+from meme.training.interval_loss import hold_out
+from meme.training.trainer import expert_file, starting_expert, train_expert, train_trunk, training_id
+from meme.training.trunk import start_from_trunk, trunk_config, with_trunk_share
+from meme_nas.worker.bank import ExpertBank
 
 CONFIG = preset("digits-meme").with_(
     network={"channels": 8, "head_channels": 4},

@@ -38,7 +38,7 @@ def test_the_method_knows_nothing_of_the_search(path):
 @pytest.mark.parametrize("path", files("search_spaces"), ids=lambda path: path.name)
 def test_search_spaces_are_data(path):
     assert not tops(path) & {"torch", "optuna", "ray", "meme_nas"}
-    settings = {"meme.architecture", "meme.config", "meme.errors"}  # none of which knows torch
+    settings = {"meme.config", "meme.errors"}  # neither of which knows torch
     assert {".".join(module.split(".")[:2]) for module in imported(path) if module.startswith("meme.")} <= settings
 
 
@@ -51,13 +51,13 @@ def test_ray_stays_in_the_engines_files():
 
 def test_optuna_stays_in_the_record_and_the_proposer():
     users = {path.name for package in OURS for path in files(package) if "optuna" in tops(path)}
-    assert users == {"study.py", "trial_log.py", "storage.py", "proposals.py"}
+    assert users == {"study.py", "trial_log.py", "storage.py", "optuna_proposer.py"}
 
 
 def test_the_sampler_does_not_know_experts_nor_the_ensemble_sampling():
-    assert "meme.ensemble" not in imported(ROOT / "meme" / "sampler.py")
-    assert "expert" not in (ROOT / "meme" / "sampler.py").read_text().replace("experts exist", "")
-    assert "meme.sampler" not in imported(ROOT / "meme" / "ensemble.py")
+    assert "meme.diffusion.ensemble" not in imported(ROOT / "meme" / "diffusion" / "sampler.py")
+    assert "expert" not in (ROOT / "meme" / "diffusion" / "sampler.py").read_text().replace("experts exist", "")
+    assert "meme.diffusion.sampler" not in imported(ROOT / "meme" / "diffusion" / "ensemble.py")
 
 
 def test_search_spaces_import_without_torch():

@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 from toys import score
 
-from meme.cost import ensemble_cost
+from meme.config.presets import preset
 from meme.errors import UserError
-from meme.presets import preset
-from meme_nas import warm_start as module
-from meme_nas.joint import Joint
+from meme.scoring.cost import ensemble_cost
+from meme_nas.record import warm_start as module
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import Outcome
+from meme_nas.record.trial_log import TrialRecord
+from meme_nas.record.warm_start import warm_start
 from meme_nas.settings import SearchSettings
-from meme_nas.study import Study
-from meme_nas.trial import Outcome
-from meme_nas.trial_log import TrialRecord
-from meme_nas.warm_start import warm_start
+from meme_nas.strategies.joint import Joint
 from search_spaces.space import build_space
 
 BASE = preset("digits-meme")

@@ -16,7 +16,7 @@ from browser import browser
 from conftest import ROOT
 
 from meme.errors import UserError
-from meme_nas.watch import Watch
+from meme_nas.report.live import Watch
 
 
 def ask(address, path="/", host=None):

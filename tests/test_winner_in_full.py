@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import winner_in_full as judge
 
-from meme.presets import preset
-from meme_nas.intervals import crossed
+from meme.config.presets import preset
+from meme.support.intervals import crossed
 
 
 def record(row: str, search_seed: str, training_seed: int, fid: float):

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from meme.config import Config
-from meme_nas.joint import Joint
-from meme_nas.promotion import factorised
-from meme_nas.study import Study
-from meme_nas.trial import Outcome, Task, attempt
+from meme.config.schema import Config
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import Outcome, Task, attempt
+from meme_nas.strategies.joint import Joint
+from meme_nas.strategies.rungs import factorised
 
 
 def score(task: Task) -> Outcome:

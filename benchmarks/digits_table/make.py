@@ -19,14 +19,14 @@ from pathlib import Path
 
 import torch
 
-from meme.config import Config, ExpertConfig
-from meme.data import open_images
-from meme.files import write_text
-from meme.presets import preset
-from meme.validation import hold_out
-from meme_nas.bank import Banked, ExpertBank
-from meme_nas.objective import Objective
-from meme_nas.trial import Task
+from meme.config.presets import preset
+from meme.config.schema import Config, ExpertConfig
+from meme.data.images import open_images
+from meme.support.files import write_text
+from meme.training.interval_loss import hold_out
+from meme_nas.record.tasks import Task
+from meme_nas.worker.bank import Banked, ExpertBank
+from meme_nas.worker.objective import Objective
 
 FOLDER = Path(__file__).parent
 LEVEL_1, LEVEL_2, PROBABILITIES = (0, 8, 16), (0, 16, 32), (0.2, 0.6, 1.0)

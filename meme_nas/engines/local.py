@@ -8,8 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from meme_nas.engines import Source
-from meme_nas.trial import Outcome, Task, attempt
+from meme_nas.engines.protocols import Source
+from meme_nas.record.tasks import Outcome, Task, attempt
 
 ATTEMPTS = 2  # a task that takes its worker down so often is recorded as failed
 

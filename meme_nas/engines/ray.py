@@ -32,10 +32,10 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from meme.errors import UserError, in_one_line
-from meme.termination import terminate_on_sigterm
-from meme_nas.engines import Source
+from meme.support.signals import terminate_on_sigterm
+from meme_nas.engines.protocols import Source
 from meme_nas.engines.ray_cluster import check_shared, join
-from meme_nas.trial import Outcome, SearchFault, Task, attempt
+from meme_nas.record.tasks import Outcome, SearchFault, Task, attempt
 
 LOOPBACK = "127.0.0.1"
 DEATHS_ALLOWED = 1  # a trial whose worker dies is run again so often

@@ -15,8 +15,8 @@ import meme
 import meme_nas
 import search_spaces
 from meme.errors import UserError, in_one_line
-from meme.files import CACHE_VARIABLE, INCEPTION_VARIABLE, write_text
-from meme.termination import terminate_on_sigterm
+from meme.support.files import CACHE_VARIABLE, INCEPTION_VARIABLE, write_text
+from meme.support.signals import terminate_on_sigterm
 
 HANDED_ON = (CACHE_VARIABLE, INCEPTION_VARIABLE, "MEME_INCEPTION_SHA256")
 REACH_SECONDS = 10

@@ -23,15 +23,15 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from meme.config import Config
-from meme.data import TrainingData
-from meme.ensemble import Ensemble
+from meme.config.schema import Config
+from meme.data.images import TrainingData
+from meme.diffusion.ensemble import Ensemble
 from meme.errors import TrainingDiverged, UserError, in_one_line
-from meme.files import write_text
+from meme.network.pretrained import identified
 from meme.pipeline import OnMessage, claim_folder, load_ensemble, open_reference, training_data, with_scale
-from meme.sharding import WHOLE, Shard
-from meme.takeover import identified
-from meme.trainer import TRUNK, OnProgress, Progress, train_expert, train_trunk
+from meme.support.files import write_text
+from meme.training.distributed import WHOLE, Shard
+from meme.training.trainer import TRUNK, OnProgress, Progress, train_expert, train_trunk
 from meme_nas.engines.ray import LOOPBACK, start
 from meme_nas.engines.ray_cluster import check_shared, join
 

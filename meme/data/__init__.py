@@ -1,0 +1,1 @@
+"""Images and latents, and how they become batches. Nothing here knows networks."""

@@ -1,0 +1,1 @@
+"""A trained ensemble as a folder that diffusers opens."""

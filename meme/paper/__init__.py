@@ -1,0 +1,1 @@
+"""What the paper prints, and its ablations as recipes."""

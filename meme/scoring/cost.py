@@ -1,0 +1,222 @@
+"""Parameters and MACs of an ensemble, attention counted, weighted by the sampler steps each expert takes."""
+
+import contextlib
+import io
+import time
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from meme.config.architecture import Mixing
+from meme.config.base import Precision
+from meme.config.schema import Config, ExpertConfig, ImageConfig, NetworkConfig
+from meme.diffusion.sampler import sampling_timesteps
+from meme.network.blocks import Downsample, Upsample, channels_last, doubled
+from meme.network.iformer import LowMixer
+from meme.network.unet import Denoiser
+from meme.support.devices import calculating_in, resolved, wait_for
+from meme.support.torchvision_compat import make_torchvision_importable
+
+LATENCY_PASSES = 4
+LATENCY_IMAGES = 64  # at a time on a CPU, which is busy with them; a GPU gets the whole batch
+PAPER_IMAGES = 3  # its printed MACs are those of three images, which the released networks show
+
+
+@dataclass(frozen=True)
+class ExpertCost:
+    """Of one network: parameters, and multiply-accumulates for denoising one image once."""
+
+    params: int
+    macs: int
+    class_params: int = 0
+    """Those of ``params`` that are embeddings of classes, which latent diffusion counts apart."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a whole ensemble."""
+
+    experts: tuple[ExpertCost, ...]
+    macs: float
+    """Mean over the sampler's steps of one image's MACs a step."""
+
+    @property
+    def params(self) -> int:
+        """Sum over the experts."""
+        return sum(expert.params for expert in self.experts)
+
+
+def ensemble_cost(config: Config) -> Cost:
+    """Cost of ``config`` without building its weights: takes milliseconds, cached by architecture.
+
+    Classifier-free guidance asks an expert twice a step, which ``macs`` counts.
+    """
+    experts = tuple(expert_cost(config.image, config.network, expert) for expert in config.experts)
+    return Cost(experts, sum(expert.macs * share for expert, share in zip(experts, step_shares(config), strict=True)))
+
+
+@lru_cache(maxsize=1_000)
+def _steps_taken(intervals: tuple[tuple[int, int], ...], timesteps: tuple[int, ...]) -> tuple[int, ...]:
+    taken = Counter(next(place for place, (first, end) in enumerate(intervals) if first <= t < end) for t in timesteps)
+    return tuple(taken[place] for place in range(len(intervals)))
+
+
+def steps_taken(config: Config) -> tuple[int, ...]:
+    """Sampler steps that each expert takes."""
+    intervals = tuple(expert.interval for expert in config.experts)
+    return _steps_taken(intervals, tuple(sampling_timesteps(config.diffusion, config.sampling)))
+
+
+def step_shares(config: Config) -> tuple[float, ...]:
+    """How often each expert is asked for a step, on average over the sampler's: twice with classifier-free guidance."""
+    taken, asked = steps_taken(config), 1 if config.sampling.guidance_scale == 1 else 2
+    return tuple(asked * steps / sum(taken) for steps in taken)
+
+
+def expert_cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
+    """Cost of one expert's network, which its interval and p do not change."""
+    return _cost(image, network, expert.network_alone(network))
+
+
+@lru_cache(maxsize=100_000)
+def _cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
+    """What an expert mixes at one level changes nothing at the others, so its cost is a sum over levels: of the thousands of
+    networks that a search meets, only those are counted that mix at one level alone."""
+    if not network.splits_channels:
+        return _counted(image, network, expert)
+    unmixed = _counted(image, network, _mixing_at(0, expert, network))
+    levels = [_counted(image, network, _mixing_at(level, expert, network)) for level in range(1, network.levels + 1)]
+    return ExpertCost(
+        unmixed.params + sum(level.params - unmixed.params for level in levels),
+        unmixed.macs + sum(level.macs - unmixed.macs for level in levels),
+        unmixed.class_params,
+    )
+
+
+def _mixing_at(level: int, expert: ExpertConfig, network: NetworkConfig) -> ExpertConfig:
+    """``expert`` as it is at ``level``, and all convolution at the others."""
+    unmixed = Mixing(0, 1, "average", "max")
+    levels = range(1, network.levels + 1)
+    mixings = [expert.mixing(network, level) if each == level else unmixed for each in levels]
+    low_channels, strides, low_pools, high_pools = zip(*mixings, strict=True)
+    update = {"low_channels": low_channels, "pool_strides": strides, "low_pools": low_pools, "high_pools": high_pools}
+    return expert.model_copy(update=update).network_alone(network)
+
+
+@lru_cache(maxsize=100_000)
+def _counted(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
+    denoiser, inputs = _on_meta(image, network, expert)
+    params = sum(weight.numel() for weight in denoiser.parameters())
+    return ExpertCost(params, count_macs(denoiser, inputs), 0 if denoiser.classes is None else denoiser.classes.weight.numel())
+
+
+def paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> int:
+    """MACs as the paper prints them: of three images, by ptflops's count of layers, which leaves latent diffusion's attention
+    out and has that of iFormer blocks."""
+    return _paper_macs(image, network, expert.network_alone(network))
+
+
+def ensemble_latency_ms(config: Config, device: torch.device | str = "cpu", only: int | None = None) -> float:
+    """Milliseconds an image takes through all sampler steps, or through those of expert ``only``, in batches of the sampling's
+    size, on a CPU of at most ``LATENCY_IMAGES``.
+
+    Measured on ``device``, the scheduler left out; an architecture is measured once in a process, with initial weights.
+    """
+    total, numbers = len(sampling_timesteps(config.diffusion, config.sampling)), range(1, len(config.experts) + 1)
+    return sum(
+        total * step_shares(config)[number - 1] * _expert_latency_ms(config, number, torch.device(device))
+        for number in (numbers if only is None else (only,))
+    )
+
+
+def _expert_latency_ms(config: Config, number: int, device: torch.device) -> float:
+    expert = config.expert(number).network_alone(config.network)
+    size = config.sampling.batch_size
+    images = min(size, LATENCY_IMAGES) if device.type == "cpu" else size
+    return _latency_ms(config.image, config.network, expert, images, device, resolved(device, config.sampling.precision))
+
+
+@lru_cache(maxsize=10_000)
+@torch.inference_mode()
+def _latency_ms(
+    image: ImageConfig, network: NetworkConfig, expert: ExpertConfig, batch_size: int, device: torch.device, precision: Precision
+) -> float:
+    """Of one network for one image in a batch: the quickest of a few passes, as what disturbs them only makes them slower."""
+    denoiser = channels_last(Denoiser(image, network, expert).to(device).eval())
+    x = torch.zeros(batch_size, image.channels, image.size, image.size, device=device)
+    inputs = [x.contiguous(memory_format=torch.channels_last), torch.zeros(batch_size, device=device)]
+    inputs += [torch.zeros(batch_size, dtype=torch.long, device=device)] if network.classes else []
+    took = []
+    with calculating_in(device, precision):
+        for _ in range(LATENCY_PASSES):
+            begun = time.perf_counter()
+            denoiser(*inputs)
+            wait_for(device)
+            took.append(time.perf_counter() - begun)
+    return 1000 * min(took) / batch_size
+
+
+@lru_cache(maxsize=1_000)
+def _paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> int:
+    denoiser, inputs = _on_meta(image, network, expert)
+    attention = []
+
+    def count_products(qkv: torch.nn.Module, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        _, tokens, channels = arguments[0].shape
+        attention.append(2 * tokens * tokens * channels)
+
+    for layer in denoiser.modules():
+        if isinstance(layer, LowMixer):
+            layer.qkv.register_forward_hook(count_products)
+    return PAPER_IMAGES * (_count_layers(denoiser, inputs) + sum(attention))
+
+
+def _on_meta(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> tuple[Denoiser, dict[str, torch.Tensor]]:
+    """A network without memory, and the inputs of one image."""
+    with torch.device("meta"):
+        denoiser = Denoiser(image, network, expert)
+        inputs = {"x": torch.empty(1, image.channels, image.size, image.size), "t": torch.empty(1)}
+        if network.classes:
+            inputs["labels"] = torch.empty(1, dtype=torch.long)
+    return denoiser, inputs
+
+
+def count_macs(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """MACs of ``module(**inputs)`` by ptflops, with attention.
+
+    ptflops knows matrix products and convolutions, not the fused attention call, which it would count as nothing: that would
+    bias a search toward attention. So attention runs here as the products it consists of.
+    """
+    with sdpa_kernel(SDPBackend.MATH):
+        return _ptflops(module, inputs, backend="aten")
+
+
+def _count_layers(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
+    """MACs of the layers alone; ptflops knows a layer by its exact type, so ours that are convolutions must be named."""
+    make_torchvision_importable()
+    from ptflops.pytorch_ops import conv_flops_counter_hook
+
+    def upsample(layer: Upsample, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        conv_flops_counter_hook(layer, (doubled(arguments[0]),), output)
+
+    hooks = {Downsample: conv_flops_counter_hook, Upsample: upsample}
+    layers_only = {"count_functional": False}  # or linear layers would count twice, as module and as function
+    return _ptflops(module, inputs, backend="pytorch", custom_modules_hooks=hooks, backend_specific_config=layers_only)
+
+
+def _ptflops(module: torch.nn.Module, inputs: dict[str, torch.Tensor], **options: Any) -> int:
+    make_torchvision_importable()
+    import ptflops
+
+    remarks = io.StringIO()  # it prints that inputs by keyword are a batch of one, which they are
+    with torch.no_grad(), contextlib.redirect_stdout(remarks):
+        macs, _ = ptflops.get_model_complexity_info(
+            module, (1,), input_constructor=lambda _: inputs, as_strings=False, print_per_layer_stat=False, **options
+        )
+    if macs is None:
+        raise RuntimeError(f"ptflops could not run the network: {remarks.getvalue()}")
+    return int(macs)

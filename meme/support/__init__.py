@@ -1,0 +1,1 @@
+"""Files, seeds, signals, memory, devices, threads. Nothing here knows experts."""

@@ -1,0 +1,51 @@
+"""What differs between devices: the numbers that networks calculate with, and waiting for what was asked of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from meme.config.base import Precision
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolved(device: torch.device | str, precision: Precision) -> Precision:
+    """What ``auto`` means: bf16 on a GPU of NVIDIA or AMD, fp32 elsewhere."""
+    if precision != "auto":
+        return precision
+    return "bf16" if torch.device(device).type == "cuda" else "fp32"
+
+
+@contextmanager
+def calculating_in(device: torch.device | str, precision: Precision) -> Iterator[None]:
+    """Run networks on ``device`` in ``precision``, within the context: weights stay float32, products are rounded.
+
+    The one place that makes an autocast context.
+    """
+    kind, numbers = torch.device(device).type, resolved(device, precision)
+    with torch.autocast(kind, _DTYPES.get(numbers, torch.bfloat16), enabled=numbers in _DTYPES), exact_convolutions(precision):
+        yield
+
+
+@contextmanager
+def exact_convolutions(precision: Precision) -> Iterator[None]:
+    """Keep convolutions on a GPU from rounding float32 to TF32, as torch lets them, where fp32 was asked for."""
+    before = torch.backends.cudnn.allow_tf32
+    if precision != "fp32" or not before:
+        yield
+        return
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def wait_for(device: torch.device | str) -> None:
+    """Wait until ``device`` has done what was asked of it, so that the time it took can be measured."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,50 @@
+"""The last two states of a training on disk, so that a bad one never takes the place of the only good one."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from meme.errors import UserError
+from meme.support.files import remove_partials
+
+
+class KeptStates:
+    """The file ``newest``, and beside it the one that it replaced."""
+
+    def __init__(self, newest: Path):
+        self.newest = newest
+        self.previous = newest.with_name(newest.name.replace(".safetensors", ".previous.safetensors"))
+
+    def keep(self, save: Callable[[Path], None]) -> None:
+        """``save`` a new state; the newest becomes the previous one. Whenever this is killed, one of them is whole."""
+        if self.newest.exists():
+            self.newest.replace(self.previous)
+        save(self.newest)
+
+    def load(self, load: Callable[[Path], bool]) -> bool:
+        """``load`` the newest state, or the previous one where the newest is missing, unreadable or refused.
+
+        ``load`` says whether it took a file's state. Return whether it took either. Raises ``UserError`` as ``load`` does,
+        where the newest is unreadable and the previous one is not taken.
+        """
+        unreadable = None
+        try:
+            if self.newest.exists() and load(self.newest):
+                return True
+        except UserError as error:
+            unreadable = error
+        if self.previous.exists() and load(self.previous):
+            return True
+        if unreadable:
+            raise unreadable
+        return False
+
+    def go_back(self) -> None:
+        """Drop the newest state where there is a previous one, from which the training then goes on."""
+        if self.previous.exists():
+            self.previous.replace(self.newest)
+
+    def remove_previous(self) -> None:
+        """Leave the newest state alone: remove the previous one, and what killed processes left half written."""
+        self.previous.unlink(missing_ok=True)
+        remove_partials(self.newest.parent, re.escape(self.newest.name), new_seconds=0.0)

@@ -1,0 +1,116 @@
+"""Where trials run, how many at a time this machine or cluster holds, and the engine; where their files may lie."""
+
+import os
+import tempfile
+from collections.abc import Callable
+
+import torch
+
+from meme.cli.console import remarks
+from meme.config.schema import Config
+from meme.data.images import check_outside, existing
+from meme.diffusion.ensemble import Ensemble
+from meme.errors import UserError
+from meme.pipeline import pick_device, train
+from meme.support.files import cache_folder
+from meme_nas.engines.protocols import Engine
+from meme_nas.settings import LEAST_LAG, SearchSettings
+
+LONGEST_SOCKET_PATH = 107  # bytes, on Linux
+SOCKET_IN_TMPDIR = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # with the longest ids
+
+
+def check_places(settings: SearchSettings, config: Config) -> None:
+    """``UserError`` where the data are not there, or what the search leaves would lie among them."""
+    if config.data == "digits" or not config.data:
+        return
+    data = existing(config.data)
+    for field, place in {"study": settings.folder, "bank": settings.bank_folder, "MEME_CACHE": cache_folder()}.items():
+        check_outside(data, place, field)
+
+
+def check_engine(settings: SearchSettings) -> None:
+    """``UserError`` where Ray cannot be started here, for reasons that Ray itself would not put into words."""
+    if settings.engine != "ray":
+        return
+    if os.path.expanduser("~") == "~":  # no HOME, and a user that the system does not know, as in containers
+        raise UserError("engine: Ray needs a home folder, which this user has not; name one in HOME, or take --engine local")
+    folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    length = len(os.fsencode(os.path.join(folder, SOCKET_IN_TMPDIR)))
+    if length > LONGEST_SOCKET_PATH and not settings.ray_address:
+        raise UserError(
+            f"engine: Ray's sockets in {folder} would have paths of {length} bytes, and {LONGEST_SOCKET_PATH} is the most; "
+            "name a shorter folder in RAY_TMPDIR, or take --engine local"
+        )
+
+
+def room_for_trials(settings: SearchSettings) -> int:
+    """Trials that the cores (and GPUs) of this machine, or of the cluster to join, hold at a time."""
+    if settings.engine == "ray" and settings.ray_address:
+        from meme_nas.engines import ray_cluster
+
+        ray_cluster.join(settings.ray_address)
+        return max(1, ray_cluster.room(settings.cpus_per_trial, gpus_a_trial(settings)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    room = cores // settings.cpus_per_trial
+    if pick_device(settings.device).type == "cuda":
+        room = min(room, int(torch.cuda.device_count() / settings.gpus_per_trial))
+    return max(1, room)
+
+
+def workers_for(settings: SearchSettings) -> int:
+    """Trials at a time: as told, else what the machine holds; no more than proposals or the budget leave work for."""
+    return min(settings.workers or room_for_trials(settings), settings.proposal_lag or LEAST_LAG, settings.budget)
+
+
+def gpus_a_trial(settings: SearchSettings) -> float:
+    """The share of a GPU that a trial on Ray takes: 0 where there is none, or none is wanted."""
+    if settings.ray_address and settings.device == "auto":
+        from meme_nas.engines import ray_cluster
+
+        ray_cluster.join(settings.ray_address)  # unless it is: before a full training, and where a study goes on, it is not
+        on_gpu = ray_cluster.has_gpus()
+    else:
+        on_gpu = pick_device(settings.device).type == "cuda"
+    return settings.gpus_per_trial if on_gpu else 0
+
+
+def open_engine(settings: SearchSettings, workers: int) -> Engine:
+    if settings.engine == "local":
+        from meme_nas.engines.local import LocalEngine
+
+        remarks.print(f"{workers} trials at a time in processes of this machine")
+        return LocalEngine(workers, gpus=torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0)
+    from meme_nas.engines.ray import RayEngine, token_command
+
+    remarks.print(f"joining the Ray cluster at {settings.ray_address} ..." if settings.ray_address else "starting Ray ...")
+    engine = RayEngine(
+        workers,
+        settings.cpus_per_trial,
+        gpus_a_trial(settings),
+        settings.folder,
+        address=settings.ray_address,
+        dashboard_host=settings.dashboard_host,
+        inputs=settings.inputs,
+    )
+    remarks.print(f"{workers} trials at a time on Ray; dashboard: {engine.dashboard or 'could not be started'}")
+    if engine.asks_for_token:
+        remarks.print(f"  (it asks for the token that this prints: {token_command()})")
+    return engine
+
+
+def training_of(settings: SearchSettings) -> Callable[..., Ensemble]:
+    """How the winner's experts are trained: one after the other here, or side by side on Ray."""
+    if settings.engine == "local":
+        return train
+    from meme_nas.engines.ray_training import RayTraining
+
+    return RayTraining(
+        cpus=settings.cpus_per_trial,
+        on_gpus=gpus_a_trial(settings) > 0,
+        workers_per_expert=settings.workers_per_expert,
+        address=settings.ray_address,
+        dashboard_host=settings.dashboard_host,
+        inputs=settings.inputs,
+        on_message=remarks.print,
+    )

@@ -1,0 +1,1 @@
+"""What a study has recorded: tasks, trials, their ranking."""

@@ -1,0 +1,224 @@
+"""The one record of a search: an Optuna study on disk, written by one process, that survives being killed at any moment."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from meme.errors import UserError
+from meme.support.folder_lock import FolderLock
+from meme_nas.record.storage import JOURNAL, NAME, Place, mend, place_of, readable
+from meme_nas.record.tasks import CONFIRMATION, FINALIST, PROBABILITIES, Outcome
+from meme_nas.record.trial_log import TrialLog, TrialRecord, record_of
+
+TRIALS = "trials"
+# Kinds of trials, and where these leave their files.
+APART = {kind: kind for kind in ("audit", PROBABILITIES, CONFIRMATION)} | {FINALIST: "finalists"}
+LEAST_FOR_IMPORTANCE = 10  # scored trials
+LOCK = ".lock"
+# What was in force in studies from before it could be chosen.
+UNRECORDED = {"rungs": 1, "trunk_share": 0.0, "set_alpha_to_one": False, "precision": "auto"}
+EXPERT_OBJECTIVES = ("loss", "macs")
+NAMED = ("data", "features")  # settings that are a name for people, a space and an id
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class Study:
+    """Opens or creates the study in ``folder``.
+
+    ``settings`` are those that make scores comparable: a study made with others is refused with a ``UserError``, as are a folder
+    that can't be written and a study that another process is writing.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], objectives: Sequence[str], storage: str | None = None):
+        """``storage`` is the URL of a database for the record; None: where it lies, a new one in a journal in ``folder``."""
+        self.folder = folder
+        self._lock: FolderLock | None = _claim(folder)
+        try:
+            place = place_of(folder, storage)
+            self.mended = mend(place)
+            """What a kill had left and was dropped, in a sentence; None where nothing was."""
+            self._check(settings)
+            with readable(place):
+                opened = place.open()
+                place.claim()
+                self._open(opened, place.name, objectives)
+                self.ensembles.optuna_study.set_user_attr("settings", settings)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def in_memory(cls, objectives: Sequence[str]) -> "Study":
+        """A study that leaves nothing: for replays."""
+        study = cls.__new__(cls)
+        study.folder, study._lock, study.mended = Path(), None, None
+        study._open(InMemoryStorage(), NAME, objectives)
+        return study
+
+    def _open(self, storage: BaseStorage, name: str, objectives: Sequence[str]) -> None:
+        self._storage, self._name = storage, name
+        self._experts: dict[int, TrialLog] = {}
+        self._rungs: dict[int, Study] = {}
+        self._others: dict[str, TrialLog] = {}
+        self.ensembles = TrialLog(storage, name, objectives)
+        """The trials that score an ensemble."""
+
+    def close(self) -> None:
+        if self._lock:
+            self._lock.release()
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        """The trials that score an ensemble, in order of number."""
+        return self.ensembles.records
+
+    def frozen_trials(self) -> list[FrozenTrial]:
+        """The same as Optuna has them."""
+        return self.ensembles.frozen()
+
+    def start(self, *trial: Any, **options: Any) -> TrialRecord:
+        """As ``TrialLog.start``: a trial that scores an ensemble."""
+        return self.ensembles.start(*trial, **options)
+
+    def experts(self, number: int) -> TrialLog:
+        """The trials that train expert ``number`` alone: a study of its own in the same journal, of interval loss and MACs."""
+        if number not in self._experts:
+            self._experts[number] = TrialLog(self._storage, _name_of_expert(self._name, number), EXPERT_OBJECTIVES, number)
+        return self._experts[number]
+
+    def rung(self, number: int) -> "Study":
+        """The trials trained to the rung that is ``number`` below proxy length: studies of their own in the same journal, as
+        their scores compare with no others."""
+        if not number:
+            return self
+        if number not in self._rungs:
+            self._rungs[number] = study = Study.__new__(Study)
+            study.folder, study._lock, study.mended = self.folder, None, None
+            study._open(self._storage, f"{self._name}-rung-{number}", self.ensembles.objectives)
+        return self._rungs[number]
+
+    def audit(self) -> TrialLog:
+        """The trials that train some configurations longer: a study of its own in the same journal."""
+        return self._other("audit")
+
+    def finalists(self) -> TrialLog:
+        """The trials that score winner and yardsticks with fresh noise: likewise."""
+        return self._other("finalists")
+
+    def confirmation(self) -> TrialLog:
+        """Return the trials that train winner and hand-made pattern with fresh seeds: a study of its own in the same journal."""
+        return self._other("confirmation")
+
+    def probabilities(self) -> TrialLog:
+        """Return the trials that score the winner with other p: a study of its own in the same journal."""
+        return self._other("probabilities")
+
+    def _other(self, name: str) -> TrialLog:
+        if name not in self._others:
+            self._others[name] = TrialLog(self._storage, f"{self._name}-{name}", self.ensembles.objectives)
+        return self._others[name]
+
+    def finish(self, outcome: Outcome) -> TrialRecord:
+        """Record what a running trial came to. A second outcome of one trial is ignored: the first one stands."""
+        return (self.experts(outcome.expert) if outcome.expert else self.ensembles).finish(outcome)
+
+    def importance(self) -> dict[str, float]:
+        """Share of the first objective's variation that each choice explains, largest first; empty with too few trials to
+        tell."""
+        searched = [trial for trial in self.frozen_trials() if trial.state == TrialState.COMPLETE and trial.params]
+        if len(searched) < LEAST_FOR_IMPORTANCE:
+            return {}
+        study = optuna.create_study()
+        for trial in searched:  # without the yardsticks outside the space: fANOVA wants every choice in every trial
+            params, distributions = trial.params, trial.distributions
+            study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=trial.values[0]))
+        return dict(optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Nothing is written before this: a study that is refused stays as it was."""
+        if not place_of(self.folder).exists and (self.folder / TRIALS).exists():
+            raise UserError(f"study: {self.folder} holds trials but no {JOURNAL}; delete it or give another --study")
+        found = recorded_settings(self.folder)
+        for key in settings.keys() & found.keys():
+            if _compared(key, found[key]) != _compared(key, settings[key]):
+                raise UserError(
+                    f"{key}: the study in {self.folder} was made with {found[key]}, not {settings[key]}; "
+                    "give the same value or another --study"
+                )
+
+
+def _compared(key: str, value: Any) -> Any:
+    """What of a setting must stay: of data and features the id of their content, which comes after their name. Folders of images
+    are moved and renamed."""
+    return value.rpartition(" ")[2] if key in NAMED and isinstance(value, str) else value
+
+
+def trial_folder(study: Path, number: int, kind: str = "candidate", rung: int = 0) -> Path:
+    """Where a trial keeps its config, weights and samples; those of lower rungs, of the audit and of finalists are apart, as
+    they have numbers of their own."""
+    return study / (APART.get(kind) or (f"rung-{rung}" if rung else TRIALS)) / f"{number:03d}"
+
+
+def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
+    """The settings the study in ``folder`` was made with; empty where there is none."""
+    study = _load(place_of(folder))
+    found = study.user_attrs.get("settings") if study else None
+    return UNRECORDED | found if found else {}
+
+
+def read_trials(folder: Path) -> list[TrialRecord]:
+    """The trials of a study, for reading beside a search that may be running; ``UserError`` where there is no study."""
+    place = place_of(folder)
+    study = _load(place)
+    if study is None:
+        raise UserError(f"study: {folder} holds no study")
+    with readable(place):
+        return [record_of(trial) for trial in study.get_trials(deepcopy=False)]
+
+
+def read_everything(folder: Path) -> list[TrialRecord]:
+    """As ``read_trials``, with the trials that train single experts, those of the audit and of finalists."""
+    trials = read_trials(folder)
+    place = place_of(folder)
+    with readable(place):
+        storage = place.open()
+        names = {study.study_name for study in storage.get_all_studies()}
+        for name in sorted(name for name in names if name.startswith(f"{place.name}-")):
+            study = optuna.load_study(study_name=name, storage=storage)
+            trials += [record_of(trial, _expert_of(name, place.name)) for trial in study.get_trials(deepcopy=False)]
+    return trials
+
+
+def _name_of_expert(study: str, number: int) -> str:
+    return f"{study}-expert-{number}"
+
+
+def _expert_of(name: str, study: str) -> int:
+    """Whose trainings the Optuna study of this name records; 0: ensembles."""
+    _, is_expert, number = name.removeprefix(study).rpartition(_name_of_expert("", 0).removesuffix("0"))  # a rung may precede it
+    return int(number) if is_expert else 0
+
+
+def _load(place: Place) -> optuna.Study | None:
+    """The study, or None where there is none: also where a kill came before it was created in its journal or database."""
+    if not place.exists:
+        return None
+    with readable(place):
+        storage = place.open()
+        names = {study.study_name for study in storage.get_all_studies()}
+        return optuna.load_study(study_name=place.name, storage=storage) if place.name in names else None
+
+
+def _claim(folder: Path) -> FolderLock:
+    """Make sure that ``folder`` can be written and that no other process searches in it."""
+    refusal = f"study: another search is running in {folder} ({{holder}}); give another --study or wait for it"
+    try:
+        return FolderLock(folder / LOCK, refusal)
+    except OSError as error:
+        raise UserError(f"study: {folder} can't be written ({error.strerror}); give another --study") from None

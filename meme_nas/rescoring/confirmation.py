@@ -1,0 +1,111 @@
+"""The winner confirmed: trained longer beside the hand-made pattern, with training seeds and noise that chose neither.
+
+Short trainings can rank two configurations the other way round than full ones do, and what chose a winner flatters it. So the
+search recommends what is better here, and says how sure that is: differences of log FID are paired, since both sides share data
+order, noise and initial weights of each training seed.
+"""
+
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from meme.config.schema import Config
+from meme.support.intervals import log_ratios, paired
+from meme_nas.record.study import trial_folder
+from meme_nas.record.tasks import CONFIRMATION
+from meme_nas.record.trial_log import TrialRecord
+from meme_nas.report.summary import Confirmed, Rescored
+from meme_nas.rescoring.base import Rescoring, key_of
+from meme_nas.rescoring.chosen import Chosen
+from meme_nas.settings import SearchSettings
+from meme_nas.strategies.base import Strategy
+
+FIRST_TRAINING_SEED = 1_000  # after the search's own seed: none that search or audit train with
+FIRST_SAMPLING_SEED = 2_001  # of noise that no other score has
+SAMPLINGS = 2  # sampling seeds for each training seed
+
+
+@dataclass(frozen=True)
+class _Way:
+    """One training seed and one sampling seed."""
+
+    training_seed: int
+    sampling_seed: int
+
+
+class Confirmation(Rescoring):
+    """Trains the winner and the hand-made pattern with every seed. To be asked when search and audit are done."""
+
+    unit = "confirmations"
+    kind = CONFIRMATION
+
+    def __init__(self, settings: SearchSettings, search: Strategy, chosen: Chosen):
+        super().__init__(settings, search, search.study.confirmation())
+        self._chosen = chosen
+
+    @property
+    def seeds(self) -> range:
+        """Return the training seeds."""
+        first = self.settings.seed + FIRST_TRAINING_SEED
+        return range(first, first + self.settings.confirm_seeds)
+
+    @property
+    def steps(self) -> int:
+        """Return the training steps of an expert, after those of the trunk."""
+        return self.settings.trained_to(self._search.space.base, self.settings.confirm_share).training.steps
+
+    @cached_property
+    def chosen(self) -> list[TrialRecord]:
+        """Return hand-made pattern and winner; nothing where there is only one of them, or the pattern itself won."""
+        trials, best = self._search.study.trials, self._chosen.best
+        hand_made = next((trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete"), None)
+        return [hand_made, best] if hand_made and best and best is not hand_made else []
+
+    def _ways(self, trial: TrialRecord) -> list[Config]:
+        config = self.settings.trained_to(trial.config, self.settings.confirm_share)
+        samples = self.settings.full_config().evaluation.samples
+        return [
+            config.with_(training={"seed": way.training_seed}, evaluation={"samples": samples, "seed": way.sampling_seed})
+            for way in self._seed_pairs
+        ]
+
+    @property
+    def _seed_pairs(self) -> list[_Way]:
+        """Return all pairs of seeds; training seeds change fastest, so that workers side by side train different experts.
+
+        Each training seed has sampling seeds of its own: its difference has the luck of both, and so has their interval.
+        """
+        return [
+            _Way(training, FIRST_SAMPLING_SEED + SAMPLINGS * place + again)
+            for again in range(SAMPLINGS)
+            for place, training in enumerate(self.seeds)
+        ]
+
+    def _seeds(self, config: Config) -> tuple[int, ...]:
+        return (config.training.seed,)
+
+    def result(self) -> Confirmed | None:
+        """Return the comparison; None before it is complete, or where a score is not above 0."""
+        results = self.results()
+        if len(results) < len(self.chosen) or not results:
+            return None
+        if min(score for each in results for score in each.scores) <= 0:  # as an unbiased KID can be
+            return None
+        hand_made, winner = map(self._by_training_seed, results)
+        differences = log_ratios(winner.scores, hand_made.scores) or []
+        config = self.settings.trained_to(winner.trial.config, self.settings.confirm_share)
+        folders = [self._folder_of(each.trial) for each in (winner, hand_made)]
+        return Confirmed(winner, hand_made, paired(differences), config.training.steps, config.training.trunk_steps, *folders)
+
+    def _folder_of(self, trial: TrialRecord) -> Path:
+        """Return the folder that the first scoring of ``trial`` left its samples in."""
+        first = self._ways(trial)[0]
+        number = self._begun[key_of(first, first.architecture_id)].number
+        return trial_folder(self._search.study.folder, number, self.kind)
+
+    def _by_training_seed(self, each: Rescored) -> Rescored:
+        """Return one score a training seed: the geometric mean over the sampling seeds."""
+        pairs = list(zip(self._seed_pairs, each.scores, strict=True))
+        scores = [statistics.geometric_mean([score for way, score in pairs if way.training_seed == seed]) for seed in self.seeds]
+        return Rescored(each.trial, tuple(scores), each.samples, each.steps)

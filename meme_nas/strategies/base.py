@@ -1,0 +1,121 @@
+"""What all strategies share: yardsticks first, interrupted trials again, limits on costs, the record of every outcome."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from meme.config.presets import yardsticks
+from meme.config.schema import Config
+from meme_nas.record.pareto import cost_limits
+from meme_nas.record.study import Study
+from meme_nas.record.tasks import Outcome, Task
+from meme_nas.record.trial_log import TrialRecord
+from meme_nas.record.warm_start import WarmStart, warm_start
+from meme_nas.settings import SearchSettings
+from meme_nas.strategies.optuna_proposer import distribution
+from meme_nas.surrogate.costs import Costs
+from search_spaces.space import Space, build_space
+
+
+class Strategy:
+    """Hands out tasks and takes outcomes; every answer follows from the study on disk and the settings alone.
+
+    An engine calls ``next_task`` whenever it has room, ``record`` whenever a task has ended, until ``done``.
+    """
+
+    unit = "trials"
+    """What ``spent`` counts."""
+    rung = 0
+    """How many rungs below proxy length its trials are trained."""
+
+    def __init__(
+        self,
+        settings: SearchSettings,
+        study: Study,
+        space: Space | None = None,
+        yardsticks: Sequence[tuple[str, Config]] | None = None,
+    ):
+        """``space`` and ``yardsticks`` (kind and config) take the place of those that the settings name."""
+        self.settings, self.study = settings, study
+        self.space = space or proxy_space(settings)
+        self.costs = Costs(settings, self.space)
+        self.yardsticks = yardsticks_of(settings) if yardsticks is None else list(yardsticks)
+        self.distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
+        self._interrupted = [trial for trial in study.trials if not trial.finished]
+        self.exhausted = False
+        """Whether no point is left that is new and keeps the limits."""
+        self.repeats = 0
+        """Proposals that had been tried before, and so cost nothing."""
+        found = warm_start(settings.warm_start, self.space, settings.objectives) if settings.warm_start else WarmStart()
+        self.warm, self.warm_said = found.points, found.said
+        """Points of an earlier study that are proposed first, and a sentence on how many of its front they are."""
+
+    def next_task(self) -> Task | None:
+        """A task to run now, or None: then wait for an outcome, or stop if ``done``."""
+        if self._interrupted:
+            return self._task(self._interrupted.pop(0))
+        trial = self._next()
+        return None if trial is None else self._task(trial)
+
+    def record(self, outcome: Outcome) -> TrialRecord:
+        """Take what a task came to; a score that is not a finite number is a failure."""
+        names = ("loss", "macs") if outcome.expert else self.settings.objectives
+        if outcome.failure is None and not all(map(_finite, outcome.values(names))):
+            said = ", ".join(f"{name} {value}" for name, value in zip(names, outcome.values(names), strict=True))
+            outcome = replace(outcome, failure=f"score is not a finite number ({said})")
+        return self.study.finish(outcome)
+
+    def other_signals(self, trials: Sequence[TrialRecord]) -> dict[str, list[float]]:
+        """What else, beside their scores, the strategy knows of complete trials: by name a value each, lower is better."""
+        return {}
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent (or the space exhausted) and every trial finished."""
+        raise NotImplementedError
+
+    @property
+    def spent(self) -> tuple[int, int]:
+        """How much of the budget is spent, and all of it, counted in ``unit``."""
+        raise NotImplementedError
+
+    def _next(self) -> TrialRecord | None:
+        """The next trial to run, started; None where there is none now."""
+        raise NotImplementedError
+
+    def _next_yardstick(self) -> TrialRecord | None:
+        number = len(self.study.trials)
+        if number >= len(self.yardsticks):
+            return None
+        kind, config = self.yardsticks[number]
+        choices = self.space.choices(config) if config.network.splits_channels else {}
+        return self.study.start(config, kind, choices, self.distributions)
+
+    def _task(self, trial: TrialRecord) -> Task:
+        return Task(trial.number, trial.config, trial.kind, trial.expert, self.settings.seeds, self.rung)
+
+
+def winner(trials: Sequence[TrialRecord], objectives: Sequence[str], limits: Sequence[float] | None = None) -> TrialRecord | None:
+    """The best of the searched space by the first of ``objectives``, no worse than the hand-made pattern in the others.
+
+    The hand-made pattern itself wins if nothing beats it. ``limits`` are its costs; None: as ``trials`` have it, scored or not.
+    """
+    scored = [trial for trial in trials if trial.state == "complete" and trial.in_space]
+    limits = cost_limits(trials, objectives) if limits is None else limits
+    fitting = [t for t in scored if all(a <= b for a, b in zip(t.scored.values(objectives)[1:], limits, strict=True))]
+    return min(fitting, key=lambda trial: trial.scored.values(objectives)[0], default=None)
+
+
+def proxy_space(settings: SearchSettings) -> Space:
+    """What is searched, around the hand-made pattern at proxy length."""
+    return build_space(settings.as_proxy(settings.full_config()), settings.searched)
+
+
+def yardsticks_of(settings: SearchSettings) -> list[tuple[str, Config]]:
+    """Kind and config, at proxy length; the hand-made pattern first."""
+    named = yardsticks(settings.preset_name)
+    return [(kind, settings.as_proxy(settings.applied_to(config))) for kind, config in named.items()]
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

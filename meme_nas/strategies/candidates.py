@@ -1,0 +1,76 @@
+"""One expert's candidates, each found by what it is without looking through the others: there may be thousands."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from meme.config.schema import Config, ExpertConfig
+from meme_nas.record.trial_log import TrialLog, TrialRecord
+from meme_nas.surrogate.costs import Array, Costs
+from meme_nas.surrogate.kernel import Candidates, Indices
+from search_spaces.domain import Choices, Domain, encoded, size
+
+
+class Roster:
+    """The trials of ``log``, those that it gets later included. Candidates are counted from 0, as trials are."""
+
+    def __init__(self, log: TrialLog, number: int, domains: Mapping[str, Domain], costs: Costs):
+        self.log, self.number, self.domains, self._costs = log, number, domains, costs
+        self._first: dict[tuple, int] = {}
+        self._experts: set[ExpertConfig] = set()
+        self._encoded: list[list[float]] = []
+        self._cost_rows: list[Array] = []
+        self._finished = 0
+
+    @property
+    def trials(self) -> list[TrialRecord]:
+        return self.log.records
+
+    @property
+    def finished(self) -> int:
+        """How many, from the first, are finished."""
+        while self._finished < len(self.trials) and self.trials[self._finished].finished:
+            self._finished += 1
+        return self._finished
+
+    def place(self, choices: Choices) -> int | None:
+        """The first candidate with these choices."""
+        self._catch_up()
+        return self._first.get(self._key(choices))
+
+    def has(self, config: Config) -> bool:
+        """Whether a candidate is the same expert as that of ``config``."""
+        self._catch_up()
+        return config.canonical_expert(self.number) in self._experts
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all choices that there are have been tried."""
+        self._catch_up()
+        return len(self._first) >= size(self.domains)
+
+    def usable(self, end: int) -> Indices:
+        """Which of the first ``end`` are trained, each the first of its choices."""
+        trials = self.trials[:end]
+        return np.array([i for i, t in enumerate(trials) if t.state == "complete" and self.place(t.choices) == i], dtype=int)
+
+    def known(self, end: int) -> Candidates:
+        """Choices and interval losses of the first ``end``."""
+        self._catch_up()
+        losses = [trial.scored.loss if trial.state == "complete" else np.nan for trial in self.trials[:end]]
+        return Candidates(np.array(self._encoded[:end]), np.array(losses))
+
+    def costs(self, end: int) -> Array:
+        """(end, K) what the first ``end`` add to the costs of a cascade."""
+        self._catch_up()
+        return np.array(self._cost_rows[:end])
+
+    def _catch_up(self) -> None:
+        for trial in self.trials[len(self._encoded) :]:
+            self._first.setdefault(self._key(trial.choices), trial.number)
+            self._experts.add(trial.config.canonical_expert(self.number))
+            self._encoded.append(encoded(self.domains, trial.choices))
+            self._cost_rows.append(self._costs.of(trial.config, self.number))
+
+    def _key(self, choices: Choices) -> tuple:
+        return tuple(choices[name] for name in self.domains)

@@ -1,0 +1,259 @@
+"""A task to an outcome: train what the bank lacks, sample, score. Runs in a worker process, one task at a time."""
+
+import gc
+import os
+import shutil
+import statistics
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from meme.config.schema import Config
+from meme.data.images import Images, TrainingData
+from meme.diffusion.ensemble import Ensemble, OneAtATime
+from meme.errors import UserError
+from meme.network.unet import Denoiser
+from meme.pipeline import OnMessage, Score, evaluate, open_reference, pick_device, training_data
+from meme.scoring.cost import ensemble_latency_ms
+from meme.scoring.features import FeatureSpace, choose_features
+from meme.scoring.metrics import Metric
+from meme.support.grids import save_grid
+from meme.support.threads import threads
+from meme.training.interval_loss import hold_out
+from meme.training.trainer import Progress, expert_file
+from meme_nas.record.study import LOCK, trial_folder
+from meme_nas.record.tasks import FINALIST, Outcome, SearchFault, Task
+from meme_nas.worker.bank import Banked, ExpertBank
+from meme_nas.worker.progress import ProgressFile
+from meme_nas.worker.shared_sampling import StateCache, draw_cascade
+
+STATES = "states"
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What all trials of a study share."""
+
+    images: Images
+    """What samples are compared with."""
+    data: TrainingData
+    """What experts train on: the images, or their latents, less those held out."""
+    held_out: TrainingData
+    """What their interval losses are measured on."""
+    space: FeatureSpace
+
+    @property
+    def ids(self) -> "BasisIds":
+        return BasisIds(self.data.content_id, self.space.feature_id)
+
+
+@dataclass(frozen=True)
+class BasisIds:
+    """What the scores of one study must have in common, as the driver found it."""
+
+    data: str
+    features: str
+
+    def check(self, found: "BasisIds") -> None:
+        """``SearchFault`` where a worker found something else: its scores would compare with no others."""
+        if found.data != self.data:
+            raise SearchFault("data: the images are not those that the search began with; restore them, or give another --study")
+        if found.features != self.features:
+            raise SearchFault(
+                f"features: a worker's feature space is {found.features}, and the study's is {self.features}; "
+                "name a folder that all machines share in MEME_CACHE"
+            )
+
+
+def open_basis(
+    config: Config,
+    device: str,
+    inception_weights: Path | None,
+    *,
+    strict: bool = False,
+    fresh: bool = False,
+    on_message: OnMessage = lambda message: None,
+) -> Basis:
+    """Open a study's data and feature space; ``UserError`` for what is wrong with them."""
+    images = open_reference(config, strict=strict, fresh=fresh, on_message=on_message)
+    chosen = pick_device(device)
+    kind = config.evaluation.features
+    space = choose_features(kind, images, inception_weights=inception_weights, device=chosen, on_message=on_message)
+    return Basis(images, *hold_out(training_data(config, images, chosen, on_message)), space)
+
+
+class _Loaded:
+    """The networks used last, as long as their parameters take little memory."""
+
+    MOST_PARAMS = 2**26  # 256 MiB
+
+    def __init__(self):
+        self._held: OrderedDict[tuple[str, int], tuple[int, Denoiser]] = OrderedDict()
+
+    def get(self, banked: Banked, load: Callable[[], Denoiser]) -> Denoiser:
+        key = banked.id, banked.steps
+        if key not in self._held:
+            while self._held and sum(params for params, _ in self._held.values()) + banked.params > self.MOST_PARAMS:
+                self._held.popitem(last=False)
+            self._held[key] = banked.params, load()
+        self._held.move_to_end(key)
+        return self._held[key][1]
+
+
+_loaded = _Loaded()
+_opened: dict[tuple, tuple[Basis, ExpertBank]] = {}  # by a worker process, which serves one study at a time
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``objective(task)`` trains what is missing and scores the task's config; whatever goes wrong is raised."""
+
+    folder: Path
+    """The study's folder; a trial leaves its weights and samples in ``trials/NNN``."""
+    bank: Path
+    device: str = "auto"
+    threads: int = 1
+    inception_weights: Path | None = None
+    metric: Metric = "fid"
+    bank_gib: float | None = None
+    data: str | None = None
+    """Where the images lie now; None: where each task's config says. Those of a study that goes on may have been moved."""
+    follow_links: bool = False
+    """Whether links out of ``data`` are followed."""
+    expected: BasisIds | None = None
+    """What the driver found; None: nothing is compared."""
+
+    def __call__(self, task: Task) -> Outcome:
+        if self.data:
+            task = replace(task, config=task.config.with_(data=self.data, follow_links=self.follow_links))
+        try:
+            with threads(self.threads):
+                return self._train_expert(task) if task.expert else self._train_and_score(task)
+        except BaseException:
+            gc.collect()  # after an out-of-memory failure the next trial must find what this one held
+            raise
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _train_expert(self, task: Task) -> Outcome:
+        """With every seed."""
+        _, bank = self._open(task.config)
+        begun_at, begun = time.time(), time.perf_counter()
+        folder = trial_folder(self.folder, task.number, task.kind, task.rung)
+        progress = ProgressFile(folder.parent / f"expert{task.expert}-{folder.name}", len(task.seeds))
+        found = [
+            self._obtain(bank, task.config, task.expert, seed, place, progress) for place, seed in enumerate(task.seeds, start=1)
+        ]
+        progress.remove()
+        return Outcome(
+            task.number,
+            task.expert,
+            loss=statistics.fmean(banked.loss for banked in found),
+            loss_error=statistics.fmean(banked.loss_error for banked in found),
+            macs=found[0].macs,
+            params=found[0].params,
+            steps=task.config.training.steps,
+            begun_at=begun_at,
+            training_seconds=time.perf_counter() - begun,
+        )
+
+    def _train_and_score(self, task: Task) -> Outcome:
+        basis, bank = self._open(task.config)
+        folder, count = trial_folder(self.folder, task.number, task.kind, task.rung), len(task.config.experts)
+        begun_at, begun = time.time(), time.perf_counter()
+        progress = ProgressFile(folder, count * len(task.seeds))
+        banked: list[list[Banked]] = []
+        for seed in task.seeds:
+            done = count * len(banked)
+            banked.append([self._obtain(bank, task.config, n, seed, done + n, progress) for n in range(1, count + 1)])
+        training_seconds = time.perf_counter() - begun
+        scores = [self._score(task, seed, found, basis, bank) for seed, found in zip(task.seeds, banked, strict=True)]
+        if not task.rung and task.kind != FINALIST:  # of the others nothing is looked at again
+            keep_ensemble(folder, _seeded(task.config, task.seeds[0]), banked[0], bank)
+            save_grid(folder / "samples.png", scores[0].grid)
+        progress.remove()
+        latency = ensemble_latency_ms(task.config, pick_device(self.device))
+        return outcome_of(task, scores, latency, begun_at, training_seconds)
+
+    def _obtain(self, bank: ExpertBank, config: Config, number: int, seed: int, place: int, progress: ProgressFile) -> Banked:
+        def report(now: Progress) -> None:
+            progress.report(place, now.step, now.steps)
+
+        return bank.obtain(_seeded(config, seed), number, pick_device(self.device), report)
+
+    def _score(self, task: Task, seed: int, found: Sequence[Banked], basis: Basis, bank: ExpertBank) -> Score:
+        config, device = _seeded(task.config, seed), pick_device(self.device)
+
+        def load(number: int) -> Denoiser:
+            banked = found[number - 1]
+            return _loaded.get(banked, lambda: bank.load(config, number, banked, device))
+
+        ensemble = Ensemble(config, OneAtATime(len(found), load))  # where the way is known, early experts are never asked
+        batches = None
+        if task.kind != FINALIST:  # whose way no other cascade shares
+            ids = [f"{banked.id}-{banked.steps}" for banked in found]
+            batches = draw_cascade(ensemble, ids, config.evaluation.seed, StateCache(self.folder / STATES), device)
+        return evaluate(ensemble, basis.images, basis.space, metrics=(self.metric,), device=device, batches=batches)
+
+    def _open(self, config: Config) -> tuple[Basis, ExpertBank]:
+        data = (config.data, config.pixels, config.first_stage, config.training.flip, config.network.classes)
+        key = (*data, config.evaluation.features, self.bank)
+        if key not in _opened:
+            _opened.clear()
+            try:
+                basis = open_basis(config, self.device, self.inception_weights)
+                if self.expected:
+                    self.expected.check(basis.ids)
+                _opened[key] = basis, ExpertBank(self.bank, basis.data, basis.held_out, self.bank_gib, self.folder / LOCK)
+            except UserError as error:  # data that were moved or changed, a cache that cannot be written: no candidate's fault
+                raise SearchFault(str(error)) from None
+        return _opened[key]
+
+
+def keep_ensemble(folder: Path, config: Config, banked: Sequence[Banked], bank: ExpertBank) -> None:
+    """Make ``folder`` a trained ensemble; weights are links to the bank's where the file system has them."""
+    config.save(folder / "config.yaml")
+    for number, found in enumerate(banked, start=1):
+        target = expert_file(folder, number)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(bank.weights(found), target)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(bank.weights(found), target)
+
+
+def restore_ensemble(folder: Path, bank: ExpertBank, device: torch.device | str = "cpu") -> None:
+    """Put the weights of a trial back that were dropped for want of a reason to keep them; the bank has them."""
+    config = Config.load(folder / "config.yaml")
+    numbers = range(1, len(config.experts) + 1)
+    if not all(expert_file(folder, number).is_file() for number in numbers):
+        keep_ensemble(folder, config, [bank.obtain(config, number, device) for number in numbers], bank)
+
+
+def _seeded(config: Config, seed: int) -> Config:
+    return config.with_(training={"seed": seed})
+
+
+def outcome_of(task: Task, scores: Sequence[Score], latency_ms: float, begun_at: float, training_seconds: float) -> Outcome:
+    """Scores, one a training seed, as the outcome of ``task``."""
+    measured = {name: [score.measured[name].value for score in scores] for name in scores[0].measured}
+    return Outcome(
+        task.number,
+        fid=statistics.fmean(measured["fid"]) if "fid" in measured else None,
+        fids=tuple(next(iter(measured.values()))),
+        kid=statistics.fmean(measured["kid"]) if "kid" in measured else None,
+        macs=scores[0].macs,
+        params=scores[0].params,
+        latency_ms=latency_ms,
+        features=scores[0].features,
+        steps=task.config.training.steps,
+        begun_at=begun_at,
+        training_seconds=training_seconds,
+        sampling_seconds=sum(score.sampling_seconds for score in scores),
+        scoring_seconds=sum(score.scoring_seconds for score in scores),
+    )
