@@ -38,7 +38,8 @@ import yaml
 from PIL import Image
 
 from meme.support.tensor_files import load_tensors
-from meme_nas.record.study import APART, TrialRecord, read_everything
+from meme_nas.record.folder import APART
+from meme_nas.record.study import TrialRecord, read_everything
 
 ROOT = Path(__file__).parent.parent
 STUCK_SECONDS = 600.0  # after which a command is ended, and counted

@@ -29,7 +29,7 @@ from scipy.stats import kendalltau
 
 from meme.config.schema import Config
 from meme.support.files import written_whole
-from meme_nas.record.pareto import hypervolumes
+from meme_nas.record.ranking import hypervolumes
 from meme_nas.record.study import Study
 from meme_nas.record.tasks import Outcome, Task
 from meme_nas.settings import SearchSettings

@@ -22,7 +22,8 @@ from pathlib import Path
 import psutil
 
 from meme_nas.engines.placement import workers_for
-from meme_nas.record.study import APART, read_everything
+from meme_nas.record.folder import APART
+from meme_nas.record.study import read_everything
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.settings import SearchSettings
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from meme.config.presets import preset, preset_names
 from meme.config.schema import Config
+from meme.errors import UserError
 
 if TYPE_CHECKING:
     from meme.data.images import open_images
+    from meme.export.diffusers_folder import export_diffusers, find_trained
     from meme.network.unet import build_expert
     from meme.pipeline import draw, evaluate, load_ensemble, train
     from meme.scoring.cost import ensemble_cost
     from meme.scoring.features import choose_features
+    from meme.support.grids import save_grid
 
 # Where the names come from that need torch, which ``meme.config`` and the search spaces must not import.
 _LATER = {
@@ -24,22 +27,29 @@ _LATER = {
     "draw": "meme.pipeline",
     "ensemble_cost": "meme.scoring.cost",
     "evaluate": "meme.pipeline",
+    "export_diffusers": "meme.export.diffusers_folder",
+    "find_trained": "meme.export.diffusers_folder",
     "load_ensemble": "meme.pipeline",
     "open_images": "meme.data.images",
+    "save_grid": "meme.support.grids",
     "train": "meme.pipeline",
 }
 
 __all__ = [
     "Config",
+    "UserError",
     "build_expert",
     "choose_features",
     "draw",
     "ensemble_cost",
     "evaluate",
+    "export_diffusers",
+    "find_trained",
     "load_ensemble",
     "open_images",
     "preset",
     "preset_names",
+    "save_grid",
     "train",
 ]
 

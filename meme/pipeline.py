@@ -15,7 +15,7 @@ from torch import Tensor
 
 from meme.config.schema import Config
 from meme.data.first_stage import open_first_stage
-from meme.data.images import Images, TrainingData, open_images
+from meme.data.images import LARGEST_ENLARGEMENT, Images, TrainingData, open_images
 from meme.data.latents import Latents, latents_of
 from meme.diffusion.ensemble import Ensemble, OneAtATime
 from meme.diffusion.sampler import draw_images, sampling_timesteps
@@ -30,7 +30,6 @@ from meme.training.trainer import OnProgress, check_expert, expert_file, is_fini
 
 LOCK = ".training.lock"
 GRID_IMAGES = 64
-LARGEST_ENLARGEMENT = 2
 OnMessage = Callable[[str], None]
 
 

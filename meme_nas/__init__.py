@@ -10,25 +10,24 @@ from typing import TYPE_CHECKING, Any
 from meme_nas.settings import SearchSettings
 
 if TYPE_CHECKING:
-    from meme_nas.record.pareto import front, hypervolumes
+    from meme_nas.record.ranking import front, hypervolumes, winner
     from meme_nas.record.study import read_trials
     from meme_nas.record.tasks import Outcome
     from meme_nas.record.trial_log import TrialRecord
     from meme_nas.report.page import write_report
     from meme_nas.report.summary import Summary
     from meme_nas.run import run as search
-    from meme_nas.strategies.base import winner
 
 # Where the names come from that need torch or Optuna, seconds that --help shall not take; and what they are called there.
 _LATER = {
     "Outcome": ("meme_nas.record.tasks", "Outcome"),
     "Summary": ("meme_nas.report.summary", "Summary"),
     "TrialRecord": ("meme_nas.record.trial_log", "TrialRecord"),
-    "front": ("meme_nas.record.pareto", "front"),
-    "hypervolumes": ("meme_nas.record.pareto", "hypervolumes"),
+    "front": ("meme_nas.record.ranking", "front"),
+    "hypervolumes": ("meme_nas.record.ranking", "hypervolumes"),
     "read_trials": ("meme_nas.record.study", "read_trials"),
     "search": ("meme_nas.run", "run"),
-    "winner": ("meme_nas.strategies.base", "winner"),
+    "winner": ("meme_nas.record.ranking", "winner"),
     "write_report": ("meme_nas.report.page", "write_report"),
 }
 

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
-from meme_nas.record.standings import Standings
-from meme_nas.record.study import trial_folder
+from meme_nas.record.folder import trial_folder
+from meme_nas.record.ranking import Standings
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.costs import costs_of
 from meme_nas.report.words import costs_text, duration

@@ -19,8 +19,8 @@ from meme.errors import shell_command
 from meme.pipeline import pick_device
 from meme.scoring.features import FeatureSpace
 from meme.support.files import written_whole
-from meme_nas.record.pareto import front
-from meme_nas.record.study import LOCK, trial_folder
+from meme_nas.record.folder import LOCK, trial_folder
+from meme_nas.record.ranking import front, winner
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.claims import audit_words, confirmed_words, dominant_words, judged_words, unconfirmed_words
 from meme_nas.report.costs import costs_of
@@ -35,7 +35,7 @@ from meme_nas.rescoring.confirmation import Confirmation
 from meme_nas.rescoring.finalists import FRESH_SEEDS, Finalists
 from meme_nas.results import export_configs
 from meme_nas.settings import SearchSettings
-from meme_nas.strategies.base import Strategy, winner
+from meme_nas.strategies.base import Strategy
 from meme_nas.worker.bank import Banked, ExpertBank
 from meme_nas.worker.objective import STATES, Basis, restore_ensemble
 from meme_nas.worker.shared_sampling import StateCache

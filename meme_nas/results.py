@@ -9,14 +9,12 @@ from pathlib import Path
 from meme.config.presets import yardsticks
 from meme.config.schema import Config
 from meme.support.files import write_text
-from meme_nas.record.pareto import front
-from meme_nas.record.standings import Standings
-from meme_nas.record.study import trial_folder
+from meme_nas.record.folder import trial_folder
+from meme_nas.record.ranking import Standings, front, winner
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.claims import confirmed_words, unconfirmed_words
-from meme_nas.report.summary import Confirmed
+from meme_nas.rescoring.findings import Confirmed
 from meme_nas.settings import SearchSettings
-from meme_nas.strategies.base import winner
 
 
 class Kept:

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from meme.config.base import Precision
 from meme.config.presets import preset
 from meme.config.schema import Config, Settings
 from meme.errors import UserError
 from meme.support.files import expanded
+from meme.support.precision import Precision
 from search_spaces.space import PAPER
 
 Objective = Literal["fid", "kid", "macs", "params", "latency_ms"]

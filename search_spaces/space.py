@@ -110,3 +110,10 @@ def _named(number: int, own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
+
+
+class SplitSpace(Space):
+    """All configs that differ from ``base`` in splits and probabilities only; ``base`` itself is the hand-made pattern."""
+
+    def __init__(self, base: Config):
+        super().__init__(base)

@@ -12,9 +12,9 @@ from meme_nas.record.study import Study
 from meme_nas.record.tasks import Outcome
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.claims import agreement_words, judged_words, regret_words
-from meme_nas.report.summary import Agreement, Rescored
 from meme_nas.rescoring.audit import Audit, agreements, audited_winner, judged, pick, regret, signals_of
 from meme_nas.rescoring.chosen import Chosen
+from meme_nas.rescoring.findings import Agreement, Rescored
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.factorised import Factorised
 

@@ -11,12 +11,13 @@ from meme.support.intervals import paired
 from meme_nas.record.study import Study
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.claims import confirmed_words
-from meme_nas.report.summary import Confirmed, Rescored, Summary
+from meme_nas.report.summary import Summary
 from meme_nas.report.words import verdict
 from meme_nas.rescoring.audit import Audit
 from meme_nas.rescoring.chosen import Chosen
 from meme_nas.rescoring.confirmation import FIRST_TRAINING_SEED, SAMPLINGS, Confirmation
 from meme_nas.rescoring.finalists import FRESH_SEEDS
+from meme_nas.rescoring.findings import Confirmed, Rescored
 from meme_nas.results import export_configs
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.factorised import Factorised

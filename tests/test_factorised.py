@@ -10,15 +10,14 @@ from toys import record_of_choices, score, searched
 
 from meme.config.presets import preset
 from meme.errors import UserError
-from meme_nas.record.pareto import front, hypervolumes
+from meme_nas.record.ranking import front, hypervolumes, winner
 from meme_nas.record.study import Study
 from meme_nas.settings import SearchSettings
-from meme_nas.strategies.base import winner
 from meme_nas.strategies.factorised import Factorised
 from meme_nas.strategies.joint import Joint
 from meme_nas.surrogate.choose_cascades import Assembly
 from meme_nas.surrogate.costs import Costs
-from search_spaces.splits import SplitSpace
+from search_spaces.space import SplitSpace
 
 BASE = preset("digits-meme")
 OBJECTIVES = ("fid", "macs")

@@ -12,7 +12,8 @@ from meme.config.schema import Config
 from meme.data.images import open_images
 from meme.pipeline import evaluate, load_ensemble
 from meme_nas import run
-from meme_nas.record.study import read_everything, read_trials, trial_folder
+from meme_nas.record.folder import trial_folder
+from meme_nas.record.study import read_everything, read_trials
 from meme_nas.record.tasks import attempt
 from meme_nas.worker.objective import open_basis
 

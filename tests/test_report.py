@@ -15,6 +15,7 @@ from browser import browser
 
 from meme.config.presets import experts_of, preset, yardsticks
 from meme.config.schema import Config
+from meme_nas.record.ranking import winner
 from meme_nas.record.tasks import Outcome
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.details import details
@@ -22,10 +23,10 @@ from meme_nas.report.figures import hypervolume_figure, pareto_figure, pareto_fi
 from meme_nas.report.labels import PLOT_SIZE, offsets
 from meme_nas.report.page import write_report
 from meme_nas.report.spread import Dominant
-from meme_nas.report.summary import Frame, Portrait, Rescored, Spectrum, Summary
+from meme_nas.report.summary import Frame, Portrait, Spectrum, Summary
 from meme_nas.report.words import NONE, Score, duration, notes, quantity, score_text, splits_text, state_line, verdict
-from meme_nas.strategies.base import winner
-from search_spaces.splits import SplitSpace
+from meme_nas.rescoring.findings import Rescored
+from search_spaces.space import SplitSpace
 
 ATTACK = "</script><script>alert('x')</script>"
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")

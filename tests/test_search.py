@@ -18,21 +18,18 @@ from meme.data.images import open_images
 from meme.errors import UserError
 from meme.scoring.cost import ensemble_cost
 from meme_nas import finish as conclusion
-from meme_nas.record.pareto import front
-from meme_nas.record.standings import Standings
+from meme_nas.record.ranking import Standings, front, winner
 from meme_nas.record.study import JOURNAL, Study, read_trials, recorded_settings
 from meme_nas.record.tasks import Outcome
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.results import Kept, export_configs
 from meme_nas.settings import SearchSettings
-from meme_nas.strategies.base import winner
 from meme_nas.strategies.joint import Joint
 from meme_nas.strategies.optuna_proposer import Proposer
 from meme_nas.surrogate.costs import Costs
 from search_spaces.dimensions import Coarse
 from search_spaces.domain import Choice, Integer, Real, draw, neighbours, size
-from search_spaces.space import build_space
-from search_spaces.splits import SplitSpace
+from search_spaces.space import SplitSpace, build_space
 
 BASE = preset("digits-meme")
 OBJECTIVES = ("fid", "macs")

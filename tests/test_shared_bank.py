@@ -14,8 +14,9 @@ from meme.support import files
 from meme.support.files import remove_abandoned, remove_partials, written_whole
 from meme.support.folder_lock import FolderLock, is_held
 from meme.training.interval_loss import hold_out
+from meme_nas.record.folder import LOCK
 from meme_nas.record.storage import Place, mend
-from meme_nas.record.study import LOCK, Study
+from meme_nas.record.study import Study
 from meme_nas.settings import SearchSettings
 from meme_nas.worker import bank as bank_module
 from meme_nas.worker.bank import ExpertBank

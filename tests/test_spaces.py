@@ -13,8 +13,7 @@ from meme.errors import UserError
 from meme.network.unet import build_expert
 from search_spaces.dimensions import Coarse, known_dimensions, places_of
 from search_spaces.domain import Choice, Integer, draw, size
-from search_spaces.space import PAPER, build_space
-from search_spaces.splits import SplitSpace
+from search_spaces.space import PAPER, SplitSpace, build_space
 
 BASE = preset("digits-meme")  # widths 16 and 32 at 8 and 4 pixels, heads of 8, four experts, T = 1000
 ALONE = preset("digits-iu-ldm-s")

@@ -30,7 +30,77 @@ def tops(path: Path) -> set[str]:
     return {module.split(".")[0] for module in imported(path)}
 
 
-@pytest.mark.parametrize("path", files("meme"), ids=lambda path: path.name)
+# What the modules of a folder may import of ours, in the order in which data goes through them. ``meme.errors`` is everybody's.
+METHOD = {
+    "support": set(),
+    "config": {"support"},
+    "data": {"support", "config"},
+    "network": {"support", "config"},
+    "diffusion": {"support", "config", "network"},
+    "training": {"support", "config", "data", "network", "diffusion"},
+    "scoring": {"support", "config", "data", "network", "diffusion"},
+    "pipeline": {"support", "config", "data", "network", "diffusion", "training", "scoring"},
+    "diffusers_model": {"support", "config", "data", "network", "diffusion"},
+    "export": {"support", "config", "data", "diffusion", "training", "scoring", "pipeline", "diffusers_model"},
+    "analysis": {"support", "config", "network", "diffusion"},
+    "paper": {"support", "config", "data", "diffusion", "training", "scoring", "pipeline"},
+}
+SEARCH = {
+    "settings": set(),
+    "record": set(),
+    "surrogate": {"settings"},
+    "strategies": {"settings", "record", "surrogate"},
+    "engines": {"settings", "record"},
+    "worker": {"record"},
+    "rescoring": {"settings", "record", "strategies"},
+    "report": {"settings", "record", "rescoring"},
+    "results": {"settings", "record", "rescoring", "report"},
+}
+
+
+def room(module: str, package: str) -> str | None:
+    """The folder of ``package`` that a module lies in, or the module itself where it lies beside the folders."""
+    top, _, rest = module.partition(".")
+    return rest.split(".")[0] if top == package and rest else None
+
+
+def of_rooms(package: str, rooms: dict[str, set[str]]) -> list:
+    paths = {path: path.relative_to(ROOT / package).parts[0].removesuffix(".py") for path in files(package)}
+    return [
+        pytest.param(path, rooms[name], id=path.relative_to(ROOT).as_posix()) for path, name in paths.items() if name in rooms
+    ]
+
+
+@pytest.mark.parametrize("path, allowed", of_rooms("meme", METHOD))
+def test_each_folder_of_the_method_imports_what_comes_before_it(path, allowed):
+    own = path.relative_to(ROOT / "meme").parts[0].removesuffix(".py")
+    found = {room(module, "meme") for module in imported(path)} - {None, own, "errors"}
+    assert found <= allowed
+
+
+@pytest.mark.parametrize("path, allowed", of_rooms("meme_nas", SEARCH))
+def test_each_folder_of_the_search_imports_what_comes_before_it(path, allowed):
+    own = path.relative_to(ROOT / "meme_nas").parts[0].removesuffix(".py")
+    modules = {module for module in imported(path) if module != "meme_nas.__version__"}
+    assert {room(module, "meme_nas") for module in modules} - {None, own} <= allowed
+
+
+def test_every_folder_has_its_wall():
+    for package, rooms in (("meme", METHOD), ("meme_nas", SEARCH)):
+        folders = {path.name for path in (ROOT / package).iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+        assert folders - {"cli"} <= rooms.keys()
+
+
+def test_the_map_names_every_module():
+    lines = (ROOT / "docs" / "architecture.md").read_text().splitlines()
+    for package in ("meme", "meme_nas"):
+        for path in files(package):
+            parts = path.relative_to(ROOT / package).with_suffix("").parts
+            if len(parts) == 2 and parts[1] != "__init__":
+                assert any(f"`{parts[1]}`" in line for line in lines if line.startswith(f"| `{parts[0]}/` |")), path
+
+
+@pytest.mark.parametrize("path", files("meme"), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_method_knows_nothing_of_the_search(path):
     assert not tops(path) & {"optuna", "ray", "meme_nas", "search_spaces"}
 
@@ -38,8 +108,15 @@ def test_the_method_knows_nothing_of_the_search(path):
 @pytest.mark.parametrize("path", files("search_spaces"), ids=lambda path: path.name)
 def test_search_spaces_are_data(path):
     assert not tops(path) & {"torch", "optuna", "ray", "meme_nas"}
-    settings = {"meme.config", "meme.errors"}  # neither of which knows torch
-    assert {".".join(module.split(".")[:2]) for module in imported(path) if module.startswith("meme.")} <= settings
+    assert {room(module, "meme") for module in imported(path)} <= {None, "config", "errors"}
+
+
+def test_a_worker_knows_neither_optuna_nor_a_database():
+    """Asked in a process of its own: what it imports may import more."""
+    unwanted = "{'optuna', 'sqlalchemy', 'meme_nas.strategies', 'meme_nas.report'}"
+    for module in ("meme_nas.worker.objective", "meme_nas.engines.local"):
+        code = f"import sys, {module}; found = {unwanted} & set(sys.modules); assert not found, found"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_ray_stays_in_the_engines_files():
@@ -50,8 +127,9 @@ def test_ray_stays_in_the_engines_files():
 
 
 def test_optuna_stays_in_the_record_and_the_proposer():
-    users = {path.name for package in OURS for path in files(package) if "optuna" in tops(path)}
-    assert users == {"study.py", "trial_log.py", "storage.py", "optuna_proposer.py"}
+    users = {path.relative_to(ROOT).as_posix() for package in OURS for path in files(package) if "optuna" in tops(path)}
+    record = {f"meme_nas/record/{name}.py" for name in ("study", "trial_log", "storage")}
+    assert users == record | {"meme_nas/strategies/optuna_proposer.py"}
 
 
 def test_the_sampler_does_not_know_experts_nor_the_ensemble_sampling():
@@ -60,8 +138,14 @@ def test_the_sampler_does_not_know_experts_nor_the_ensemble_sampling():
     assert "meme.diffusion.sampler" not in imported(ROOT / "meme" / "diffusion" / "ensemble.py")
 
 
+def test_settings_and_command_line_import_without_torch():
+    """``--help`` would take seconds."""
+    code = "import sys, meme.config.presets, meme.cli.verbs, meme_nas.settings, run_search; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_search_spaces_import_without_torch():
-    code = "import sys, search_spaces.splits, search_spaces.space; assert not {'torch', 'optuna', 'ray'} & set(sys.modules)"
+    code = "import sys, search_spaces.space; assert not {'torch', 'optuna', 'ray'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

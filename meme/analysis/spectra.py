@@ -32,7 +32,6 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from meme.analysis.spectrum import MeanSpectrum, Spectrum
-from meme.config.base import Precision
 from meme.config.schema import Config, DiffusionConfig
 from meme.diffusion.ensemble import Ensemble, expert_at
 from meme.diffusion.process import forward_process
@@ -42,6 +41,7 @@ from meme.network.iformer import IFormerBlock
 from meme.network.transformer import SpatialTransformer
 from meme.network.unet import Denoiser
 from meme.support.devices import calculating_in
+from meme.support.precision import Precision
 from meme.support.seeding import generator
 
 BATCH = 64  # images in memory at once; the result does not depend on it

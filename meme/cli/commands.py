@@ -15,7 +15,6 @@ import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from meme.cli.console import console, emit, remarks
-from meme.config.base import Precision
 from meme.config.presets import preset, preset_names
 from meme.config.schema import Config
 from meme.data.images import Images, TrainingData, check_outside
@@ -33,6 +32,7 @@ from meme.scoring.features import FeatureKind, FeatureSpace, choose_features
 from meme.scoring.metrics import NAMES, Metric, fewest_images, offered_metrics, protocol, require_images
 from meme.support.files import check_writable, expanded, write_text
 from meme.support.grids import save_grid
+from meme.support.precision import Precision
 from meme.training.tensorboard import LossCurves
 from meme.training.trainer import TRUNK, OnProgress, steps_done
 from meme.training.trainer import Progress as TrainingProgress

@@ -1,6 +1,6 @@
 """Base of all settings, and the numbers they take. No torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,7 +12,6 @@ MOST_LEVELS, MOST_EXPERTS = 16, 1_000
 Positive = Annotated[int, Field(ge=1, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, le=LARGEST)]
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 def require(condition: bool, sentence: str) -> None:

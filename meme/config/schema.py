@@ -13,11 +13,12 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from meme.config.architecture import ExpertConfig, ImageConfig, NetworkConfig, check_expert, check_sizes
-from meme.config.base import MOST_EXPERTS, Count, Positive, Precision, Probability, Settings, require
+from meme.config.base import MOST_EXPERTS, Count, Positive, Probability, Settings, require
 from meme.config.messages import explain
 from meme.config.yaml_reader import read_yaml
 from meme.errors import UserError
 from meme.support.files import write_text
+from meme.support.precision import Precision
 
 
 def _is_none(value: Any) -> bool:

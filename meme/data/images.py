@@ -31,6 +31,7 @@ from meme.support.seeding import generator
 __all__ = ["Images", "Skipped", "TrainingData", "batch_indices", "open_images"]
 
 _FORMAT = 3  # of the cache and of how pixels are made: raise it when either changes
+LARGEST_ENLARGEMENT = 2  # of a data set's images; more would teach blur
 _NAMED = 5  # skipped files named in a message
 
 

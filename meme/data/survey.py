@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from meme.config.presets import preset
-from meme.data.images import existing, open_images
+from meme.data.images import LARGEST_ENLARGEMENT, existing, open_images
 from meme.data.sources import Skipped, decode_all, open_layout
 from meme.errors import printable, shell_command
-from meme.pipeline import LARGEST_ENLARGEMENT
 
 _LOOK = 8  # pixels a side that images are decoded to: they are looked at, not kept
 _NAMED = 20  # classes, or unreadable files, that a person is shown

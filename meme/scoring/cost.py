@@ -12,13 +12,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meme.config.architecture import Mixing
-from meme.config.base import Precision
 from meme.config.schema import Config, ExpertConfig, ImageConfig, NetworkConfig
 from meme.diffusion.sampler import sampling_timesteps
 from meme.network.blocks import Downsample, Upsample, channels_last, doubled
 from meme.network.iformer import LowMixer
 from meme.network.unet import Denoiser
 from meme.support.devices import calculating_in, resolved, wait_for
+from meme.support.precision import Precision
 from meme.support.torchvision_compat import make_torchvision_importable
 
 LATENCY_PASSES = 4

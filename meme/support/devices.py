@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from meme.config.base import Precision
+from meme.support.precision import Precision
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from meme.config.base import Precision
 from meme.config.schema import Config, stable_id
 from meme.data.images import TrainingData
 from meme.diffusion.process import forward_process
 from meme.support.devices import calculating_in
+from meme.support.precision import Precision
 from meme.support.seeding import generator
 
 HELD_OUT_SHARE, MOST_HELD_OUT = 1 / 16, 1_024  # images

@@ -11,15 +11,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from meme.errors import UserError
 from meme.support.folder_lock import FolderLock
+from meme_nas.record.folder import LOCK, TRIALS
 from meme_nas.record.storage import JOURNAL, NAME, Place, mend, place_of, readable
-from meme_nas.record.tasks import CONFIRMATION, FINALIST, PROBABILITIES, Outcome
+from meme_nas.record.tasks import Outcome
 from meme_nas.record.trial_log import TrialLog, TrialRecord, record_of
 
-TRIALS = "trials"
-# Kinds of trials, and where these leave their files.
-APART = {kind: kind for kind in ("audit", PROBABILITIES, CONFIRMATION)} | {FINALIST: "finalists"}
 LEAST_FOR_IMPORTANCE = 10  # scored trials
-LOCK = ".lock"
 # What was in force in studies from before it could be chosen.
 UNRECORDED = {"rungs": 1, "trunk_share": 0.0, "set_alpha_to_one": False, "precision": "auto"}
 EXPERT_OBJECTIVES = ("loss", "macs")
@@ -157,12 +154,6 @@ def _compared(key: str, value: Any) -> Any:
     """What of a setting must stay: of data and features the id of their content, which comes after their name. Folders of images
     are moved and renamed."""
     return value.rpartition(" ")[2] if key in NAMED and isinstance(value, str) else value
-
-
-def trial_folder(study: Path, number: int, kind: str = "candidate", rung: int = 0) -> Path:
-    """Where a trial keeps its config, weights and samples; those of lower rungs, of the audit and of finalists are apart, as
-    they have numbers of their own."""
-    return study / (APART.get(kind) or (f"rung-{rung}" if rung else TRIALS)) / f"{number:03d}"
 
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:

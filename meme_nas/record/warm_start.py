@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meme_nas.record.pareto import cost_limits, front
+from meme_nas.record.ranking import cost_limits, front
 from meme_nas.record.study import read_trials
 from meme_nas.record.trial_log import TrialRecord
 from search_spaces.domain import Choices

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from meme.support.intervals import Interval, log_ratios, paired
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.spread import Dominant
-from meme_nas.report.summary import Agreement, Confirmed, Judged, Regret, Summary
+from meme_nas.report.summary import Summary
+from meme_nas.rescoring.findings import Agreement, Confirmed, Judged, Regret
 from meme_nas.settings import MOST_AUDITED
 
 LEAST_JUDGED = 6  # configurations; fewer are often ordered alike by chance, and then the interval has no width

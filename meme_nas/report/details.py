@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from meme_nas.record.study import trial_folder
+from meme_nas.record.folder import trial_folder
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report import words
 from meme_nas.report.patterns import pattern

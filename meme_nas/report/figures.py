@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from meme_nas.record.pareto import front, hypervolumes
+from meme_nas.record.ranking import front, hypervolumes
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.costs import AXES, cost_of, costs_of
 from meme_nas.report.labels import along_steps, offsets

@@ -10,14 +10,15 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from meme.support.files import write_text
-from meme_nas.record.pareto import front
+from meme_nas.record.ranking import front
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report import costs, words
 from meme_nas.report.claims import LEAST_JUDGED, audit_words
 from meme_nas.report.details import details, embedded, films
 from meme_nas.report.figures import hypervolume_figure, lengths_figure, pareto_figures, progress_figure, spectra_figure
 from meme_nas.report.patterns import colour_of, pattern
-from meme_nas.report.summary import Agreement, Summary
+from meme_nas.report.summary import Summary
+from meme_nas.rescoring.findings import Agreement
 
 TEMPLATE = "report.html.j2"
 MOST_BARS = 16  # choices shown by importance; with many experts the rest explain next to nothing

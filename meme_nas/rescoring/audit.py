@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from meme.config.schema import Config
 from meme.support.intervals import behind_best, pooled
 from meme.support.seeding import derive_seed
+from meme_nas.record.ranking import winner
 from meme_nas.record.trial_log import TrialRecord
-from meme_nas.report.summary import Agreement, Judged, Regret, Rescored
 from meme_nas.rescoring.base import Rescoring
+from meme_nas.rescoring.findings import Agreement, Judged, Regret, Rescored
 from meme_nas.settings import LEAST_AUDITED, SearchSettings
-from meme_nas.strategies.base import Strategy, winner
+from meme_nas.strategies.base import Strategy
 
 FINALISTS = 3
 BOOTSTRAPS = 2_000

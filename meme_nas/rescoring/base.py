@@ -7,7 +7,7 @@ from typing import Any
 from meme.config.schema import Config
 from meme_nas.record.tasks import Outcome, Task
 from meme_nas.record.trial_log import TrialLog, TrialRecord
-from meme_nas.report.summary import Rescored
+from meme_nas.rescoring.findings import Rescored
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.base import Strategy
 

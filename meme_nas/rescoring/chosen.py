@@ -2,13 +2,13 @@
 
 from functools import cached_property
 
-from meme_nas.record.pareto import cost_limits
+from meme_nas.record.ranking import cost_limits, winner
 from meme_nas.record.trial_log import TrialRecord
-from meme_nas.report.summary import Judged, Regret, Rescored
 from meme_nas.rescoring.audit import Audit, audited_winner, judged, regret
+from meme_nas.rescoring.findings import Judged, Regret, Rescored
 from meme_nas.rescoring.probabilities import Probabilities
 from meme_nas.settings import SearchSettings
-from meme_nas.strategies.base import Strategy, winner
+from meme_nas.strategies.base import Strategy
 
 
 class Chosen:

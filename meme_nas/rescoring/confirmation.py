@@ -12,12 +12,12 @@ from pathlib import Path
 
 from meme.config.schema import Config
 from meme.support.intervals import log_ratios, paired
-from meme_nas.record.study import trial_folder
+from meme_nas.record.folder import trial_folder
 from meme_nas.record.tasks import CONFIRMATION
 from meme_nas.record.trial_log import TrialRecord
-from meme_nas.report.summary import Confirmed, Rescored
 from meme_nas.rescoring.base import Rescoring, key_of
 from meme_nas.rescoring.chosen import Chosen
+from meme_nas.rescoring.findings import Confirmed, Rescored
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.base import Strategy
 

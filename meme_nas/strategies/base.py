@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from meme.config.presets import yardsticks
 from meme.config.schema import Config
-from meme_nas.record.pareto import cost_limits
 from meme_nas.record.study import Study
 from meme_nas.record.tasks import Outcome, Task
 from meme_nas.record.trial_log import TrialRecord
@@ -93,17 +92,6 @@ class Strategy:
 
     def _task(self, trial: TrialRecord) -> Task:
         return Task(trial.number, trial.config, trial.kind, trial.expert, self.settings.seeds, self.rung)
-
-
-def winner(trials: Sequence[TrialRecord], objectives: Sequence[str], limits: Sequence[float] | None = None) -> TrialRecord | None:
-    """The best of the searched space by the first of ``objectives``, no worse than the hand-made pattern in the others.
-
-    The hand-made pattern itself wins if nothing beats it. ``limits`` are its costs; None: as ``trials`` have it, scored or not.
-    """
-    scored = [trial for trial in trials if trial.state == "complete" and trial.in_space]
-    limits = cost_limits(trials, objectives) if limits is None else limits
-    fitting = [t for t in scored if all(a <= b for a, b in zip(t.scored.values(objectives)[1:], limits, strict=True))]
-    return min(fitting, key=lambda trial: trial.scored.values(objectives)[0], default=None)
 
 
 def proxy_space(settings: SearchSettings) -> Space:

@@ -25,7 +25,7 @@ from meme.support.grids import save_grid
 from meme.support.threads import threads
 from meme.training.interval_loss import hold_out
 from meme.training.trainer import Progress, expert_file
-from meme_nas.record.study import LOCK, trial_folder
+from meme_nas.record.folder import LOCK, trial_folder
 from meme_nas.record.tasks import FINALIST, Outcome, SearchFault, Task
 from meme_nas.worker.bank import Banked, ExpertBank
 from meme_nas.worker.progress import ProgressFile

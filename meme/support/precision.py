@@ -1,0 +1,5 @@
+"""Number formats to calculate in."""
+
+from typing import Literal
+
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
