@@ -67,8 +67,7 @@ class Audit(Rescoring):
     @property
     def choosers(self) -> int:
         """Return how many of the seeds, the first ones, choose the winner: all, unless the others must judge it."""
-        count = self.settings.audit_seeds
-        return count if self.settings.confirm_share or count <= LEAST_JUDGES else count // 2
+        return choosers_of(self.settings)
 
     def _seeds(self, config: Config) -> tuple[int, ...]:
         return (config.training.seed,)
@@ -76,6 +75,12 @@ class Audit(Rescoring):
     def _stands(self, record: TrialRecord) -> bool:
         """Studies from before every seed was a trial of its own have some that are the mean of all."""
         return super()._stands(record) and (record.outcome is None or len(record.outcome.fids) <= 1)
+
+
+def choosers_of(settings: SearchSettings) -> int:
+    """Return how many of the audit's seeds choose the winner: half where no confirmation follows and there are three or more."""
+    count = settings.audit_seeds
+    return count if settings.confirm_share or count <= LEAST_JUDGES else count // 2
 
 
 def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialRecord]:

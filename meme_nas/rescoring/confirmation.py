@@ -6,12 +6,13 @@ order, noise and initial weights of each training seed.
 """
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from meme.config.schema import Config
-from meme.support.intervals import log_ratios, paired
+from meme.support.intervals import Interval, log_ratios, paired
 from meme_nas.record.folder import trial_folder
 from meme_nas.record.tasks import CONFIRMATION
 from meme_nas.record.trial_log import TrialRecord
@@ -27,7 +28,7 @@ SAMPLINGS = 2  # sampling seeds for each training seed
 
 
 @dataclass(frozen=True)
-class _Way:
+class Way:
     """One training seed and one sampling seed."""
 
     training_seed: int
@@ -71,16 +72,8 @@ class Confirmation(Rescoring):
         ]
 
     @property
-    def _seed_pairs(self) -> list[_Way]:
-        """Return all pairs of seeds; training seeds change fastest, so that workers side by side train different experts.
-
-        Each training seed has sampling seeds of its own: its difference has the luck of both, and so has their interval.
-        """
-        return [
-            _Way(training, FIRST_SAMPLING_SEED + SAMPLINGS * place + again)
-            for again in range(SAMPLINGS)
-            for place, training in enumerate(self.seeds)
-        ]
+    def _seed_pairs(self) -> list[Way]:
+        return seed_pairs(self.seeds)
 
     def _seeds(self, config: Config) -> tuple[int, ...]:
         return (config.training.seed,)
@@ -90,13 +83,13 @@ class Confirmation(Rescoring):
         results = self.results()
         if len(results) < len(self.chosen) or not results:
             return None
-        if min(score for each in results for score in each.scores) <= 0:  # as an unbiased KID can be
+        found = compared(results[0], results[1], self._seed_pairs)
+        if found is None:
             return None
-        hand_made, winner = map(self._by_training_seed, results)
-        differences = log_ratios(winner.scores, hand_made.scores) or []
+        hand_made, winner, difference = found
         config = self.settings.trained_to(winner.trial.config, self.settings.confirm_share)
         folders = [self._folder_of(each.trial) for each in (winner, hand_made)]
-        return Confirmed(winner, hand_made, paired(differences), config.training.steps, config.training.trunk_steps, *folders)
+        return Confirmed(winner, hand_made, difference, config.training.steps, config.training.trunk_steps, *folders)
 
     def _folder_of(self, trial: TrialRecord) -> Path:
         """Return the folder that the first scoring of ``trial`` left its samples in."""
@@ -104,8 +97,33 @@ class Confirmation(Rescoring):
         number = self._begun[key_of(first, first.architecture_id)].number
         return trial_folder(self._search.study.folder, number, self.kind)
 
-    def _by_training_seed(self, each: Rescored) -> Rescored:
-        """Return one score a training seed: the geometric mean over the sampling seeds."""
-        pairs = list(zip(self._seed_pairs, each.scores, strict=True))
-        scores = [statistics.geometric_mean([score for way, score in pairs if way.training_seed == seed]) for seed in self.seeds]
-        return Rescored(each.trial, tuple(scores), each.samples, each.steps)
+
+def seed_pairs(training_seeds: Sequence[int]) -> list[Way]:
+    """Return all pairs of seeds; training seeds change fastest, so that workers side by side train different experts.
+
+    Each training seed has sampling seeds of its own: its difference has the luck of both, and so has their interval.
+    """
+    return [
+        Way(training, FIRST_SAMPLING_SEED + SAMPLINGS * place + again)
+        for again in range(SAMPLINGS)
+        for place, training in enumerate(training_seeds)
+    ]
+
+
+def compared(hand_made: Rescored, winner: Rescored, pairs: Sequence[Way]) -> tuple[Rescored, Rescored, Interval] | None:
+    """Return both with one score a training seed, and the interval of log winner less log hand-made pattern.
+
+    Their scores have the order of ``pairs``. None where a score is not above 0, as an unbiased KID can be.
+    """
+    if min(*hand_made.scores, *winner.scores) <= 0:
+        return None
+    ours, theirs = _by_training_seed(winner, pairs), _by_training_seed(hand_made, pairs)
+    return theirs, ours, paired(log_ratios(ours.scores, theirs.scores) or [])
+
+
+def _by_training_seed(each: Rescored, pairs: Sequence[Way]) -> Rescored:
+    """Return one score a training seed: the geometric mean over the sampling seeds."""
+    scores: dict[int, list[float]] = {}
+    for way, score in zip(pairs, each.scores, strict=True):
+        scores.setdefault(way.training_seed, []).append(score)
+    return Rescored(each.trial, tuple(map(statistics.geometric_mean, scores.values())), each.samples, each.steps)
