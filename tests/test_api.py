@@ -94,7 +94,7 @@ def test_type_checkers_see_what_is_imported():
     source = (ROOT / "meme" / "__init__.py").read_text().split("if TYPE_CHECKING:")[1].split("# Where")[0]
     seen = {name.strip(): module for module, names in re.findall(r"from (\S+) import (.*)", source) for name in names.split(",")}
     assert seen == _LATER
-    assert set(meme.__all__) == set(_LATER) | {"Config", "preset", "preset_names"}
+    assert set(meme.__all__) == set(_LATER) | {"Config", "UserError", "preset", "preset_names"}
 
 
 def test_names_of_the_search_wait_for_torch_and_optuna():
