@@ -16,6 +16,7 @@ from pydantic import BaseModel, model_serializer
 from safetensors.torch import save_file
 
 from meme.cli.parsing import exits_with_a_sentence
+from meme.errors import UserError
 from meme.support import tensor_files as checkpoint
 from meme.support.tensor_files import save_tensors
 from meme_nas.record.study import Study
@@ -145,3 +146,14 @@ def test_an_interruption_that_a_library_wrapped_is_one(capsys):
         Interrupted().model_dump()
     assert ended.value.code == 143
     assert capsys.readouterr().err.strip() == "terminated; the same command goes on from here"
+
+
+def test_a_state_that_vanishes_while_it_is_opened_is_told_in_a_sentence(tmp_path, monkeypatch):
+    """safetensors looks for a file, and torch maps it."""
+
+    def vanished(path, **options):
+        raise RuntimeError(f"unable to open file <{path}> in read-only mode: No such file or directory (2)")
+
+    monkeypatch.setattr(checkpoint, "safe_open", vanished)
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        checkpoint.read_header(tmp_path / "expert-1.training.safetensors")

@@ -35,7 +35,8 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["meme"])
-    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+    # RuntimeError: nested too deeply, or gone since safetensors found it: another process has put a new state in its place.
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise _unreadable(path, error) from None
     if not isinstance(header, dict):
         raise _unreadable(path, "its header is not a mapping")
