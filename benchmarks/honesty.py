@@ -4,9 +4,9 @@
 
 Searches and audits are simulated; the intervals and the words are the product's own. The logarithm of a simulated FID is the true
 value of the configuration, the luck of the training seed (one part common to all configurations, one part of each), and noise of
-the sampling seed. Deviations of luck are those that ``results/README.md`` has for digits, that of noise is larger.
-"1 sd" is the deviation of one configuration's
-luck. In each repetition eight configurations, the first one the hand-made pattern, are searched, audited and confirmed:
+the sampling seed. Deviations of luck are those that ``results/README.md`` has for digits, that of noise is larger. "1 sd" is the
+deviation of one configuration's luck. In each repetition eight configurations, the first one the hand-made pattern, are
+searched, audited and confirmed:
 
 - ``equal``: all are equally good, so every claim of a difference is false.
 - ``better``: the second is better than all others by 0.5, 1 or 2 sd.

@@ -10,13 +10,14 @@ import tyro
 from meme.cli.console import Output, printing
 from meme.cli.parsing import BY_CONFIG, PARSING, POSITIONAL, check_words, exits_with_a_sentence, hint, with_homes
 from meme.config.schema import Config
+from meme.support.precision import Precision as NumberFormat
 
 FeatureKind = Literal["auto", "inception", "classifier", "random"]
 Data = Annotated[str | None, hint("PATH", BY_CONFIG)]
 FirstStage = Annotated[str | None, hint("PATH", BY_CONFIG)]
 Features = Annotated[FeatureKind | None, hint("{auto,inception,classifier,random}", BY_CONFIG)]
 Device = Annotated[str, hint("DEVICE")]
-Precision = Annotated[Literal["auto", "bf16", "fp16", "fp32"] | None, hint("{auto,bf16,fp16,fp32}", BY_CONFIG)]
+Precision = Annotated[NumberFormat | None, hint("{auto,bf16,fp16,fp32}", BY_CONFIG)]
 Samples = Annotated[int | None, hint("IMAGES", BY_CONFIG)]
 
 
