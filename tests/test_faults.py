@@ -90,6 +90,18 @@ def test_what_ended_a_command_is_known_though_a_library_raises_an_interruption_o
     assert ended.value.code == status
 
 
+@pytest.mark.parametrize("cause", [None, ValueError("of its own")])
+def test_a_library_that_fails_as_it_is_interrupted_is_no_error_of_the_command(cause, capsys):
+    """Such as the release of a lock file: a search that SIGTERM met there ended with a traceback and status 1."""
+    with pytest.raises(SystemExit) as ended, exits_with_a_sentence(SearchSettings):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            raise FileNotFoundError(2, "No such file") from cause
+    assert ended.value.code == 143
+    assert "terminated; the same command goes on from here" in capsys.readouterr().err
+
+
 # The counting itself
 
 

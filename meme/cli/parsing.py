@@ -188,15 +188,18 @@ def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> It
 
 @contextmanager
 def _interruptions_unwrapped() -> Iterator[None]:
-    """``KeyboardInterrupt`` for what a library made of one: pydantic raises an error of its own where it calls back."""
+    """``KeyboardInterrupt`` for what a library made of one.
+
+    pydantic raises an error of its own where it calls back, and what releases a lock may fail because it was interrupted halfway.
+    """
     try:
         yield
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, KeyboardInterrupt):
-                raise cause from None
-            cause = cause.__cause__
+        behind: list[BaseException] = [error]
+        for each in behind:  # which grows
+            if isinstance(each, KeyboardInterrupt):
+                raise each from None
+            behind += [other for other in (each.__cause__, each.__context__) if other and other not in behind]
         raise
 
 

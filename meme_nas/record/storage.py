@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from meme.errors import UserError, in_one_line
 from meme.support.files import remove_partials, write_text
+from meme.support.signals import interrupted_afterwards
 
 JOURNAL = "study.journal"
 DATABASE = "study.database.json"
@@ -79,15 +80,19 @@ class Place:
 
 class _Journal(JournalFileBackend):
     """Optuna's, which waits for the disk after every record, three times a trial, less two: that a trial has begun, and what is
-    noted of it, need not outlast a power cut before its end is recorded. Without them the trial is begun anew."""
+    noted of it, need not outlast a power cut before its end is recorded. Without them the trial is begun anew.
+
+    Ctrl-C and SIGTERM wait for the end of a record: Optuna's lock fails, and stays behind, where they come as it is released.
+    """
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        if not {log["op_code"] for log in logs} <= MAY_BE_LOST:
-            super().append_logs(logs)
-            return
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with get_lock_file(self._lock), open(self._file_path, "ab") as file:
-            file.write(lines.encode())
+        with interrupted_afterwards():
+            if not {log["op_code"] for log in logs} <= MAY_BE_LOST:
+                super().append_logs(logs)
+                return
+            lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+            with get_lock_file(self._lock), open(self._file_path, "ab") as file:
+                file.write(lines.encode())
 
 
 def place_of(folder: Path, url: str | None = None) -> Place:
