@@ -1,16 +1,20 @@
 """Joint against factorised search for real: how much training each spends until it has a cascade as good.
 
-    python benchmarks/real_efficiency.py [--seeds 3] [--budget 50] [--share 0.4] [--at-once 2] [--out FOLDER] [-- OPTION ...]
+    python benchmarks/real_efficiency.py [--seeds 3] [--budget 50] [--share 0.4] [--at-once 2] [--out FOLDER]
+        [--quick] [-- OPTION ...]
 
 For every search seed ``run_search.py`` runs twice from nothing, one trial at a time and without its audit: TPE on whole
 configurations with the budget, and the default factorised search with a share of it. What follows ``--`` goes to both, such as
-``--data PATH --proxy-steps 40``; ``--at-once`` says how many of these searches run at the same time. Effort is counted in
-trainings of one expert at proxy length, as the record of trials has them, in the order in which they ended; yardsticks count for
-both. Scores are those of the search: the same sampling noise for both of a seed. Yardsticks other than the hand-made pattern are
-outside the space, and no candidate of it.
+``--data PATH --proxy-steps 40``; ``--at-once`` says how many of these searches run at the same time. Trials count in the order in
+which they ended. Scores are those of the search: the same sampling noise for both of a seed. Yardsticks other than the hand-made
+pattern are outside the space, and no candidate of it.
 
-``steps_ratio`` is the median over seeds of: what joint search spends in all, over what factorised search spends until its best
-score is as good as joint search's last. Where it never is, the budget counts as spent twice. A study that is there goes on.
+Each ratio is the median over seeds of: what joint search spends in all, over what factorised search spends until its best score
+is as good as joint search's last. Where it never is, joint search's whole effort counts twice. Effort is counted in three ways,
+by ``meme_nas.record.effort``. ``steps_ratio``: trainings of one expert that are charged, as plain Optuna would spend them,
+which has no bank. ``made_ratio``: those that were made, as both strategies take from the bank what it has. ``passes_ratio``:
+passes of an image through an expert, in training and in scoring, as workers counted them. A study that is there goes on.
+``--quick``: one seed and a budget of 8, with trainings of 2 steps.
 """
 
 import argparse
@@ -18,42 +22,42 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 
+from meme_nas.record.effort import effort_of
+from meme_nas.record.folder import APART
 from meme_nas.record.study import read_everything
-from meme_nas.record.tasks import FINALIST
-from meme_nas.record.trial_log import TrialRecord
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = ("multi-expert", "single-model", FINALIST)
+COUNTS = {"steps_ratio": "charged", "made_ratio": "made", "passes_ratio": "passes"}
+QUICK = ["--proxy-steps", "2", "--samples", "32", "--trunk-share", "0.001"]
 
 
 def searched(folder: Path, strategy: str, budget: int, seed: int, options: list[str]) -> pd.DataFrame:
-    """Trainings spent and best score so far, a row for every scored ensemble of the space."""
+    """Effort and best score so far, a row for every scored ensemble of the space."""
     words = {"--study": folder, "--strategy": strategy, "--budget": budget, "--seed": seed, "--audit-factor": 0}
     words |= {"--p-share": 0, "--confirm-share": 0}
     words |= {"--engine": "local", "--workers": 1}
     command = [sys.executable, str(ROOT / "run_search.py"), *(str(word) for pair in words.items() for word in pair), *options]
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
-    rows, spent, best = [], 0.0, float("inf")
-    for trial in sorted(read_everything(folder), key=lambda trial: trial.ended_at or float("inf")):
-        if trial.state != "complete" or trial.kind in OUTSIDE:
-            continue
-        spent += trainings(trial, strategy)
-        if not trial.expert:
+    rows, best = [], float("inf")
+    ended = sorted((trial for trial in read_everything(folder) if trial.ended_at), key=lambda trial: trial.ended_at)
+    for place, trial in enumerate(ended, start=1):
+        if trial.state == "complete" and trial.in_space and not trial.expert and trial.kind not in APART:
             best = min(best, trial.outcome.values(("fid",))[0])
-            rows.append({"trainings": spent, "best": best})
+            effort = effort_of(ended[:place])
+            rows.append({count: getattr(effort, count) for count in COUNTS.values()} | {"best": best})
     return pd.DataFrame(rows)
 
 
-def trainings(trial: TrialRecord, strategy: str) -> int:
-    """Of one expert each, that ``trial`` is charged with."""
-    if trial.expert:
-        return 1
-    return len(trial.config.experts) if trial.is_yardstick or strategy == "joint" else 0
+def ratio(joint: pd.DataFrame, factorised: pd.DataFrame, count: str) -> float:
+    """What joint search spends in all, over what factorised search spends until it is as good."""
+    spent, as_good = joint[count].iloc[-1], factorised[factorised["best"] <= joint["best"].iloc[-1]]
+    return float(spent / (as_good[count].iloc[0] if len(as_good) else 2 * spent))
 
 
 def main() -> None:
@@ -63,8 +67,12 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.4, help="of that budget for the factorised search")
     parser.add_argument("--at-once", type=int, default=1, help="searches that run at the same time")
     parser.add_argument("--out", type=Path, default=Path("results/real-efficiency"), help="for the studies and curves.csv")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("options", nargs="*", help="of run_search.py, for both, after --")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seeds, arguments.budget, arguments.options = 1, 8, [*arguments.options, *QUICK]
+        arguments.out = Path(tempfile.mkdtemp())
     budgets = {"joint": arguments.budget, "factorised": round(arguments.budget * arguments.share)}
     with ThreadPoolExecutor(arguments.at_once) as pool:
         running = {
@@ -75,17 +83,16 @@ def main() -> None:
             for strategy, budget in budgets.items()
         }
         found = {key: run.result() for key, run in running.items()}
-    ratios = []
+    ratios: dict[str, list[float]] = {name: [] for name in COUNTS}
     for seed in range(arguments.seeds):
-        joint, factorised = found["joint", seed], found["factorised", seed]
-        spent, target = joint.trainings.iloc[-1], joint.best.iloc[-1]
-        as_good = factorised[factorised.best <= target]
-        ratios.append(spent / (as_good.trainings.iloc[0] if len(as_good) else 2 * spent))
-        last = {strategy: round(float(found[strategy, seed].best.iloc[-1]), 3) for strategy in budgets}
-        print(f"seed {seed}: joint spends {spent:.0f}, ratio {ratios[-1]:.2f}, last scores {last}", flush=True)
+        for name, count in COUNTS.items():
+            ratios[name].append(ratio(found["joint", seed], found["factorised", seed], count))
+        spent = {strategy: found[strategy, seed].iloc[-1].round(3).to_dict() for strategy in budgets}
+        print(f"seed {seed}: {spent}, ratios {[round(each[-1], 2) for each in ratios.values()]}", flush=True)
     curves = [curve.assign(strategy=strategy, seed=seed) for (strategy, seed), curve in found.items()]
     pd.concat(curves).to_csv(arguments.out / "curves.csv", index=False)
-    print(json.dumps({"steps_ratio": round(statistics.median(ratios), 2), "ratios": [round(ratio, 2) for ratio in ratios]}))
+    medians = {name: round(statistics.median(each), 2) for name, each in ratios.items()}
+    print(json.dumps(medians | {"of_seeds": {name: [round(one, 2) for one in each] for name, each in ratios.items()}}))
 
 
 if __name__ == "__main__":

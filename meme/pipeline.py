@@ -49,6 +49,8 @@ class Score:
     """Measured wall time an image takes through all sampler steps, at the sampling batch size, on the device that scored."""
     sampling_seconds: float
     scoring_seconds: float
+    passes: int
+    """Images that went through an expert, once for every sampler step that was taken here."""
     grid: Tensor
     """The first images drawn: uint8 (up to 64, C, H, W)."""
 
@@ -246,7 +248,7 @@ def evaluate(
     require_metrics(metrics, space)
     require_images(metrics, len(images), images.name)
     seed = config.evaluation.seed if seed is None else seed
-    begun = time.perf_counter()
+    begun, passes = time.perf_counter(), ensemble.passes
     drawn = _Drawn(draw(ensemble, config.evaluation.samples, seed, device) if batches is None else batches)
     measured = measure(drawn, images, space, metrics, seed, config.evaluation.inception_split)
     cost = ensemble_cost(config)
@@ -259,6 +261,7 @@ def evaluate(
         latency_ms=1000 * drawn.seconds / config.evaluation.samples,
         sampling_seconds=drawn.seconds,
         scoring_seconds=time.perf_counter() - begun - drawn.seconds,
+        passes=ensemble.passes - passes,
         grid=torch.cat(drawn.first),
     )
 

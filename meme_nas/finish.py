@@ -19,8 +19,10 @@ from meme.errors import shell_command
 from meme.pipeline import pick_device
 from meme.scoring.features import FeatureSpace
 from meme.support.files import written_whole
+from meme_nas.record.effort import effort_of
 from meme_nas.record.folder import LOCK, trial_folder
 from meme_nas.record.ranking import front, winner
+from meme_nas.record.study import read_everything
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.claims import audit_words, confirmed_words, dominant_words, judged_words, unconfirmed_words
 from meme_nas.report.costs import costs_of
@@ -28,7 +30,7 @@ from meme_nas.report.page import write_report
 from meme_nas.report.portraits import portrait, portrait_macs
 from meme_nas.report.spread import dominant
 from meme_nas.report.summary import Portrait, Summary
-from meme_nas.report.words import costs_text, metric_name
+from meme_nas.report.words import costs_text, effort_text, metric_name
 from meme_nas.rescoring.audit import agreements, signals_of
 from meme_nas.rescoring.chosen import Chosen
 from meme_nas.rescoring.confirmation import Confirmation
@@ -83,6 +85,8 @@ def conclude(
     for trial in finalists.chosen:
         restore_ensemble(trial_folder(folder, trial.number), bank, pick_device(settings.device))
     facts = facts_of(settings, basis.images, basis.space)
+    effort = effort_of(read_everything(folder), settings.training_seeds)
+    facts["the search took"] = effort_text(effort)
     if chosen.probabilities:
         facts["p of the winner"] = chosen.probabilities.said()
     summary = replace(
@@ -94,6 +98,7 @@ def conclude(
         regret=chosen.regret,
         judged=chosen.judged,
         portraits=portraits.of(trials, best),
+        effort=effort,
         confirmed=confirmed,
     )
     if summary.recommended:
@@ -190,6 +195,8 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
     )
     for sentence in _judgements(summary, best):
         console.print(sentence)
+    if summary.effort:
+        console.print(f"The search took {effort_text(summary.effort)}.")
     console.print(
         f"{len(front(summary.trials, settings.objectives))} trials on the Pareto front. Look at {folder / 'report.html'}"
     )

@@ -12,12 +12,15 @@ from meme.config.schema import Config
 from meme.data.images import Images, existing
 from meme.data.sources import open_layout
 from meme.data.survey import SMALLEST
+from meme.errors import UserError
 from meme.pipeline import pick_device
-from meme.scoring.cost import ensemble_cost
+from meme.scoring.cost import ensemble_cost, sampler_passes
 from meme.scoring.metrics import require_images
 from meme.support.threads import threads
-from meme.training.trainer import run_training
+from meme.training.trainer import PASSES_A_STEP, run_training
 from meme_nas.engines.placement import check_engine, check_places, workers_for
+from meme_nas.record.effort import Effort
+from meme_nas.record.study import Study
 from meme_nas.report.words import duration, quantity
 from meme_nas.rescoring.confirmation import SAMPLINGS
 from meme_nas.rescoring.finalists import FRESH_SEEDS
@@ -25,12 +28,12 @@ from meme_nas.rescoring.probabilities import FACTORS
 from meme_nas.rescoring.probabilities import SAMPLING_SEEDS as P_SEEDS
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.base import yardsticks_of
+from meme_nas.strategies.rungs import factorised
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
 START_SECONDS = {"local": 30.0, "ray": 45.0}  # until workers have begun, and from the last score to the report; on two cores
 LONG = 2 * 3600  # seconds; longer searches are told of a smaller network
-PASSES_A_STEP = 3  # forward, and twice as much backward
 LEAST_TIMED_STEPS, MOST_TIMED_STEPS = 2, 20
 MOST_MACS_ON_A_CPU = 5e10  # some seconds; where one step alone has more, a part of its batch is timed
 MOST_MACS_ON_A_GPU = 5e12
@@ -58,6 +61,8 @@ def describe(settings: SearchSettings) -> None:
         f"one trial        {len(proxy.experts)} experts x {proxy.training.steps} steps x {proxy.training.batch_size} images, "
         f"then {proxy.evaluation.samples} samples x {proxy.sampling.steps} steps: about {quantity(training + sampling)} MACs"
     )
+    for line, words in zip(effort_lines(settings), ("search", ""), strict=False):
+        console.print(f"{words:<16} {line}")
     console.print(f"trials at a time {workers_for(settings)} on {pick_device(settings.device)}")
     console.print("\n".join(forecast_lines(settings)))
 
@@ -72,6 +77,60 @@ def forecast_lines(settings: SearchSettings) -> list[str]:
         shorter = duration(START_SECONDS[smallest.engine] + search_seconds(smallest, workers_for(smallest)))
         lines.append(f"without a GPU, --preset {SMALLEST} ({smallest.full_config().image.size} pixels a side) takes {shorter}")
     return lines
+
+
+def effort_lines(settings: SearchSettings) -> list[str]:
+    """Return what the budget comes to with the strategy in force, and with the other one where that can be had."""
+    lines = [f"{settings.strategy_name}: {_effort_words(planned(settings))}"]
+    if unused := settings.budget - ensembles_paid(settings):
+        lines[0] += f"; {unused} of the budget of {settings.budget} stay unspent, as no more candidates are left"
+    other = "joint" if settings.strategy_name == "factorised" else "factorised"
+    try:
+        told = {"strategy": other, "sampler": None, "rungs": 1}
+        lines.append(f"{other}: {_effort_words(planned(SearchSettings(**settings.model_dump() | told)))}")
+    except UserError:  # dimensions that belong to all experts
+        pass
+    return lines
+
+
+def _effort_words(effort: Effort) -> str:
+    return (
+        f"{effort.charged:.0f} trainings of an expert, {quantity(effort.training)} passes of an image; "
+        f"scoring takes up to {quantity(effort.scoring)} more"
+    )
+
+
+def planned(settings: SearchSettings) -> Effort:
+    """Return what the search alone will take, if no expert is proposed twice and no two cascades share a part of their way."""
+    proxy, ensembles = settings.as_proxy(settings.full_config()), ensembles_paid(settings)
+    steps = ensembles * len(proxy.experts) * proxy.training.steps + _trunk_steps(settings, proxy)
+    trainings = float(ensembles * len(proxy.experts))
+    training = PASSES_A_STEP * steps * proxy.training.batch_size
+    return Effort(trainings, trainings, training, _scores(settings, ensembles) * sampler_passes(proxy))
+
+
+def ensembles_paid(settings: SearchSettings) -> int:
+    """Return how many trainings of a whole ensemble the budget pays for: fewer where there are not so many candidates."""
+    if settings.strategy_name == "joint":
+        return settings.budget
+    search = factorised(settings, Study.in_memory(settings.objectives))
+    if not search.exhausted:
+        return settings.budget
+    return min(settings.budget, settings.training_seeds * (search.most + len(search.yardsticks) - 1))
+
+
+def _scores(settings: SearchSettings, ensembles: int) -> int:
+    """Return how many scores the search makes if it trains so many ensembles."""
+    if settings.strategy_name == "joint":
+        return ensembles
+    yardsticks, seeds = len(yardsticks_of(settings)), settings.training_seeds
+    candidates = max(1, ensembles // seeds - (yardsticks - 1))
+    return seeds * (candidates * settings.cascades_per_candidate + yardsticks)
+
+
+def _trunk_steps(settings: SearchSettings, proxy: Config) -> int:
+    """Return the steps of the search's trunks: the iU-Net's, and the Multi-Expert's, from which the single model goes on."""
+    return settings.training_seeds * min(2, len(yardsticks_of(settings))) * proxy.training.trunk_steps
 
 
 def _stages(settings: SearchSettings) -> str:
@@ -101,8 +160,7 @@ def search_seconds(settings: SearchSettings, workers: int) -> float:
 def _steps_trained(settings: SearchSettings, proxy: Config) -> int:
     """Return the training steps of one expert that search, audit and confirmation take together."""
     each, trunk, audited = len(proxy.experts) * proxy.training.steps, proxy.training.trunk_steps, _audited(settings)
-    trunks = min(2, len(yardsticks_of(settings)))  # the iU-Net's; the Multi-Expert's, from which the single model goes on
-    steps = settings.budget * each + settings.training_seeds * trunks * trunk
+    steps = ensembles_paid(settings) * each + _trunk_steps(settings, proxy)
     if audited:
         others = settings.audit_seeds - 1  # with the search's seed, experts go on from the bank
         steps += audited * each * (settings.audit_seeds * settings.audit_factor - 1) + others * trunk
@@ -117,8 +175,7 @@ def _steps_trained(settings: SearchSettings, proxy: Config) -> int:
 
 def _images_drawn(settings: SearchSettings) -> int:
     """Return the images drawn for all scores."""
-    of_trials = settings.budget * (settings.cascades_per_candidate if settings.strategy_name == "factorised" else 1)
-    config = settings.full_config()
+    of_trials, config = _scores(settings, ensembles_paid(settings)), settings.full_config()
     short, long = settings.as_proxy(config).evaluation.samples, config.evaluation.samples
     last = (len(yardsticks_of(settings)) + 1) * len(FRESH_SEEDS)
     last_short = (1 + len(FACTORS) * len(config.experts)) * len(P_SEEDS) if settings.chooses_p_last else 0

@@ -19,7 +19,7 @@ from meme_nas.display import SearchDisplay
 from meme_nas.engines.placement import check_engine, check_places, open_engine, room_for_trials, training_of, workers_for
 from meme_nas.engines.stages import OnChange, Stage, Stages
 from meme_nas.finish import LivePortraits, Portraits, conclude, facts_of, report_before_audit, say_results, so_far
-from meme_nas.forecast import forecast_lines
+from meme_nas.forecast import effort_lines, forecast_lines
 from meme_nas.record.study import Study, recorded_settings
 from meme_nas.report.live import Watch
 from meme_nas.report.page import page
@@ -67,7 +67,7 @@ def run(settings: SearchSettings) -> Summary:
             remarks.print(search.warm_said)
         audit = Audit(settings, search) if settings.audit_factor else None
         if not search.spent[0] and not settings.ray_address:  # other machines are not timed from here
-            remarks.print("\n".join(forecast_lines(settings)))
+            remarks.print("\n".join([effort_lines(settings)[0], *forecast_lines(settings)]))
         if (steps := settings.trunk_steps_of(config)) and not search.spent[0]:
             remarks.print(f"first, one network is trained on all timesteps, from which every candidate starts: {steps:,} steps")
         with _watched(settings, search, basis):
@@ -130,7 +130,10 @@ def _search(
     if search.repeats:
         remarks.print(f"{search.repeats} proposals repeated an earlier trial and cost nothing")
     if search.exhausted:
-        remarks.print("the search ends early: no candidate is left that is new and keeps the limits")
+        remarks.print(
+            "the search ends before its budget is spent: no candidate is left that is new and keeps the limits; "
+            "more --dimensions, or a longer --proxy-steps, would use the rest"
+        )
 
 
 @contextmanager

@@ -36,7 +36,8 @@ class SearchSettings(Settings):
 
     budget: Annotated[int, Field(ge=1)] = 50
     """Trainings of a whole ensemble at proxy length, yardsticks included, that the search may spend: with N experts, N times as
-    many trainings of one expert. Running the same command again with a larger budget continues the search."""
+    many trainings of one expert. Trunks, scores and what follows the search come on top: --dry-run says what they take with
+    either strategy. Running the same command again with a larger budget continues the search."""
     strategy: Literal["factorised", "joint"] | None = None
     """factorised: propose and train candidates for every expert, and look for the best cascade of those in the bank. joint: a
     trial is a whole configuration. None: factorised, but where dimensions belong to all experts at once joint."""

@@ -1,5 +1,6 @@
 """What can be chosen: named dimensions, each a finite grid, and the space they span. No torch, no Optuna, no Ray."""
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -68,6 +69,11 @@ Domain = Choice | Integer | Real
 def size(domains: Mapping[str, Domain]) -> int:
     """Number of points of the space."""
     return math.prod(len(domain.values) for domain in domains.values())
+
+
+def points(domains: Mapping[str, Domain]) -> Iterator[Choices]:
+    """All points, those that differ in the last dimension beside each other."""
+    return (dict(zip(domains, values, strict=True)) for values in itertools.product(*(d.values for d in domains.values())))
 
 
 def draw(domains: Mapping[str, Domain], source: random.Random) -> Choices:

@@ -10,11 +10,14 @@ from toys import record_of_choices, score, searched
 
 from meme.config.presets import preset
 from meme.errors import UserError
+from meme.scoring.cost import ensemble_cost
 from meme_nas.record.ranking import front, hypervolumes, winner
 from meme_nas.record.study import Study
+from meme_nas.record.tasks import attempt
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.factorised import Factorised
 from meme_nas.strategies.joint import Joint
+from meme_nas.strategies.rungs import factorised
 from meme_nas.surrogate.choose_cascades import Assembly
 from meme_nas.surrogate.costs import Costs
 from search_spaces.space import SplitSpace
@@ -106,7 +109,9 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, stop):
 @pytest.mark.parametrize("workers, most", [(2, 0.02), (4, 0.03), (8, 0.08)])
 def test_workers_hardly_wait_for_each_other(workers, most):
     """In a search whose trainings take 3.8 s and whose cascades take 0.7 s, on a clock of its own."""
-    search = Factorised(SearchSettings(budget=30, proposal_lag=workers, device="cpu"), Study.in_memory(("fid", "macs")))
+    search = Factorised(
+        SearchSettings(budget=30, proposal_lag=workers, device="cpu", p_share=0.0), Study.in_memory(("fid", "macs"))
+    )
     source, clock, worked, running = random.Random(0), 0.0, 0.0, []
     while not search.done:
         while len(running) < workers and (task := search.next_task()):
@@ -144,7 +149,7 @@ def test_one_cascade_in_four_looks_for_the_front_from_the_first_rounds_on(monkey
         return front_first(self, *arguments)
 
     monkeypatch.setattr(Assembly, "_front_first", counted)
-    settings = SearchSettings(device="cpu")
+    settings = SearchSettings(device="cpu", p_share=0.0)
     study = Study.in_memory(settings.objectives)
     search = Factorised(settings, study)
     while not search.done:
@@ -183,6 +188,48 @@ def test_a_larger_budget_goes_on(tmp_path):
     assert [log[: 13 - 2] for log in experts] == first[0]
     assert cascades[: len(first[1])] == first[1] and len(cascades) > len(first[1])
     assert search.done and search.spent == (21 * 4, 21 * 4)
+
+
+@pytest.mark.parametrize(
+    "told, each",
+    [
+        ({}, [15] * 4),  # the splits of an expert, whose p is chosen last
+        ({"dimensions": ("p",)}, [10] * 4),
+        ({"sampler": "tpe"}, [15] * 4),
+        ({"rungs": 2}, [15] * 4),
+        ({"max_macs": 0.99 * ensemble_cost(BASE).macs}, None),
+    ],
+)
+def test_a_search_ends_with_the_last_candidate_that_there_is(told, each):
+    """With ``--dimensions p`` 38 of an expert's 48 candidates were repeats, and 188 cascades were scored, without a word."""
+    settings = SearchSettings(**{"strategy": "factorised", "device": "cpu"} | told)
+    search = factorised(settings, Study.in_memory(settings.objectives))
+    while not search.done:
+        search.record(attempt(score, search.next_task()))
+    lowest = search.below if settings.rungs > 1 else search
+    logs = [lowest.study.experts(number).records for number in range(1, 5)]
+    found = [[trial.config.canonical_expert(n) for trial in log] for n, log in enumerate(logs, start=1)]
+    assert search.exhausted and search.spent[0] == search.spent[1]
+    assert each is None or [len(set(experts)) for experts in found] == list(map(len, found)) == each
+    if "max_macs" in told:  # what fits beside the cheapest others was all tried, and most of the 15 do not
+        fitting = [roster.limit for roster in search._rosters.values()]
+        assert [len(set(experts)) for experts in found] == fitting and max(fitting) < 15
+    cascades = [trial for trial in search.study.trials if trial.kind == "candidate"]
+    assert len(cascades) <= 4 * max(map(len, found))
+
+
+def test_a_study_that_an_earlier_version_let_repeat_candidates_goes_on(monkeypatch):
+    settings = SearchSettings(strategy="factorised", device="cpu", dimensions=("p",))
+    study = Study.in_memory(settings.objectives)
+    monkeypatch.setattr(Factorised, "most", 10_000)
+    search = Factorised(settings, study)
+    while len(study.trials) < 60:
+        search.record(score(search.next_task()))
+    monkeypatch.undo()
+    search = Factorised(settings, study)
+    while not search.done:
+        search.record(score(search.next_task()))
+    assert search.exhausted and search.spent == (4 * 10 + 4 * 2, 4 * 10 + 4 * 2)
 
 
 def test_a_budget_for_yardsticks_alone_is_enough(tmp_path):

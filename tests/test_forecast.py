@@ -24,7 +24,7 @@ def test_all_that_the_budget_pays_for_is_counted(speed):
     trained = 50 * 4 * 46 * 32  # trials, experts, steps, images
     drawn = 250 * 20  # images, sampler steps, of a cascade
     last = 4 * 3 * 1000 * 20  # winner and three yardsticks, sampling seeds
-    factorised = (trained + (50 * 4 * drawn + last) / 3) / 1000
+    factorised = (trained + ((48 * 4 + 3) * drawn + last) / 3) / 1000  # cascades of the candidates beside the yardsticks
     alone = {"audit_factor": 0, "trunk_share": 0.0, "confirm_share": 0.0, "p_share": 0.0}
     assert search_seconds(SearchSettings(**alone), 1) == pytest.approx(factorised)
     assert search_seconds(SearchSettings(**alone), 4) == pytest.approx(factorised / 4)
@@ -44,15 +44,15 @@ def test_an_audit_is_counted_with_its_seeds_of_which_one_goes_on_from_the_search
 
 
 def test_trunks_and_the_confirmation_are_counted(speed):
-    alone = {"audit_factor": 0, "confirm_share": 0.0, "p_share": 0.0}
+    alone = {"audit_factor": 0, "confirm_share": 0.0, "p_share": 0.0, "budget": 10}
     without = search_seconds(SearchSettings(trunk_share=0.0, **alone), 1)
     trunk = search_seconds(SearchSettings(trunk_share=0.125, **alone), 1) - without
     assert trunk == pytest.approx(2 * 1_000 * 32 / 1000)  # the iU-Net's; the Multi-Expert's, which the single model goes on from
-    chosen = SearchSettings(trunk_share=0.125, p_share=0.5, audit_factor=0, confirm_share=0.0)
+    chosen = SearchSettings(trunk_share=0.125, p_share=0.5, audit_factor=0, confirm_share=0.0, budget=10)
     trained = 3 * 4 * 750 * 32  # of each expert its own p, half and twice of it; 4,000 steps in all, of which the trunk has 1,000
     drawn = 9 * 2 * 250 * 20  # alternatives and the winner as it is, sampling seeds
     assert search_seconds(chosen, 1) - without - trunk == pytest.approx((trained + drawn / 3) / 1000)
-    confirmed = SearchSettings(trunk_share=0.125, audit_factor=0, confirm_share=0.25, confirm_seeds=3, p_share=0.0)
+    confirmed = SearchSettings(trunk_share=0.125, audit_factor=0, confirm_share=0.25, confirm_seeds=3, p_share=0.0, budget=10)
     trained = 3 * (1_000 + 2 * 4 * 250) * 32  # 2,000 of 8,000 steps in all, of which the trunk has 1,000
     drawn = 2 * 3 * 2 * 1_000 * 20  # configurations, training and sampling seeds
     assert search_seconds(confirmed, 1) - without - trunk == pytest.approx((trained + drawn / 3) / 1000)

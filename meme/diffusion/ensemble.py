@@ -32,6 +32,8 @@ class Ensemble:
             raise ValueError(f"experts: the config has {len(config.experts)}, not {len(experts)}")
         self.config = config
         self.experts = experts
+        self.passes = 0
+        """Images that have gone through an expert, once for every step."""
 
     def denoise(self, x: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
         """What the expert at ``t``, one for the whole batch, predicts from x_t (B, C, H, W): noise (B, C, H, W), with a learned
@@ -39,6 +41,7 @@ class Ensemble:
         expert = self.experts[expert_at(self.config, t) - 1]
         timesteps = torch.full((x.shape[0],), t, device=x.device)
         inputs = (x, timesteps, labels) if self.config.network.classes else (x, timesteps)
+        self.passes += len(x)
         with calculating_in(x.device, self.config.sampling.precision):
             predicted: Tensor = expert(*inputs)
         return predicted.float()

@@ -77,6 +77,12 @@ def step_shares(config: Config) -> tuple[float, ...]:
     return tuple(asked * steps / sum(taken) for steps in taken)
 
 
+def sampler_passes(config: Config) -> int:
+    """Return how many passes of one image through one expert a score's samples take, twice a step with guidance."""
+    asked = 1 if config.sampling.guidance_scale == 1 else 2
+    return config.evaluation.samples * asked * len(sampling_timesteps(config.diffusion, config.sampling))
+
+
 def expert_cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
     """Cost of one expert's network, which its interval and p do not change."""
     return _cost(image, network, expert.network_alone(network))

@@ -33,6 +33,7 @@ from meme.training.skipped_steps import LossWindow, is_skipped
 from meme.training.trunk import start_from_trunk, trunk_config
 
 TRUNK = 0  # the trunk's number where experts have theirs
+PASSES_A_STEP = 3  # of every image of a batch: forward, and twice as much backward
 REPORT_EVERY = 25  # steps; the loss is read from the device only then, so that a GPU is never waited for in between
 
 SCALE = ("scale", "_growth_tracker")  # torch's names of what its scaler of the loss keeps
@@ -174,6 +175,7 @@ def run_training(
     states = KeptStates(state) if state else None
     if states:
         states.load(training.continue_from)
+    training.began_at = training.step
     kept = states if shard.is_first else None
     try:
         with exact_convolutions(config.training.precision):
@@ -242,7 +244,7 @@ class Training:
         shard.check(config.training.batch_size)
         self.config, self.number, self.data, self.shard = config, number, data, shard
         self.device = torch.device(device)
-        self.step = 0
+        self.step = self.began_at = 0
         self.updating = False  # weights, averages and step do not belong together at this moment
         self.expert = starting_expert(config, number, trunk).to(self.device).train()
         self.averaged = AveragedExpert(self.expert)
@@ -253,6 +255,11 @@ class Training:
         self.loss = DenoisingLoss(config, self.process, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.training.precision == "fp16")
         self.window = LossWindow(shard)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one image that the steps of this process were worth, a step's gradient being worth two."""
+        return PASSES_A_STEP * self.config.training.batch_size * (self.step - self.began_at)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """This process's images (B, C, H, W), timesteps (B,), noise (B, C, H, W) and labels (B,), if the network takes them, of

@@ -72,6 +72,11 @@ class Outcome:
     training_seconds: float = 0.0
     sampling_seconds: float = 0.0
     scoring_seconds: float = 0.0
+    training_passes: int | None = None
+    """Forward passes of one image through one expert that its trainings were worth, a step's gradient being worth two; what the
+    bank had costs none. None in studies that did not count."""
+    scoring_passes: int | None = None
+    """Forward passes that drawing its samples took; what earlier cascades had drawn of their way costs none."""
 
     @property
     def metric(self) -> str:

@@ -1,10 +1,11 @@
 """What a search came to, gathered for the report and the console."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from meme.support.intervals import Interval
+from meme_nas.record.effort import Effort
 from meme_nas.record.folder import trial_folder
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.spread import Dominant
@@ -88,6 +89,8 @@ class Summary:
     """The kind of choice that explains most of the spread of the search's scores, if one does."""
     portraits: list[Portrait] = field(default_factory=list)
     """Of the winner and the hand-made pattern; while the search runs, where that takes a moment."""
+    effort: Effort | None = None
+    """What the search took, its audit and all that follows it left out; None while it runs."""
     confirmed: Confirmed | None = None
     """Winner and hand-made pattern trained longer; None where that was not done."""
 
@@ -146,6 +149,7 @@ def as_record(summary: Summary) -> dict[str, Any]:
         ],
         "regret": summary.regret and _interval(summary.regret.behind) | {"picked": summary.regret.picked.number},
         "judged": summary.judged and _interval(summary.judged.difference),
+        "effort": summary.effort and asdict(summary.effort),
         "features": best.scored.features if best else None,
     }
 

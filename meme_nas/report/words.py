@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from meme.config.architecture import OVERRIDES, ExpertConfig
 from meme.config.schema import even_intervals
+from meme_nas.record.effort import Effort
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.claims import (
     NOT_CONFIRMED,
@@ -173,6 +174,15 @@ def costs_text(trial: TrialRecord, kinds: Sequence[str]) -> str:
     """``4.03M MACs and 660k parameters`` of a complete trial; latency is that of an image."""
     texts = {"macs": "{} MACs", "params": "{} parameters", "latency_ms": "{} ms an image"}
     return listed([texts[kind].format(quantity(cost_of(trial, kind))) for kind in kinds])
+
+
+def effort_text(effort: Effort) -> str:
+    """Return what a search took, in one line."""
+    share = 100 * effort.scoring / max(1, effort.passes)
+    return (
+        f"{effort.made:.0f} trainings of an expert of {effort.charged:.0f} that the budget counts; {quantity(effort.training)} "
+        f"passes of an image in training, a step's gradient as two, and {quantity(effort.scoring)} in scoring ({share:.0f} %)"
+    )
 
 
 def latency_text(milliseconds: float | None) -> str:

@@ -41,8 +41,6 @@ class Strategy:
         self.yardsticks = yardsticks_of(settings) if yardsticks is None else list(yardsticks)
         self.distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
         self._interrupted = [trial for trial in study.trials if not trial.finished]
-        self.exhausted = False
-        """Whether no point is left that is new and keeps the limits."""
         self.repeats = 0
         """Proposals that had been tried before, and so cost nothing."""
         found = warm_start(settings.warm_start, self.space, settings.objectives) if settings.warm_start else WarmStart()
@@ -67,6 +65,11 @@ class Strategy:
     def other_signals(self, trials: Sequence[TrialRecord]) -> dict[str, list[float]]:
         """What else, beside their scores, the strategy knows of complete trials: by name a value each, lower is better."""
         return {}
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the budget pays for more than the space holds: points that are new and keep the limits."""
+        raise NotImplementedError
 
     @property
     def done(self) -> bool:

@@ -1,6 +1,7 @@
 """One expert's candidates, each found by what it is without looking through the others: there may be thousands."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -8,7 +9,9 @@ from meme.config.schema import Config, ExpertConfig
 from meme_nas.record.trial_log import TrialLog, TrialRecord
 from meme_nas.surrogate.costs import Array, Costs
 from meme_nas.surrogate.kernel import Candidates, Indices
-from search_spaces.domain import Choices, Domain, encoded, size
+from search_spaces.domain import Choices, Domain, encoded, points, size
+
+MOST_LISTED = 500  # choices of an expert; of more, no search trains all
 
 
 class Roster:
@@ -44,10 +47,33 @@ class Roster:
         return config.canonical_expert(self.number) in self._experts
 
     @property
+    def limit(self) -> int:
+        """How many candidates there are: different experts that can keep the limits. Where choices are too many to list, all."""
+        return len(self._listed) if self._listed else size(self.domains)
+
+    @property
     def is_complete(self) -> bool:
-        """Whether all choices that there are have been tried."""
+        """Whether there is no choice left that no candidate has."""
+        return len(self._first) >= size(self.domains) or (bool(self._listed) and next(self.untried(), None) is None)
+
+    def untried(self) -> Iterator[Choices]:
+        """Yield the choices that no candidate has, where they are not too many to list."""
         self._catch_up()
-        return len(self._first) >= size(self.domains)
+        return (choices for expert, choices in self._listed.items() if expert not in self._experts)
+
+    @cached_property
+    def _listed(self) -> dict[ExpertConfig, Choices]:
+        """Every expert that can keep the limits, with choices that make it; the hand-made one in any case. Empty where they are
+        too many, or their latency would have to be measured."""
+        if size(self.domains) > MOST_LISTED or "latency_ms" in self._costs.settings.limits:
+            return {}
+        space = self._costs.space
+        found = {space.base.canonical_expert(self.number): space.expert_choices(space.base, self.number)}
+        for choices in points(self.domains):
+            config = space.with_expert(space.base, self.number, choices)
+            if self._costs.may_fit(config, self.number):
+                found.setdefault(config.canonical_expert(self.number), choices)
+        return found
 
     def usable(self, end: int) -> Indices:
         """Which of the first ``end`` are trained, each the first of its choices."""

@@ -87,8 +87,24 @@ class Factorised(Strategy):
 
     @property
     def candidates(self) -> int:
-        """Candidates of each expert that the budget pays for, beside the yardsticks; the hand-made pattern is the first."""
+        """Candidates that each expert gets, beside the yardsticks: as many as the budget pays for, or all that there are. The
+        hand-made pattern is the first."""
+        return min(self.affordable, self.most)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the budget pays for more candidates than there are."""
+        return self.most < self.affordable
+
+    @property
+    def affordable(self) -> int:
+        """Candidates of each expert that the budget pays for."""
         return candidates_in_full(self.settings, len(self.yardsticks))
+
+    @property
+    def most(self) -> int:
+        """Candidates that there are, of the expert that has most."""
+        return max(roster.limit for roster in self._rosters.values())
 
     @property
     def rounds(self) -> list[int]:
@@ -113,7 +129,7 @@ class Factorised(Strategy):
 
     @property
     def _candidates_spent(self) -> tuple[int, int]:
-        finished = sum(trial.finished for n in self.numbers for trial in self._log(n))
+        finished = sum(trial.finished for n in self.numbers for trial in self._log(n)[: self.candidates])
         return finished, len(self.numbers) * self.candidates
 
     @property
@@ -228,6 +244,7 @@ class Factorised(Strategy):
                 yield self._proposers[number].propose_after(self._signals(number, place), seed)
         for seed in seeds[CREDULOUS_ATTEMPTS:]:
             yield draw(self._own[number], random.Random(seed))
+        yield from self._rosters[number].untried()
 
     def _prospects(self, number: int, place: int) -> Prospects:
         """What is known when candidates of expert ``number`` are proposed for round ``place``."""

@@ -20,6 +20,7 @@ class Joint(Strategy):
     def __init__(self, settings: SearchSettings, study: Study, **replaced):
         super().__init__(settings, study, **replaced)
         self._proposer = Proposer(self.space.domains, settings.proposer, len(settings.objectives))
+        self._found_none = False
 
     @property
     def counted(self) -> int:
@@ -30,6 +31,10 @@ class Joint(Strategy):
     def budget(self) -> int:
         """Trials, each of which the budget pays for as often as there are training seeds."""
         return max(1, self.settings.budget // self.settings.training_seeds)
+
+    @property
+    def exhausted(self) -> bool:
+        return self._found_none
 
     @property
     def spent(self) -> tuple[int, int]:
@@ -56,7 +61,7 @@ class Joint(Strategy):
             return None
         choices = self._unseen_choices(number, self.study.frozen_trials()[:end])
         if choices is None:
-            self.exhausted = True
+            self._found_none = True
             return None
         config = self.space.config(choices, f"trial-{number:03d}")
         return self.study.start(config, "candidate", choices, self.distributions, refused=self.costs.refusal(config))

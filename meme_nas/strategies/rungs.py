@@ -64,7 +64,8 @@ class LowestRung(Factorised):
         self._round *= KEPT**rung  # the highest rung then gets as many a round as it would without others
 
     @cached_property
-    def candidates(self) -> int:
+    def affordable(self) -> int:
+        """Candidates that may enter, for what those that go on cost too."""
         proxy_steps = self.space.base.training.steps
         count = self._in_full
         while _steps_for(count + 1, self.rung, proxy_steps) <= self._in_full * proxy_steps:
@@ -99,6 +100,10 @@ class HigherRung(Factorised):
     @property
     def candidates(self) -> int:
         return max(1, self.below.candidates // KEPT)
+
+    @property
+    def exhausted(self) -> bool:
+        return self.below.exhausted
 
     @property
     def rounds(self) -> list[int]:

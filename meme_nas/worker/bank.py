@@ -76,6 +76,8 @@ class ExpertBank:
         self.folder, self.data, self.held_out, self.limit_gib = folder, data, held_out, limit_gib
         self._known: dict[tuple[str, int], Banked] = {}
         self._asked: set[str] = set()
+        self.passes = 0
+        """Forward passes of one image that the trainings made here were worth, trunks included."""
         _claim(folder, data.content_id)
 
     def key(self, config: Config, number: int) -> str:
@@ -150,6 +152,7 @@ class ExpertBank:
 
         state = entry / _STATE
         training = run_training(config, number, self.data, state, device, remember, trunk=self.trunk(config, device))
+        self.passes += training.passes
         expert = training.averaged.module.eval()
         loss = interval_loss(expert, config, number, self.held_out, device)
         cost = ensemble_cost(config).experts[number - 1]

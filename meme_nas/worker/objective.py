@@ -143,7 +143,7 @@ class Objective:
     def _train_expert(self, task: Task) -> Outcome:
         """With every seed."""
         _, bank = self._open(task.config)
-        begun_at, begun = time.time(), time.perf_counter()
+        begun_at, begun, passes = time.time(), time.perf_counter(), bank.passes
         folder = trial_folder(self.folder, task.number, task.kind, task.rung)
         progress = ProgressFile(folder.parent / f"expert{task.expert}-{folder.name}", len(task.seeds))
         found = [
@@ -160,12 +160,14 @@ class Objective:
             steps=task.config.training.steps,
             begun_at=begun_at,
             training_seconds=time.perf_counter() - begun,
+            training_passes=bank.passes - passes,
+            scoring_passes=0,
         )
 
     def _train_and_score(self, task: Task) -> Outcome:
         basis, bank = self._open(task.config)
         folder, count = trial_folder(self.folder, task.number, task.kind, task.rung), len(task.config.experts)
-        begun_at, begun = time.time(), time.perf_counter()
+        begun_at, begun, passes = time.time(), time.perf_counter(), bank.passes
         progress = ProgressFile(folder, count * len(task.seeds))
         banked: list[list[Banked]] = []
         for seed in task.seeds:
@@ -178,7 +180,8 @@ class Objective:
             save_grid(folder / "samples.png", scores[0].grid)
         progress.remove()
         latency = ensemble_latency_ms(task.config, pick_device(self.device))
-        return outcome_of(task, scores, latency, begun_at, training_seconds)
+        outcome = outcome_of(task, scores, latency, begun_at, training_seconds)
+        return replace(outcome, training_passes=bank.passes - passes)
 
     def _obtain(self, bank: ExpertBank, config: Config, number: int, seed: int, place: int, progress: ProgressFile) -> Banked:
         def report(now: Progress) -> None:
@@ -256,4 +259,5 @@ def outcome_of(task: Task, scores: Sequence[Score], latency_ms: float, begun_at:
         training_seconds=training_seconds,
         sampling_seconds=sum(score.sampling_seconds for score in scores),
         scoring_seconds=sum(score.scoring_seconds for score in scores),
+        scoring_passes=sum(score.passes for score in scores),
     )
