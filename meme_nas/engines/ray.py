@@ -34,7 +34,7 @@ from ray.tune.search import Searcher
 from meme.errors import UserError, in_one_line
 from meme.support.signals import terminate_on_sigterm
 from meme_nas.engines.protocols import Source
-from meme_nas.engines.ray_cluster import check_shared, join
+from meme_nas.engines.ray_cluster import check_shared, join, printable_command
 from meme_nas.record.tasks import Outcome, SearchFault, Task, attempt
 
 LOOPBACK = "127.0.0.1"
@@ -225,14 +225,15 @@ class _OnChange(_NotPickled, tune.Callback):
 def start(cpus: int, dashboard_host: str) -> str | None:
     """Start Ray on this machine; the address of its dashboard. ``UserError`` where it does not start, as on a very busy one."""
     try:
-        context = ray.init(
-            address="local",  # not a cluster that happens to run here
-            num_cpus=cpus,
-            include_dashboard=True,
-            dashboard_host=dashboard_host,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with printable_command():
+            context = ray.init(
+                address="local",  # not a cluster that happens to run here
+                num_cpus=cpus,
+                include_dashboard=True,
+                dashboard_host=dashboard_host,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except Exception as error:  # what it raises is a bare Exception
         raise UserError(f"engine: Ray does not start here ({in_one_line(error)}); try again, or take --engine local") from None
     terminate_on_sigterm()  # Ray takes the signal for itself, and would end this process as if nothing had to be put in order

@@ -4,17 +4,19 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+import ray._private.utils
 from ray.exceptions import AuthenticationError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import meme
 import meme_nas
 import search_spaces
-from meme.errors import UserError, in_one_line
+from meme.errors import UserError, in_one_line, printable
 from meme.support.files import CACHE_VARIABLE, INCEPTION_VARIABLE, write_text
 from meme.support.signals import terminate_on_sigterm
 
@@ -32,17 +34,32 @@ def join(address: str) -> str | None:
     _check_address(address)
     packages = [package.__path__[0] for package in (meme, meme_nas, search_spaces)]
     try:
-        context = ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"py_modules": packages, "excludes": ["__pycache__"], "env_vars": variables_handed_on()},
-            ignore_reinit_error=True,
-        )
+        with printable_command():
+            context = ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"py_modules": packages, "excludes": ["__pycache__"], "env_vars": variables_handed_on()},
+                ignore_reinit_error=True,
+            )
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise UserError(f"ray_address: no Ray cluster can be joined at {address} ({in_one_line(error)}){_on_tokens()}") from None
     terminate_on_sigterm()  # Ray takes the signal for itself, and would end this process as if nothing had to be put in order
     return context.dashboard_url
+
+
+@contextmanager
+def printable_command() -> Iterator[None]:
+    """Have Ray note this process's command line, for its dashboard, with escapes for what is not UTF-8.
+
+    The bytes of such a path, of data or of a study, would keep Ray from starting.
+    """
+    noted = ray._private.utils.get_entrypoint_name
+    ray._private.utils.get_entrypoint_name = lambda: printable(noted())
+    try:
+        yield
+    finally:
+        ray._private.utils.get_entrypoint_name = noted
 
 
 def variables_handed_on() -> dict[str, str]:
