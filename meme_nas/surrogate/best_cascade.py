@@ -14,7 +14,9 @@ ROUNDS = 40  # iterations of the price search; price changes shrink from one to 
 
 
 def best_sum(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> tuple[int, ...]:
-    """Return one candidate of each expert with a low sum of ``values`` (M,) and ``costs`` (M, K) that sum to ``limits`` (K,) or less.
+    """Return one candidate of each expert with a low sum of ``values`` (M,), within the limits on costs.
+
+    The costs of a cascade are the sum of its rows of ``costs`` (M, K) and must not exceed ``limits`` (K,).
 
     Lagrange relaxation: a kind of cost that exceeds its limit gets a price, which is raised until the limit is kept. Similar
     candidates change together at one price, so single candidates are then exchanged while that lowers the sum within the limits.

@@ -41,8 +41,8 @@ def front_of_sums(parts: Sequence[Array]) -> tuple[Indices, Array]:
 def gains(points: Array, front: Array) -> Array:
     """Return the hypervolumes (P,) that each of ``points`` (P, K) alone would add to ``front`` (F, K).
 
-    Objectives are scaled to [0, 1] over all points. A dominated point gets a negative number: minus the least improvement, as a share of each objective's range, with which it
-    would reach the front. So points near the front rank above points far from it.
+    Objectives are scaled to [0, 1] over all points. A dominated point gets a negative number: minus the least improvement, as a
+    share of each objective's range, with which it would reach the front. So points near the front rank above points far from it.
     """
     everything = np.vstack([points, front])
     low, high = everything.min(axis=0), everything.max(axis=0)
