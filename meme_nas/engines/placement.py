@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -35,6 +36,11 @@ def check_engine(settings: SearchSettings) -> None:
         return
     if os.path.expanduser("~") == "~":  # no HOME, and a user that the system does not know, as in containers
         raise UserError("engine: Ray needs a home folder, which this user has not; name one in HOME, or take --engine local")
+    for field, what, place in (("engine", "works in", Path.cwd()), ("study", "writes to", settings.folder.absolute())):
+        if not _is_utf8(place):
+            raise UserError(
+                f"{field}: Ray {what} no folder whose path is not UTF-8, as {place}; rename it, or take --engine local"
+            )
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     length = len(os.fsencode(os.path.join(folder, SOCKET_IN_TMPDIR)))
     if length > LONGEST_SOCKET_PATH and not settings.ray_address:
@@ -42,6 +48,14 @@ def check_engine(settings: SearchSettings) -> None:
             f"engine: Ray's sockets in {folder} would have paths of {length} bytes, and {LONGEST_SOCKET_PATH} is the most; "
             "name a shorter folder in RAY_TMPDIR, or take --engine local"
         )
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def room_for_trials(settings: SearchSettings) -> int:
