@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,10 +14,12 @@ from meme.data.images import check_outside, existing
 from meme.diffusion.ensemble import Ensemble
 from meme.errors import UserError
 from meme.pipeline import pick_device, train
+from meme.support.devices import DeviceKind
 from meme.support.files import cache_folder
-from meme_nas.engines.protocols import Engine
+from meme_nas.engines.protocols import Engine, Measuring, Meter
 from meme_nas.settings import LEAST_LAG, SearchSettings
 
+NICENESS_VARIABLE, RAY_NICENESS = "RAY_worker_niceness", 15  # what Ray adds to its workers', unless the variable is set
 LONGEST_SOCKET_PATH = 107  # bytes, on Linux
 SOCKET_IN_TMPDIR = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # with the longest ids
 
@@ -94,7 +97,7 @@ def open_engine(settings: SearchSettings, workers: int) -> Engine:
         from meme_nas.engines.local import LocalEngine
 
         remarks.print(f"{workers} trials at a time in processes of this machine")
-        return LocalEngine(workers, gpus=torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0)
+        return LocalEngine(workers, gpus=_gpus_here(settings))
     from meme_nas.engines.ray import RayEngine, token_command
 
     remarks.print(f"joining the Ray cluster at {settings.ray_address} ..." if settings.ray_address else "starting Ray ...")
@@ -111,6 +114,26 @@ def open_engine(settings: SearchSettings, workers: int) -> Engine:
     if engine.asks_for_token:
         remarks.print(f"  (it asks for the token that this prints: {token_command()})")
     return engine
+
+
+def open_measuring(settings: SearchSettings, meter: Meter, wanted: DeviceKind | None) -> Measuring:
+    """Return what calls ``meter`` in a process that is like a trial's. In a cluster it is on a node with a device of the kind
+    ``wanted``, if there is one. Nothing starts before the first question."""
+    if settings.engine == "ray" and settings.ray_address:
+        from meme_nas.engines.ray_cluster import MeasuringNode
+
+        return MeasuringNode(
+            meter, settings.ray_address, settings.cpus_per_trial, partial(gpus_a_trial, settings), settings.folder, wanted
+        )
+    from meme_nas.engines.measuring import MeasuringProcess
+
+    niceness = int(os.environ.get(NICENESS_VARIABLE, RAY_NICENESS)) if settings.engine == "ray" else 0
+    return MeasuringProcess(meter, _gpus_here(settings), niceness)
+
+
+def _gpus_here(settings: SearchSettings) -> int:
+    """Return how many GPUs the workers of this machine take in turn: 0 where they all have the same device."""
+    return torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0
 
 
 def training_of(settings: SearchSettings) -> Callable[..., Ensemble]:
