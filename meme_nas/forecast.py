@@ -121,7 +121,9 @@ def ensembles_paid(settings: SearchSettings) -> int:
     """Return the number of ensemble trainings that the budget pays for, or fewer if the space has fewer candidates."""
     if settings.strategy_name == "joint":
         return settings.budget
-    search = factorised(settings, Study.in_memory(settings.objectives))
+    objectives = tuple(name for name in settings.objectives if name != "latency_ms")
+    unmeasured = settings.model_copy(update={"objectives": objectives, "max_latency_ms": None})
+    search = factorised(unmeasured, Study.in_memory(objectives))
     if not search.exhausted:
         return settings.budget
     return min(settings.budget, settings.training_seeds * (search.most + len(search.yardsticks) - 1))

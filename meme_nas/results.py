@@ -113,7 +113,8 @@ def drop_weights(folder: Path, numbers: Iterable[int]) -> None:
 def _row(trial: TrialRecord) -> dict:
     outcome = trial.outcome
     scores = {
-        name: getattr(outcome, name) if outcome else None for name in ("fid", "kid", "macs", "params", "latency_ms", "seconds")
+        name: getattr(outcome, name) if outcome else None
+        for name in ("fid", "kid", "macs", "params", "latency_ms", "latency_device", "seconds")
     }
     row = {"number": trial.number, "state": trial.state, "kind": trial.kind, **scores}
     row |= {"architecture": trial.architecture_id, "features": outcome.features if outcome else None}

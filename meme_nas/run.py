@@ -16,7 +16,15 @@ from meme.scoring.metrics import require_images
 from meme.support.files import settle_paths
 from meme.support.threads import threads
 from meme_nas.display import SearchDisplay
-from meme_nas.engines.placement import check_engine, check_places, open_engine, room_for_trials, training_of, workers_for
+from meme_nas.engines.placement import (
+    check_engine,
+    check_places,
+    open_engine,
+    open_measuring,
+    room_for_trials,
+    training_of,
+    workers_for,
+)
 from meme_nas.engines.stages import OnChange, Stage, Stages
 from meme_nas.finish import LivePortraits, Portraits, conclude, facts_of, report_before_audit, say_results, so_far
 from meme_nas.forecast import effort_lines, forecast_lines
@@ -37,12 +45,13 @@ from meme_nas.strategies.joint import Joint
 from meme_nas.strategies.rungs import factorised
 from meme_nas.surrogate.costs import Costs
 from meme_nas.worker.bank import ExpertBank
+from meme_nas.worker.latency import LatencyMeter, LatencyRecord, RecordedLatency
 from meme_nas.worker.objective import Basis, Objective, open_basis
 from search_spaces.space import build_space
 
 TABLE_SECONDS = 1.0  # between two states of trials.csv
 HAND_OVER_SECONDS = 1.0  # until a worker has the task that is recorded as begun; it would wait for whatever comes in between
-STRATEGIES: dict[str, Callable[[SearchSettings, Study], Strategy]] = {"factorised": factorised, "joint": Joint}
+STRATEGIES: dict[str, Callable[..., Strategy]] = {"factorised": factorised, "joint": Joint}
 
 
 def run(settings: SearchSettings) -> Summary:
@@ -51,7 +60,12 @@ def run(settings: SearchSettings) -> Summary:
     config = settings.full_config()
     check_places(settings, config)
     check_engine(settings)
-    Costs(settings, build_space(config, settings.searched)).check()
+    with _latency_of_trials(settings) as latency:
+        Costs(settings, build_space(config, settings.searched), latency).check()
+        return _run(settings, config, latency)
+
+
+def _run(settings: SearchSettings, config: Config, latency: RecordedLatency | None) -> Summary:
     basis = _basis(settings, config)
     images, space = basis.images, basis.space
     require_images((settings.first_objective,), len(images), images.name)
@@ -62,7 +76,7 @@ def run(settings: SearchSettings) -> Summary:
         remarks.print(study.mended)
     try:
         ExpertBank(settings.bank_folder, basis.data, basis.held_out)  # one of other data is refused before anything runs
-        search = STRATEGIES[settings.strategy_name](settings, study)
+        search = STRATEGIES[settings.strategy_name](settings, study, latency=latency)
         if search.warm_said:
             remarks.print(search.warm_said)
         audit = Audit(settings, search) if settings.audit_factor else None
@@ -90,6 +104,20 @@ def settled(settings: SearchSettings, space: FeatureSpace) -> SearchSettings:
     recorded = recorded_settings(settings.folder).get("proposal_lag")
     lag = settings.proposal_lag or recorded or max(LEAST_LAG, settings.workers or 0, room_for_trials(settings))
     return settings.model_copy(update={"features": space.kind, "proposal_lag": lag})
+
+
+@contextmanager
+def _latency_of_trials(settings: SearchSettings) -> Iterator[RecordedLatency | None]:
+    """Latency as trials have it, measured in a process like theirs; None where it is neither minimised nor limited."""
+    if not settings.asks_latency:
+        yield None
+        return
+    record = LatencyRecord(settings.folder.absolute())
+    measuring = open_measuring(settings, LatencyMeter(record.study, settings.device, settings.cpus_per_trial), record.device)
+    try:
+        yield RecordedLatency(record, measuring, remarks.print)
+    finally:
+        measuring.close()
 
 
 def _basis(settings: SearchSettings, config: Config) -> Basis:

@@ -97,7 +97,8 @@ class SearchSettings(Settings):
     max_params: Annotated[float, Field(gt=0.0)] | None = None
     """Refuse candidates with more parameters, all experts together."""
     max_latency_ms: Annotated[float, Field(gt=0.0)] | None = None
-    """Refuse candidates that take longer for an image, all sampler steps together, as measured on this machine."""
+    """Refuse candidates that take longer for an image, all sampler steps together. Each network is measured once for each kind of
+    device, in a process like a trial's, and the study keeps what was measured."""
     sampler: Literal["model", "tpe", "nsga2", "random"] | None = None
     """Who proposes: Optuna's multi-objective TPE or NSGA-II, chance, or (factorised only) the surrogate itself. None: the
     surrogate for factorised, TPE for joint."""
@@ -222,6 +223,11 @@ class SearchSettings(Settings):
         """What candidates may cost at most, by the name of the cost."""
         given = {"macs": self.max_macs, "params": self.max_params, "latency_ms": self.max_latency_ms}
         return {name: limit for name, limit in given.items() if limit is not None}
+
+    @property
+    def asks_latency(self) -> bool:
+        """Whether latency is minimised or limited."""
+        return "latency_ms" in {*self.objectives, *self.limits}
 
     @property
     def preset_name(self) -> str:

@@ -9,17 +9,20 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from toys import OnNode, visits
+from toys import Measured, OnNode, visits
 
 from meme.config.presets import preset
 from meme.errors import UserError
 from meme.pipeline import open_reference, train
+from meme.scoring.cost import timed_network
+from meme.support.devices import DeviceKind, device_kind
 from meme.support.tensor_files import load_tensors
 from meme.training.trainer import Progress
 from meme_nas.engines.placement import room_for_trials, training_of
 from meme_nas.record.study import Study, read_trials
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.joint import Joint
+from meme_nas.worker.latency import LatencyMeter, LatencyRecord
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
@@ -185,6 +188,44 @@ def test_a_search_command_joins_the_cluster(cluster, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 trials at a time on Ray" in done.stdout
     assert [trial.state for trial in read_trials(tmp_path / "study")] == ["complete"] * 3
+
+
+@pytest.mark.slow
+def test_a_search_with_a_limit_on_latency_measures_on_the_nodes(cluster, tmp_path):
+    command, surroundings = search_command(cluster, tmp_path / "study")
+    options = ["--objectives", "fid", "latency_ms", "--max-latency-ms", "1000"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, env=surroundings, check=False)
+    assert done.returncode == 0, done.stderr
+    trials, kind = read_trials(tmp_path / "study"), device_kind("cpu", 1)
+    assert [trial.state for trial in trials] == ["complete"] * 3
+    assert {trial.outcome.latency_device for trial in trials} == {kind.name}
+    assert LatencyRecord(tmp_path / "study").device == kind
+
+
+@ray.remote(num_cpus=1)
+class Busy:
+    def begun(self) -> bool:
+        return True
+
+
+@pytest.mark.slow
+def test_latency_is_measured_on_a_node_though_trials_hold_all_of_it(cluster, tmp_path):
+    ray_cluster.join(cluster.address)
+    trials = [Busy.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
+    assert all(ray.get([trial.begun.remote() for trial in trials], timeout=120))
+    network, other = (timed_network(preset("digits-meme"), number, "cpu") for number in (1, 2))
+    meter = LatencyMeter(tmp_path, "cpu", 1, Measured(tmp_path / "seen"))
+    measuring = ray_cluster.MeasuringNode(meter, cluster.address, 1, lambda: 0, tmp_path, DeviceKind("cpu", "of no node"))
+    try:
+        assert measuring([network]) == [1.5]
+        assert measuring.kind == device_kind("cpu", 1)
+        ray.kill(measuring._actor)
+        assert measuring([network, other]) == [1.5, 2.5]
+    finally:
+        measuring.close()
+        ray.shutdown()
+    first, second = Measured.seen(tmp_path / "seen")
+    assert len({first["pid"], second["pid"], os.getpid()}) == 3
 
 
 @pytest.mark.slow

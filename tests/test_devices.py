@@ -12,7 +12,7 @@ from meme.config.schema import Config
 from meme.data.images import open_images
 from meme.errors import UserError
 from meme.pipeline import _Drawn, draw, load_ensemble, train
-from meme.scoring.cost import ensemble_latency_ms
+from meme.scoring.cost import measure_pass_ms, timed_network
 from meme.support.devices import calculating_in, exact_convolutions, wait_for
 from meme.support.tensor_files import load_tensors
 from meme.training.interval_loss import hold_out, interval_loss
@@ -100,7 +100,7 @@ def test_latency_waits_for_the_device_that_it_measures(monkeypatch):
     waited = []
     monkeypatch.setattr("meme.scoring.cost.wait_for", waited.append)
     config = BRIEF.with_(network={"channels": 8, "head_channels": 4}, experts=[{"interval": (0, 1000), "low_channels": (4, 12)}])
-    ensemble_latency_ms(config, "cpu")
+    measure_pass_ms(timed_network(config, 1, "cpu"), "cpu")
     assert set(waited) == {torch.device("cpu")}
 
 

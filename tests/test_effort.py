@@ -91,6 +91,11 @@ def test_a_budget_that_cannot_be_spent_is_told_of_before_the_search():
     assert "38 of the budget of 50 stay unspent" in effort_lines(settings)[0]
 
 
+def test_effort_is_told_before_latency_is_measured():
+    limited = SearchSettings(budget=10, device="cpu", objectives=("fid", "latency_ms"), max_latency_ms=1.0)
+    assert ensembles_paid(limited) == 10
+
+
 def test_the_words_name_both_counts():
     said = effort_text(Effort(192.0, 113.0, 1_000_000, 3_000_000))
     assert said.startswith("113 trainings of an expert of 192 that the budget counts") and said.endswith("in scoring (75 %)")

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 import numpy as np
+import psutil
 import pytest
 from conftest import ROOT
 from PIL import Image
@@ -103,6 +104,28 @@ def test_a_long_folder_for_rays_sockets_is_refused_by_the_name_of_the_variable(m
     check_engine(SearchSettings(engine="local"))
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "a" * 20)
     check_engine(SearchSettings())
+
+
+def test_folders_that_ray_cannot_name_are_refused_at_the_door(tmp_path, monkeypatch):
+    """Ray failed on them with a traceback, or with the advice to try again."""
+    other = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    other.mkdir()
+    with pytest.raises(UserError, match=r"study: Ray writes to no folder whose path is not UTF-8, as .*/caf\\udce9/s; rename it"):
+        check_engine(SearchSettings(study=other / "s"))
+    check_engine(SearchSettings(study=other / "s", engine="local"))
+    monkeypatch.chdir(other)
+    with pytest.raises(UserError, match="engine: Ray works in no folder whose path is not UTF-8"):
+        check_engine(SearchSettings(study=tmp_path / "s"))
+
+
+def test_ray_notes_a_command_that_is_not_utf8(monkeypatch):
+    """It would not start: 'utf-8' codec can't encode character."""
+    ray_cluster = pytest.importorskip("meme_nas.engines.ray_cluster", reason="Ray is not installed")
+    noted = ray_cluster.ray._private.utils.get_entrypoint_name
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: ["run_search.py", "--data", os.fsdecode(b"caf\xe9")])
+    with ray_cluster.printable_command():
+        assert ray_cluster.ray._private.utils.get_entrypoint_name() == "run_search.py --data caf\\udce9"
+    assert ray_cluster.ray._private.utils.get_entrypoint_name is noted
 
 
 def test_the_command_for_the_token_is_the_ray_of_this_python():

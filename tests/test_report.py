@@ -100,6 +100,19 @@ def text_of(page: str) -> str:
     return " ".join(plain.split())
 
 
+def test_latencies_of_several_kinds_of_device_are_said_where_latency_is_minimised():
+    def of_devices(*devices, objectives=("fid", "latency_ms")):
+        trials = [trial(number, fid=11.0 + number, latency_device=device) for number, device in enumerate(devices)]
+        return [note for note in notes(summary(trials, trials[0], objectives=objectives)) if note.startswith("Latencies")]
+
+    assert of_devices("A GPU", "A CPU, 1 thread", "A GPU") == [
+        "Latencies were measured on several kinds of device (A CPU, 1 thread; A GPU), and only those of one kind can be compared."
+    ]
+    assert "(A GPU; one that was not recorded)" in of_devices("A GPU", None)[0]
+    assert of_devices("A GPU", "A GPU") == of_devices(None, None) == []
+    assert of_devices("A GPU", "A CPU, 1 thread", objectives=("fid", "macs")) == []
+
+
 def test_the_winner_is_quoted_with_cost_spread_and_basis():
     first, *others = verdict(searched())
     assert first == (

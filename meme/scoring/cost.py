@@ -126,38 +126,51 @@ def paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig)
     return _paper_macs(image, network, expert.network_alone(network))
 
 
-def ensemble_latency_ms(config: Config, device: torch.device | str = "cpu", only: int | None = None) -> float:
-    """Milliseconds an image takes through all sampler steps, or through those of expert ``only``, in batches of the sampling's
-    size, on a CPU of at most ``LATENCY_IMAGES``.
+@dataclass(frozen=True)
+class TimedNetwork:
+    """All that determines how long one network takes for an image on a device of a given kind."""
 
-    Measured on ``device``, the scheduler left out; an architecture is measured once in a process, with initial weights.
-    """
-    total, numbers = len(sampling_timesteps(config.diffusion, config.sampling)), range(1, len(config.experts) + 1)
-    return sum(
-        total * step_shares(config)[number - 1] * _expert_latency_ms(config, number, torch.device(device))
-        for number in (numbers if only is None else (only,))
-    )
+    image: ImageConfig
+    network: NetworkConfig
+    expert: ExpertConfig
+    """With interval and p that all experts of the same network share."""
+    images: int
+    """In a batch."""
+    precision: Precision
+    """Never auto."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the fields as JSON has them."""
+        parts = {name: getattr(self, name).model_dump(mode="json") for name in ("image", "network", "expert")}
+        return parts | {"images": self.images, "precision": self.precision}
 
 
-def _expert_latency_ms(config: Config, number: int, device: torch.device) -> float:
-    expert = config.expert(number).network_alone(config.network)
-    size = config.sampling.batch_size
-    images = min(size, LATENCY_IMAGES) if device.type == "cpu" else size
-    return _latency_ms(config.image, config.network, expert, images, device, resolved(device, config.sampling.precision))
+def timed_network(config: Config, number: int, device_type: str) -> TimedNetwork:
+    """Return the network of expert ``number`` as it is timed: in batches of the sampling's size, on a CPU of at most
+    ``LATENCY_IMAGES``."""
+    expert, size = config.expert(number).network_alone(config.network), config.sampling.batch_size
+    images = min(size, LATENCY_IMAGES) if device_type == "cpu" else size
+    return TimedNetwork(config.image, config.network, expert, images, resolved(device_type, config.sampling.precision))
 
 
-@lru_cache(maxsize=10_000)
+def passes_of(config: Config, number: int) -> float:
+    """Return the passes through expert ``number`` that an image takes in all sampler steps."""
+    return len(sampling_timesteps(config.diffusion, config.sampling)) * step_shares(config)[number - 1]
+
+
 @torch.inference_mode()
-def _latency_ms(
-    image: ImageConfig, network: NetworkConfig, expert: ExpertConfig, batch_size: int, device: torch.device, precision: Precision
-) -> float:
-    """Of one network for one image in a batch: the quickest of a few passes, as what disturbs them only makes them slower."""
-    denoiser = channels_last(Denoiser(image, network, expert).to(device).eval())
+def measure_pass_ms(timed: TimedNetwork, device: torch.device | str) -> float:
+    """Measure how many milliseconds one pass through a network, with initial weights, takes for an image of a batch.
+
+    It is the quickest of a few passes, as what disturbs them only makes them slower. The scheduler is left out.
+    """
+    device, image, batch_size = torch.device(device), timed.image, timed.images
+    denoiser = channels_last(Denoiser(image, timed.network, timed.expert).to(device).eval())
     x = torch.zeros(batch_size, image.channels, image.size, image.size, device=device)
     inputs = [x.contiguous(memory_format=torch.channels_last), torch.zeros(batch_size, device=device)]
-    inputs += [torch.zeros(batch_size, dtype=torch.long, device=device)] if network.classes else []
+    inputs += [torch.zeros(batch_size, dtype=torch.long, device=device)] if timed.network.classes else []
     took = []
-    with calculating_in(device, precision):
+    with calculating_in(device, timed.precision):
         for _ in range(LATENCY_PASSES):
             begun = time.perf_counter()
             denoiser(*inputs)

@@ -1,7 +1,12 @@
-"""What differs between devices: the numbers that networks calculate with, and waiting for what was asked of them."""
+"""What differs between devices: their names, the numbers that networks calculate with, and waiting for what was asked of them."""
 
+import platform
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -49,3 +54,45 @@ def wait_for(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """Devices on which a network takes about the same time."""
+
+    type: str
+    """As torch has it: cpu, cuda, mps."""
+    name: str
+    """A GPU's, or a CPU's model and the number of threads."""
+
+
+def device_kind(device: torch.device | str, threads: int) -> DeviceKind:
+    """Return the kind of ``device``, one of this machine, for a process that calculates with ``threads`` threads on a CPU."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return DeviceKind("cuda", torch.cuda.get_device_name(device))
+    if device.type == "cpu":
+        return DeviceKind("cpu", f"{_cpu_name()}, {threads} thread{'s' * (threads > 1)}")
+    return DeviceKind(device.type, f"{device.type} of {_cpu_name()}")
+
+
+@cache
+def _cpu_name() -> str:
+    """Return the model of this machine's CPU, or what comes nearest to it where the system does not name one."""
+    with suppress(OSError, subprocess.SubprocessError):
+        if platform.system() == "Darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        fields = dict(_fields(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")))
+        if named := fields.get("model name"):
+            return named
+        if parts := [fields[name] for name in ("CPU implementer", "CPU part", "CPU variant") if name in fields]:  # of ARM
+            return f"{platform.machine()} {' '.join(parts)}"
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _fields(text: str) -> Iterator[tuple[str, str]]:
+    """Yield names and values of lines such as ``model name : value``."""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        yield name.strip(), " ".join(value.split())

@@ -20,7 +20,7 @@ class LocalEngine:
     def __init__(self, workers: int, gpus: int = 0):
         """With ``gpus``, worker i sees the GPU i modulo ``gpus`` alone."""
         self._gpus = gpus
-        self._pools = [_new_pool(worker, gpus) for worker in range(workers)]
+        self._pools = [new_pool(worker, gpus) for worker in range(workers)]
         self._running: dict[Future, tuple[int, Task]] = {}
         self._deaths: dict[str, int] = {}
 
@@ -37,7 +37,7 @@ class LocalEngine:
     def close(self) -> None:
         """Stop the workers, busy or not."""
         for pool in self._pools:
-            _end(pool)
+            end(pool)
 
     def _fill(self, search: Source, objective: Callable[[Task], Outcome]) -> None:
         """Give every idle worker a task, as long as there are any."""
@@ -53,8 +53,8 @@ class LocalEngine:
         try:
             search.record(future.result())
         except BrokenProcessPool:
-            _end(self._pools[worker])
-            self._pools[worker] = _new_pool(worker, self._gpus)
+            end(self._pools[worker])
+            self._pools[worker] = new_pool(worker, self._gpus)
             self._deaths[task.name] = self._deaths.get(task.name, 0) + 1
             if self._deaths[task.name] < ATTEMPTS:
                 self._submit(worker, task, objective)
@@ -65,13 +65,17 @@ class LocalEngine:
         self._running[self._pools[worker].submit(attempt, objective, task)] = worker, task
 
 
-def _new_pool(worker: int, gpus: int) -> ProcessPoolExecutor:
+def new_pool(worker: int, gpus: int, niceness: int = 0) -> ProcessPoolExecutor:
+    """Return a pool of one process, which sees the GPU ``worker`` modulo ``gpus`` alone, if there are any, and is nicer than this
+    one by ``niceness``."""
     spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_worker, initargs=(worker, gpus))
+    return ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_worker, initargs=(worker, gpus, niceness))
 
 
-def _start_worker(worker: int, gpus: int) -> None:
+def _start_worker(worker: int, gpus: int, niceness: int) -> None:
     """In a new worker: leave Ctrl-C to the search, and end when the search is gone, even by kill -9."""
+    if niceness and hasattr(os, "nice"):
+        os.nice(niceness)
     if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[worker % gpus]
@@ -86,7 +90,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _end(pool: ProcessPoolExecutor) -> None:
+def end(pool: ProcessPoolExecutor) -> None:
     """Stop a worker even if it is busy: its trial can be run again."""
     for process in list((pool._processes or {}).values()):
         process.terminate()

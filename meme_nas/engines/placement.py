@@ -3,6 +3,8 @@
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -12,10 +14,12 @@ from meme.data.images import check_outside, existing
 from meme.diffusion.ensemble import Ensemble
 from meme.errors import UserError
 from meme.pipeline import pick_device, train
+from meme.support.devices import DeviceKind
 from meme.support.files import cache_folder
-from meme_nas.engines.protocols import Engine
+from meme_nas.engines.protocols import Engine, Measuring, Meter
 from meme_nas.settings import LEAST_LAG, SearchSettings
 
+NICENESS_VARIABLE, RAY_NICENESS = "RAY_worker_niceness", 15  # what Ray adds to its workers', unless the variable is set
 LONGEST_SOCKET_PATH = 107  # bytes, on Linux
 SOCKET_IN_TMPDIR = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # with the longest ids
 
@@ -35,6 +39,11 @@ def check_engine(settings: SearchSettings) -> None:
         return
     if os.path.expanduser("~") == "~":  # no HOME, and a user that the system does not know, as in containers
         raise UserError("engine: Ray needs a home folder, which this user has not; name one in HOME, or take --engine local")
+    for field, what, place in (("engine", "works in", Path.cwd()), ("study", "writes to", settings.folder.absolute())):
+        if not _is_utf8(place):
+            raise UserError(
+                f"{field}: Ray {what} no folder whose path is not UTF-8, as {place}; rename it, or take --engine local"
+            )
     folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     length = len(os.fsencode(os.path.join(folder, SOCKET_IN_TMPDIR)))
     if length > LONGEST_SOCKET_PATH and not settings.ray_address:
@@ -42,6 +51,14 @@ def check_engine(settings: SearchSettings) -> None:
             f"engine: Ray's sockets in {folder} would have paths of {length} bytes, and {LONGEST_SOCKET_PATH} is the most; "
             "name a shorter folder in RAY_TMPDIR, or take --engine local"
         )
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def room_for_trials(settings: SearchSettings) -> int:
@@ -80,7 +97,7 @@ def open_engine(settings: SearchSettings, workers: int) -> Engine:
         from meme_nas.engines.local import LocalEngine
 
         remarks.print(f"{workers} trials at a time in processes of this machine")
-        return LocalEngine(workers, gpus=torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0)
+        return LocalEngine(workers, gpus=_gpus_here(settings))
     from meme_nas.engines.ray import RayEngine, token_command
 
     remarks.print(f"joining the Ray cluster at {settings.ray_address} ..." if settings.ray_address else "starting Ray ...")
@@ -97,6 +114,26 @@ def open_engine(settings: SearchSettings, workers: int) -> Engine:
     if engine.asks_for_token:
         remarks.print(f"  (it asks for the token that this prints: {token_command()})")
     return engine
+
+
+def open_measuring(settings: SearchSettings, meter: Meter, wanted: DeviceKind | None) -> Measuring:
+    """Return what calls ``meter`` in a process that is like a trial's. In a cluster it is on a node with a device of the kind
+    ``wanted``, if there is one. Nothing starts before the first question."""
+    if settings.engine == "ray" and settings.ray_address:
+        from meme_nas.engines.ray_cluster import MeasuringNode
+
+        return MeasuringNode(
+            meter, settings.ray_address, settings.cpus_per_trial, partial(gpus_a_trial, settings), settings.folder, wanted
+        )
+    from meme_nas.engines.measuring import MeasuringProcess
+
+    niceness = int(os.environ.get(NICENESS_VARIABLE, RAY_NICENESS)) if settings.engine == "ray" else 0
+    return MeasuringProcess(meter, _gpus_here(settings), niceness)
+
+
+def _gpus_here(settings: SearchSettings) -> int:
+    """Return how many GPUs the workers of this machine take in turn: 0 where they all have the same device."""
+    return torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0
 
 
 def training_of(settings: SearchSettings) -> Callable[..., Ensemble]:

@@ -1,12 +1,13 @@
-"""A Ray cluster that others started: joining it, what room it has, and whether its nodes see our files."""
+"""A Ray cluster that others started: joining it, what room it has, whether its nodes see our files; latency measured on one."""
 
 import logging
 import os
 import socket
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 import ray._private.utils
@@ -17,12 +18,17 @@ import meme
 import meme_nas
 import search_spaces
 from meme.errors import UserError, in_one_line, printable
+from meme.scoring.cost import TimedNetwork
+from meme.support.devices import DeviceKind
 from meme.support.files import CACHE_VARIABLE, INCEPTION_VARIABLE, write_text
 from meme.support.signals import terminate_on_sigterm
+from meme_nas.engines.protocols import Meter
 
 HANDED_ON = (CACHE_VARIABLE, INCEPTION_VARIABLE, "MEME_INCEPTION_SHA256")
 REACH_SECONDS = 10
 NODE_SECONDS = 120  # for a node to answer, its environment made first
+ATTEMPTS = 2  # to measure what takes a process down
+SEES_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # for an actor that holds none
 
 
 def join(address: str) -> str | None:
@@ -147,3 +153,102 @@ def _room_on(node: dict, cpus: float, gpus: float) -> int:
     resources = node["Resources"]
     places = int(resources.get("CPU", 0) / cpus)
     return min(places, int(resources.get("GPU", 0) / gpus)) if gpus else places
+
+
+@ray.remote(num_cpus=0)
+class _MeasuringActor:
+    def __init__(self, meter: Meter):
+        self._meter = meter
+
+    def kind(self) -> DeviceKind:
+        return self._meter.kind
+
+    def measured(self, networks: Sequence[TimedNetwork]) -> list[float]:
+        return self._meter(networks)
+
+
+class MeasuringNode:
+    """Calls a meter in an actor on one node that has room for trials. It starts with the first question.
+
+    The actor takes no resources: the trials' own actors hold theirs for the whole search, so that one which asked for a trial's
+    would wait for ever in a cluster that is full.
+    """
+
+    def __init__(
+        self,
+        meter: Meter,
+        address: str,
+        cpus: float,
+        gpus: Callable[[], float],
+        folder: Path,
+        wanted: DeviceKind | None = None,
+    ):
+        """``cpus`` and ``gpus`` of a trial; ``wanted``: the kind of device to measure on, if a node has it."""
+        self._meter, self._address, self._cpus, self._gpus, self._folder = meter, address, cpus, gpus, folder
+        self._wanted = wanted
+        self._kind: DeviceKind | None = None
+        self._actor: Any = None
+
+    @property
+    def kind(self) -> DeviceKind:
+        """Kind of device of the node that measures; it stays."""
+        if self._kind is None:
+            self._start()
+        assert self._kind is not None
+        return self._kind
+
+    def __call__(self, networks: Sequence[TimedNetwork]) -> list[float]:
+        """``UserError`` where the actor dies again and again, or its node has died and no other has a device of its kind."""
+        for _ in range(ATTEMPTS):
+            try:
+                if self._actor is None:
+                    self._start()
+                return ray.get(self._actor.measured.remote(networks))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError:  # its process or node has died, or the engine has left the cluster
+                self._actor = None
+        raise UserError(f"latency_ms: the process that measures it on a node died {ATTEMPTS} times (killed, or out of memory)")
+
+    def close(self) -> None:
+        """Stop the actor."""
+        if self._actor is not None and ray.is_initialized():
+            ray.kill(self._actor)
+        self._actor = None
+
+    def _start(self) -> None:
+        """Start an actor on the first node, in order of address, whose device is of the kind that is wanted; where none is, on
+        the first. ``UserError`` where that is not the kind of the answers before."""
+        join(self._address)
+        check_shared(self._folder)
+        started = self._started()
+        wanted = self._kind or self._wanted
+        chosen = next((found for found in started if found[1] == wanted), None)
+        if chosen is None and self._kind is None:
+            chosen = next(iter(started), None)
+        for actor, _ in started:
+            if chosen is None or actor is not chosen[0]:
+                ray.kill(actor)
+        if chosen is None:
+            device = f" and a device like {self._kind.name}" if self._kind else ""
+            raise UserError(f"latency_ms: no node of the cluster has room for a trial{device}, on which it could be measured")
+        self._actor, self._kind = chosen
+
+    def _started(self) -> list[tuple[Any, DeviceKind]]:
+        """Return actors and the kinds of their devices, in order of address up to the first that is of the kind wanted."""
+        gpus, found = self._gpus(), []
+        options: dict[str, Any] = {"runtime_env": {"env_vars": SEES_GPUS}} if gpus else {}
+        for node in sorted((node for node in _nodes() if _room_on(node, self._cpus, gpus)), key=_address_of):
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            actor = _MeasuringActor.options(scheduling_strategy=place, **options).remote(self._meter)  # type: ignore[attr-defined]
+            try:
+                found.append((actor, ray.get(actor.kind.remote(), timeout=NODE_SECONDS)))
+            except ray.exceptions.RayError:  # the node has died
+                continue
+            if found[-1][1] == (self._kind or self._wanted or found[-1][1]):
+                break
+        return found
+
+
+def _address_of(node: dict) -> tuple[str, str]:
+    return node["NodeManagerAddress"], node["NodeID"]

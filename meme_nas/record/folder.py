@@ -8,6 +8,12 @@ TRIALS = "trials"
 # Kinds of trials, and where these leave their files.
 APART = {kind: kind for kind in ("audit", PROBABILITIES, CONFIRMATION)} | {FINALIST: "finalists"}
 LOCK = ".lock"
+LATENCY = "latency"
+
+
+def latency_folder(study: Path) -> Path:
+    """Return where the latencies of networks are recorded."""
+    return study / LATENCY
 
 
 def trial_folder(study: Path, number: int, kind: str = "candidate", rung: int = 0) -> Path:

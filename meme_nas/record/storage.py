@@ -18,6 +18,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from meme.errors import UserError, in_one_line
 from meme.support.files import remove_partials, write_text
 from meme.support.signals import interrupted_afterwards
+from meme_nas.record.folder import LATENCY
 
 JOURNAL = "study.journal"
 DATABASE = "study.database.json"
@@ -28,6 +29,7 @@ WRITTEN = {  # what a study writes: the folders in it, and the names of files th
     "yardsticks": r"[a-z-]+\.yaml",
     "front": r"trial-\d+\.yaml",
     "states": r"[\w-]+\.npy",
+    LATENCY: r"([0-9a-f]+|device)\.json",
     "trials/*": _TRIAL,
     "rung-*/*": _TRIAL,
     "audit/*": _TRIAL,

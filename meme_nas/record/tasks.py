@@ -66,6 +66,8 @@ class Outcome:
     macs: float | None = None
     params: int | None = None
     latency_ms: float | None = None
+    latency_device: str | None = None
+    """Kind of device that ``latency_ms`` was measured on; None in records from before it was noted."""
     features: str | None = None
     begun_at: float | None = None
     """Unix time at which its work began, worker started and data opened."""

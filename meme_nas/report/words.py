@@ -23,6 +23,7 @@ from meme_nas.report.summary import Summary
 
 HAND_MADE = "hand-made"
 NONE = "\N{EN DASH}"
+UNRECORDED_DEVICE = "one that was not recorded"
 KIND_NAMES = {
     "candidate": "candidate",
     HAND_MADE: "hand-made pattern",
@@ -135,13 +136,23 @@ def _searched_words(summary: Summary, winner: TrialRecord) -> list[str]:
 
 def notes(summary: Summary) -> list[str]:
     """Return the notes that explain the verdict's numbers."""
+    devices = [said] if (said := _latency_devices(summary)) else []
     if summary.winner is None:
-        return []
+        return devices
     score = best_score(summary, summary.winner)
     found = [WEIGHTS_NOTE, SPREAD_NOTE if score.has_spread else "" if score.rescored else SEARCH_SCORE_NOTE]
     if summary.finalists and not (summary.confirmed or summary.judged) and summary.winner.kind != HAND_MADE:
         found.append(NOT_CONFIRMED)
-    return found + ([dominant_words(summary.dominant, summary.metric)] if summary.dominant else [])
+    return found + ([dominant_words(summary.dominant, summary.metric)] if summary.dominant else []) + devices
+
+
+def _latency_devices(summary: Summary) -> str:
+    """Return that the latencies are of several kinds of device; nothing where they are not, or are not minimised."""
+    outcomes = [trial.outcome for trial in summary.trials if trial.outcome and trial.outcome.latency_ms is not None]
+    kinds = sorted({outcome.latency_device or UNRECORDED_DEVICE for outcome in outcomes})
+    if "latency_ms" not in summary.objectives or len(kinds) < 2:
+        return ""
+    return f"Latencies were measured on several kinds of device ({'; '.join(kinds)}), and only those of one kind can be compared."
 
 
 def metric_name(summary: Summary) -> str:

@@ -12,7 +12,7 @@ from meme_nas.record.trial_log import TrialRecord
 from meme_nas.record.warm_start import WarmStart, warm_start
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.optuna_proposer import distribution
-from meme_nas.surrogate.costs import Costs
+from meme_nas.surrogate.costs import Costs, Latency
 from search_spaces.space import Space, build_space
 
 
@@ -33,11 +33,15 @@ class Strategy:
         study: Study,
         space: Space | None = None,
         yardsticks: Sequence[tuple[str, Config]] | None = None,
+        latency: Latency | None = None,
     ):
-        """Search ``space`` with ``yardsticks`` (kind and config). The defaults are those that the settings name."""
+        """Search ``space`` with ``yardsticks`` (kind and config). The defaults are those that the settings name.
+
+        ``latency`` measures latencies. It may be None if latency is neither minimised nor limited.
+        """
         self.settings, self.study = settings, study
         self.space = space or proxy_space(settings)
-        self.costs = Costs(settings, self.space)
+        self.costs = Costs(settings, self.space, latency)
         self.yardsticks = yardsticks_of(settings) if yardsticks is None else list(yardsticks)
         self.distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
         self._interrupted = [trial for trial in study.trials if not trial.finished]

@@ -94,11 +94,14 @@ class Roster:
         return np.array(self._cost_rows[:end])
 
     def _catch_up(self) -> None:
-        for trial in self.trials[len(self._encoded) :]:
+        if len(self._encoded) == len(self.trials):
+            return
+        new = self.trials[len(self._encoded) :]
+        self._cost_rows += list(self._costs.rows([(trial.config, self.number) for trial in new]))
+        for trial in new:
             self._first.setdefault(self._key(trial.choices), trial.number)
             self._experts.add(trial.config.canonical_expert(self.number))
             self._encoded.append(encoded(self.domains, trial.choices))
-            self._cost_rows.append(self._costs.of(trial.config, self.number))
 
     def _key(self, choices: Choices) -> tuple:
         return tuple(choices[name] for name in self.domains)

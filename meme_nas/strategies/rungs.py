@@ -21,6 +21,7 @@ from meme_nas.record.trial_log import TrialRecord
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.base import proxy_space, yardsticks_of
 from meme_nas.strategies.factorised import KEPT, Factorised, candidates_in_full, steps_at
+from meme_nas.surrogate.costs import Latency
 from search_spaces.domain import Choices
 from search_spaces.space import Space
 
@@ -30,19 +31,21 @@ def factorised(
     study: Study,
     space: Space | None = None,
     yardsticks: Sequence[tuple[str, Config]] | None = None,
+    latency: Latency | None = None,
 ) -> Factorised:
     """Return the factorised strategy with the number of rungs in ``settings``."""
     space = space or proxy_space(settings)
     yardsticks = yardsticks_of(settings) if yardsticks is None else yardsticks
     lowest = settings.rungs - 1
     if not lowest:
-        return Factorised(settings, study, space=space, yardsticks=yardsticks)
+        return Factorised(settings, study, space=space, yardsticks=yardsticks, latency=latency)
     in_full = candidates_in_full(settings, len(yardsticks))
     rung: LowestRung | HigherRung
-    rung = LowestRung(settings, study, lowest, in_full, space=space, yardsticks=_hand_made(space, lowest))
+    common = {"space": space, "latency": latency}
+    rung = LowestRung(settings, study, lowest, in_full, yardsticks=_hand_made(space, lowest), **common)
     for number in reversed(range(lowest)):
         own = _hand_made(space, number) if number else yardsticks
-        rung = HigherRung(settings, study, number, rung, space=space, yardsticks=own)
+        rung = HigherRung(settings, study, number, rung, yardsticks=own, **common)
     return rung
 
 

@@ -1,31 +1,41 @@
 """What candidates cost, known before any training: each kind of cost is a sum over experts, so limits can be kept while choosing.
 
-Shapes: ``K`` kinds of cost, ``M`` candidates.
+MACs and parameters are counted here. Latency is asked of a function that the caller passes in: it is measured where trials run.
+
+Shapes: ``K`` kinds of cost, ``M`` candidates, ``N`` experts.
 """
 
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meme.config.schema import Config
 from meme.errors import UserError
-from meme.pipeline import pick_device
-from meme.scoring.cost import ensemble_cost, ensemble_latency_ms, step_shares
+from meme.scoring.cost import ensemble_cost, step_shares
 from meme_nas.settings import SearchSettings
 from search_spaces.domain import Choices
 from search_spaces.space import Space
 
 Array = NDArray[np.float64]
+Expert = tuple[Config, int]
+"""A config, and the number of one of its experts."""
+Latency = Callable[[Sequence[Expert]], Sequence[float]]
+"""Returns the milliseconds an image takes through all sampler steps of each expert: many at a time, as a question may go to
+another process."""
 
 
 class Costs:
     """The kinds of cost that ``settings`` minimise or limit, over ``space``."""
 
-    def __init__(self, settings: SearchSettings, space: Space):
-        self.settings, self.space = settings, space
+    def __init__(self, settings: SearchSettings, space: Space, latency: Latency | None = None):
+        """``UserError`` where ``settings`` minimise or limit latency, and no ``latency`` measures it."""
+        self.settings, self.space, self._latency = settings, space, latency
         self.kinds = tuple(name for name in ("macs", "params", "latency_ms") if name in {*settings.objectives, *settings.limits})
         self.limits = np.array([settings.limits.get(kind, np.inf) for kind in self.kinds])
+        if latency is None and "latency_ms" in self.kinds:
+            raise UserError("latency_ms: is minimised or limited here, and no function was given that measures it in a worker")
 
     @property
     def counted_kinds(self) -> tuple[str, ...]:
@@ -41,71 +51,107 @@ class Costs:
 
     def of(self, config: Config, number: int) -> Array:
         """(K,) what expert ``number`` adds to the costs of its ensemble."""
-        return np.array([_share(kind, config, number, self.settings.device) for kind in self.kinds])
+        return self.rows([(config, number)])[0]
+
+    def rows(self, experts: Sequence[Expert]) -> Array:
+        """(len(experts), K) what each adds to the costs of its ensemble."""
+        columns = [self._of_kind(kind, experts) for kind in self.kinds]
+        return np.column_stack(columns) if columns else np.zeros((len(experts), 0))
 
     def counted(self, config: Config, number: int) -> Array:
         """(K',) the same, of what is minimised and takes no timing: it can be asked for hundreds of candidates."""
-        return np.array([_share(kind, config, number, self.settings.device) for kind in self.counted_kinds])
+        return np.array([self._of_kind(kind, [(config, number)])[0] for kind in self.counted_kinds])
 
     def total(self, config: Config) -> Array:
         """(K,) of the whole ensemble."""
-        return sum((self.of(config, number) for number in range(1, len(config.experts) + 1)), np.zeros(len(self.kinds)))
+        return np.array([self._total(kind, config) for kind in self.kinds])
 
     def refusal(self, config: Config) -> str | None:
-        """Why ``config`` is not worth training; None where nothing speaks against it."""
-        if not self.settings.limits:
-            return None
-        for kind, cost, limit in zip(self.kinds, self.total(config), self.limits, strict=True):
-            if cost > limit:
+        """Why ``config`` is not worth training; None where nothing speaks against it.
+
+        Latency is looked at last, so what another limit refuses is not measured.
+        """
+        for kind, limit in self._limited:
+            if (cost := self._total(kind, config)) > limit:
                 return f"{cost:.4g} {_WORDS[kind]}, over max_{kind} {limit:.4g}"
         return None
 
     def may_fit(self, config: Config, number: int) -> bool:
         """Whether expert ``number`` of ``config`` is within the limits beside the cheapest other experts."""
-        if not self.settings.limits:
-            return True
-        others = [cost for place, cost in enumerate(self._least, start=1) if place != number]
-        return bool((self.of(config, number) + sum(others) <= self.limits).all())
+        for kind, limit in self._limited:
+            own, others = self._of_kind(kind, [(config, number)])[0], np.delete(self._least(kind), number - 1)
+            if own + _sum(others) > limit:
+                return False
+        return True
 
     def check(self) -> None:
-        """``UserError`` if a limit is below what the cheapest candidate costs."""
-        if not self.settings.limits:
-            return
-        for kind, cost, limit in zip(self.kinds, np.sum(self._least, axis=0), self.limits, strict=True):
+        """``UserError`` if a limit is below what the cheapest candidate costs. The hand-made pattern, where it keeps a limit, is
+        answer enough."""
+        for kind, limit in self._limited:
+            if self._total(kind, self.space.base) <= limit:
+                continue
+            cost = _sum(self._least(kind))
             fewer_experts = kind == "params" and "experts" in self.space.shared  # may have fewer than all of these
             if cost > limit and not fewer_experts:
                 raise UserError(f"max_{kind}: no candidate has so few; the smallest of this space has {cost:.4g}")
 
-    @cached_property
-    def _least(self) -> list[Array]:
-        """(K,) for every expert of the base: the least of each kind that descent finds, from the base and both ends of all
-        choices."""
-        count = len(self.space.base.experts)
-        return [self._least_of(number) for number in range(1, count + 1)]
+    @property
+    def _limited(self) -> list[tuple[str, float]]:
+        """Kinds that have a limit, and it."""
+        return [(kind, float(limit)) for kind, limit in zip(self.kinds, self.limits, strict=True) if limit < np.inf]
 
-    def _least_of(self, number: int) -> Array:
+    def _of_kind(self, kind: str, experts: Sequence[Expert]) -> Array:
+        """(len(experts),) what each adds to one kind of cost."""
+        if kind == "latency_ms":
+            assert self._latency is not None
+            return np.array(self._latency(experts), dtype=np.float64)
+        return np.array([_counted(kind, config, number) for config, number in experts], dtype=np.float64)
+
+    def _total(self, kind: str, config: Config) -> float:
+        return _sum(self._of_kind(kind, [(config, number) for number in range(1, len(config.experts) + 1)]))
+
+    @cache  # noqa: B019 (one of them lives as long as its command)
+    def _least(self, kind: str) -> Array:
+        """(N,) for every expert of the base: the least of one kind that descent finds, from the base and both ends of all
+        choices.
+
+        Each choice is minimised in turn, the others held. All descents take the same step at the same time, so that what they
+        must know for it is asked in one go. An expert whose dimensions have V values in all is asked for at most 3 V networks.
+        """
+        numbers = range(1, len(self.space.base.experts) + 1)
+        owners = [number for number in numbers for _ in range(3)]
+        points = [start for number in numbers for start in self._starts(number)]
+        for dimension in zip(*(self.space.experts_domains(number).items() for number in owners), strict=True):
+            options = [
+                [point | {name: value} for value in domain.values]
+                for point, (name, domain) in zip(points, dimension, strict=True)
+            ]
+            points = [own[int(np.argmin(costs))] for own, costs in zip(options, self._costs(kind, owners, options), strict=True)]
+        ends = self._costs(kind, owners, [[point] for point in points])
+        return np.array(ends).reshape(len(numbers), 3).min(axis=1)
+
+    def _starts(self, number: int) -> list[Choices]:
         domains = self.space.experts_domains(number)
-        starts = [self.space.expert_choices(self.space.base, number)]
-        starts += [{name: domain.values[end] for name, domain in domains.items()} for end in (0, -1)]
-        return np.array([min(self._descended(start, number, kind) for start in starts) for kind in range(len(self.kinds))])
+        ends = [{name: domain.values[end] for name, domain in domains.items()} for end in (0, -1)]
+        return [self.space.expert_choices(self.space.base, number), *ends]
 
-    def _descended(self, choices: Choices, number: int, kind: int) -> float:
-        """The cost of one kind when each choice of an expert is minimised in turn, the others held."""
-
-        def cost(point: Choices) -> float:
-            return float(self.of(self.space.with_expert(self.space.base, number, point), number)[kind])
-
-        for name, domain in self.space.experts_domains(number).items():
-            choices = min((choices | {name: value} for value in domain.values), key=cost)
-        return cost(choices)
+    def _costs(self, kind: str, owners: Sequence[int], options: Sequence[Sequence[Choices]]) -> list[Array]:
+        """Return one kind of cost of all options of each expert in ``owners``, asked in one go."""
+        base, paired = self.space.base, zip(owners, options, strict=True)
+        experts = [(self.space.with_expert(base, number, point), number) for number, own in paired for point in own]
+        edges = np.cumsum([len(own) for own in options])[:-1]
+        return np.split(self._of_kind(kind, experts), edges)
 
 
 _WORDS = {"macs": "MACs", "params": "parameters", "latency_ms": "ms an image"}
 
 
-def _share(kind: str, config: Config, number: int, device: str) -> float:
-    if kind == "latency_ms":
-        return ensemble_latency_ms(config, pick_device(device), only=number)
+def _sum(values: Array) -> float:
+    """Add ``values`` in their order, so that the last bit does not depend on how many there are."""
+    return float(np.cumsum([0.0, *values])[-1])
+
+
+def _counted(kind: str, config: Config, number: int) -> float:
     cost = ensemble_cost(config)
     if kind == "params":
         return float(cost.experts[number - 1].params)

@@ -18,7 +18,6 @@ from meme.diffusion.ensemble import Ensemble, OneAtATime
 from meme.errors import UserError
 from meme.network.unet import Denoiser
 from meme.pipeline import OnMessage, Score, evaluate, open_reference, pick_device, training_data
-from meme.scoring.cost import ensemble_latency_ms
 from meme.scoring.features import FeatureSpace, choose_features
 from meme.scoring.metrics import Metric
 from meme.support.grids import save_grid
@@ -28,6 +27,7 @@ from meme.training.trainer import Progress, expert_file
 from meme_nas.record.folder import LOCK, trial_folder
 from meme_nas.record.tasks import FINALIST, Outcome, SearchFault, Task
 from meme_nas.worker.bank import Banked, ExpertBank
+from meme_nas.worker.latency import LatencyMeter
 from meme_nas.worker.progress import ProgressFile
 from meme_nas.worker.shared_sampling import StateCache, draw_cascade
 
@@ -179,9 +179,14 @@ class Objective:
             keep_ensemble(folder, _seeded(task.config, task.seeds[0]), banked[0], bank)
             save_grid(folder / "samples.png", scores[0].grid)
         progress.remove()
-        latency = ensemble_latency_ms(task.config, pick_device(self.device))
-        outcome = outcome_of(task, scores, latency, begun_at, training_seconds)
-        return replace(outcome, training_passes=bank.passes - passes)
+        outcome = outcome_of(task, scores, begun_at, training_seconds)
+        meter = LatencyMeter(self.folder, self.device, self.threads)
+        return replace(
+            outcome,
+            latency_ms=meter.ensemble_ms(task.config),
+            latency_device=meter.kind.name,
+            training_passes=bank.passes - passes,
+        )
 
     def _obtain(self, bank: ExpertBank, config: Config, number: int, seed: int, place: int, progress: ProgressFile) -> Banked:
         def report(now: Progress) -> None:
@@ -242,8 +247,8 @@ def _seeded(config: Config, seed: int) -> Config:
     return config.with_(training={"seed": seed})
 
 
-def outcome_of(task: Task, scores: Sequence[Score], latency_ms: float, begun_at: float, training_seconds: float) -> Outcome:
-    """Scores, one a training seed, as the outcome of ``task``."""
+def outcome_of(task: Task, scores: Sequence[Score], begun_at: float, training_seconds: float) -> Outcome:
+    """Return scores, one a training seed, as the outcome of ``task``, without a latency."""
     measured = {name: [score.measured[name].value for score in scores] for name in scores[0].measured}
     return Outcome(
         task.number,
@@ -252,7 +257,6 @@ def outcome_of(task: Task, scores: Sequence[Score], latency_ms: float, begun_at:
         kid=statistics.fmean(measured["kid"]) if "kid" in measured else None,
         macs=scores[0].macs,
         params=scores[0].params,
-        latency_ms=latency_ms,
         features=scores[0].features,
         steps=task.config.training.steps,
         begun_at=begun_at,
