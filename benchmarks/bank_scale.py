@@ -1,14 +1,14 @@
-"""What proposals, surrogate and bank cost when a search has thousands of candidates.
+"""CPU time of proposals, surrogate and bank in a search with thousands of candidates.
 
     python benchmarks/bank_scale.py [--candidates 10000] [--rounds 3] [--training-seconds S --cascade-seconds S]
 
-Fills a study of digits-meme with so many random candidates, those of all experts together, in the space of all dimensions, and
-with as many scored cascades as a search would have, their scores made up; and a bank with a record for each. Then the
-factorised strategy goes on for some rounds, and CPU seconds of the driver are taken: of opening the study, of the first round,
-which begins with nothing in memory, and of a candidate in the later ones with the cascades that come with it: proposals,
-surrogate, choice of cascades, record. ``share`` is that and the lookups in the bank, over what a worker takes for it: one
-training of an expert at proxy length and the scoring of a cascade, measured here with one thread, or as given. The study is
-kept in memory; benchmarks/search_overhead.py has the journal. The last line is one JSON object.
+Fills a study of digits-meme with ``--candidates`` random candidates of all experts together, in the space of all dimensions. It
+gets the number of scored cascades that a search would have, with artificial scores, and a bank with a record for each candidate.
+Then the factorised strategy resumes for some rounds, and the driver's CPU seconds are measured: for opening the study, for the
+first round, which has nothing in memory, and per candidate of the later rounds with its cascades. They include proposals,
+surrogate, choice of cascades and record. ``share`` is the latter plus the lookups in the bank, over a worker's time: one training
+of an expert at proxy length and the scoring of its cascades, measured here with one thread, or given. The study is in memory.
+benchmarks/search_overhead.py measures the journal. The last line is one JSON object.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from search_spaces.domain import draw
 
 
 class MadeUp:
-    """Scores that are a sum over experts of something smooth in their choices, and noise."""
+    """Artificial scores: a sum over experts of a smooth function of their choices, plus noise."""
 
     def __init__(self):
         self._source = np.random.default_rng(0)
@@ -49,7 +49,7 @@ class MadeUp:
 
 
 def fill(search: Factorised, each: int, made_up: MadeUp) -> None:
-    """Let the study look as if ``each`` candidates of every expert had been searched."""
+    """Fill the study with ``each`` finished candidates of every expert and their cascades."""
     chance = random.Random(0)
     while (task := search.next_task()) and not task.expert:
         search.record(made_up.outcome(task))
@@ -73,7 +73,7 @@ def fill(search: Factorised, each: int, made_up: MadeUp) -> None:
 
 
 def further(settings: SearchSettings, study: Study, made_up: MadeUp) -> dict[str, float]:
-    """CPU seconds of the driver, of the rounds that are left: in all for opening and the first, a candidate for the others."""
+    """Return the driver's CPU seconds for opening the study, for the first remaining round, and per candidate of the others."""
     begun = time.process_time()
     search = Factorised(settings, study)
     start, spent = len(search._log(1)), [time.process_time() - begun]
@@ -88,7 +88,7 @@ def further(settings: SearchSettings, study: Study, made_up: MadeUp) -> dict[str
 
 
 def lookups(folder: Path, settings: SearchSettings, count: int) -> float:
-    """CPU seconds to find an expert in a bank of ``count``, asked by a worker that has not seen it yet."""
+    """Return the CPU seconds of finding an expert in a bank of ``count``, with nothing of it in memory."""
     bank = ExpertBank(folder / "bank", *hold_out(open_images("digits", size=8, channels=1)))
     config = settings.as_proxy(settings.full_config())
     configs = [config.with_(training={"seed": seed}) for seed in range(100)]
@@ -105,7 +105,7 @@ def lookups(folder: Path, settings: SearchSettings, count: int) -> float:
 
 
 def work(folder: Path, settings: SearchSettings) -> tuple[float, float]:
-    """CPU seconds of one training of an expert, and of scoring a cascade that shares half its way with another."""
+    """Return the CPU seconds of training an expert, and of scoring a cascade that shares half its sampler steps with another."""
     torch.set_num_threads(1)
     objective, config = Objective(folder, folder / "real", "cpu"), settings.as_proxy(settings.full_config())
     objective._open(config)
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--cascade-seconds", type=float)
     options = parser.parse_args()
     each = options.candidates // 4
-    dimensions = ("split", "p", "pool_stride", "low_pool", "high_pool", "time")  # which span 145,800 candidates of each expert
+    dimensions = ("split", "p", "pool_stride", "low_pool", "high_pool", "time")  # 145,800 candidates of each expert
     budget = each + (options.rounds + 1) * max(2, each // ROUND_GROWTH) + 2
     settings = SearchSettings(strategy="factorised", dimensions=dimensions, budget=budget, device="cpu")
     with tempfile.TemporaryDirectory() as scratch:

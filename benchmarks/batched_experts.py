@@ -1,15 +1,15 @@
-"""Does it pay to train several small experts of one shape at once?
+"""Speed of training several small experts of one shape in one batch, against one after the other.
 
     python benchmarks/batched_experts.py [--preset digits-meme] [--experts 4] [--turns 9] [--threads 1] [--device cpu]
 
-Candidates that differ in p, interval or seed but not in splits are networks of one shape. In turn, each takes its step as
-``meme.training.trainer`` has it (forward, backward, fused AdamW on one vector); at once, their weights are stacked,
-``torch.func`` maps forward and gradient over them, which makes grouped convolutions of convolutions and batched products of
-products, and one AdamW takes all of them further. Both see the same images, timesteps and noise; gradients are compared first.
-On a GPU a third way gives every expert a CUDA stream of its own.
+Candidates that differ in p, interval or seed but not in splits are networks of one shape. ``in_turn`` makes the steps of
+``meme.training.trainer`` one network after the other (forward, backward, fused AdamW on one vector). ``at_once`` stacks their
+weights, maps forward and gradient over them with ``torch.func``, which gives grouped convolutions and batched matrix products,
+and makes one AdamW step for all. Both have the same images, timesteps and noise. Gradients are compared first. On a GPU, a third
+way gives every expert a CUDA stream of its own.
 
-``at_once`` is the median over turns of the wall time in turn over that at once, with quartiles: above 1, batching pays. The last
-line is one JSON object.
+``at_once`` is the median over turns of the wall time of ``in_turn`` over that of ``at_once``, with quartiles. Above 1, batching
+is faster. The last line is one JSON object.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def networks(config: Config, count: int, device: str) -> list[nn.Module]:
 
 
 def batch(config: Config, count: int, device: str) -> Batch:
-    """Images and noise (experts, B, C, H, W) and timesteps (experts, B)."""
+    """Return images (experts, B, C, H, W), timesteps (experts, B) and noise (experts, B, C, H, W)."""
     shape = (count, config.training.batch_size, config.image.channels, config.image.size, config.image.size)
     x, epsilon = torch.randn(2, *shape)
     return x.to(device), torch.randint(config.diffusion.timesteps, shape[:2]).to(device), epsilon.to(device)
@@ -81,7 +81,7 @@ class OnStreams(InTurn):
 
 class AtOnce:
     def __init__(self, built: list[nn.Module]):
-        plain = [network.to(memory_format=torch.contiguous_format) for network in built]  # torch.func knows no other layout
+        plain = [network.to(memory_format=torch.contiguous_format) for network in built]  # torch.func supports no other layout
         self.parameters, self.buffers = stack_module_state(plain)
         self.network = copy.deepcopy(plain[0])
         self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-4, fused=True)
@@ -101,7 +101,7 @@ class AtOnce:
 
 
 def largest_difference(config: Config, count: int, device: str) -> float:
-    """Between the two ways' gradients, relative to each weight's largest."""
+    """Return the largest difference between the gradients of both ways, relative to the largest gradient of each weight."""
     inputs, built = batch(config, count, device), networks(config, count, device)
     stacked = AtOnce(networks(config, count, device)).gradients(inputs)
     InTurn(built).gradients(inputs)

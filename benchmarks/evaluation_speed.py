@@ -2,18 +2,18 @@
 
     python benchmarks/evaluation_speed.py [--data cifar10-train.zip] [--networks random classifier inception-cost] [--repeats 5]
 
-Both pipelines run the same feature network on the same images with the same threads, in turn, in this one run; medians over
-the turns. What is timed: features of all samples and the mean and covariance of them. The distance to the reference is left
-out of both, as it is the same function and does not depend on the number of images; so is the reference, which either side
-needs only once. clean-fid runs with the defaults of its ``compute_fid`` (12 workers, batches of 32).
+Both pipelines run the same feature network on the same images with the same number of threads, in turn. Figures are medians over
+the turns. The time includes the features of all samples and their mean and covariance. It excludes the distance to the reference,
+which is the same function on both sides and independent of the number of images, and the reference, which either side needs only
+once. clean-fid runs with the defaults of its ``compute_fid`` (12 workers, batches of 32).
 
-``classifier`` and ``random`` see pixels as they are, so clean-fid is spared its resizing. ``inception-cost`` is Inception-v3
-with random weights in the interface of clean-fid's TorchScript file, each side with its own resizing to 299 pixels: Inception's
-time, not its features. ``network_share`` is the network's share of a side's CPU time: what no pipeline around it can save.
+``classifier`` and ``random`` take pixels without resizing, on both sides. ``inception-cost`` is Inception-v3 with random weights
+in the interface of clean-fid's TorchScript file, each side with its own resizing to 299 pixels. It has Inception's time, not its
+features. ``network_share`` is the network's share of a side's CPU time, which no pipeline can reduce.
 
-The run fails where the two sides' FIDs differ by more than a thousandth. The last line is one JSON object: ``vs_cleanfid`` is
-our images/s over clean-fid's for each network, not counting the time to write PNG files; ``vs_cleanfid_and_png`` counts it.
-On a machine that others use as well, the ratio of CPU seconds is the steadier one.
+The run fails if the two sides' FIDs differ by more than a thousandth. The last line is one JSON object. ``vs_cleanfid`` is our
+images/s over clean-fid's for each network, without the time to write PNG files. ``vs_cleanfid_and_png`` includes it. On a shared
+machine, the ratio of CPU seconds varies less.
 """
 
 import argparse
@@ -47,11 +47,11 @@ from cleanfid import fid as clean_fid  # noqa: E402
 from cleanfid.features import InceptionV3W  # noqa: E402
 from torchvision.models import inception_v3  # noqa: E402
 
-BATCH = 256  # of the sampler's batches
+BATCH = 256  # images in a batch of the sampler
 CLEAN_FID_WORKERS, CLEAN_FID_BATCH = 12, 32
 AGREEMENT = 1e-3
 INCEPTION_FILE = "inception-2015-12-05.pt"
-INCEPTION_LAYERS = {  # the file's names to torchvision's, in the order in which they are applied
+INCEPTION_LAYERS = {  # names in the file and in torchvision, in the order of the layers
     "conv": "Conv2d_1a_3x3",
     "conv_1": "Conv2d_2a_3x3",
     "conv_2": "Conv2d_2b_3x3",
@@ -81,9 +81,9 @@ class Contest:
     space: FeatureSpace
     clean_fid_model: Callable[[Tensor], Tensor]
     clean_fid_resize: Callable[[np.ndarray], np.ndarray] | None
-    """None: clean-fid's own, to 299 pixels."""
+    """Replacement of clean-fid's resizing; None for its own, to 299 pixels."""
     network_only: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]]
-    """A side's network, and a batch of samples as it gets them."""
+    """Network of each side, with a batch of samples in its input format."""
 
 
 class _Inception(nn.Module):
@@ -123,7 +123,7 @@ def small(kind: str, images: Images) -> Contest:
 
 
 def write_pngs(pixels: np.ndarray, folder: Path) -> float:
-    """Seconds it took."""
+    """Write one PNG file for each image, and return the seconds."""
     begun = time.perf_counter()
     for index, image in enumerate(pixels):
         Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(folder / f"{index:06}.png")
@@ -148,7 +148,7 @@ def theirs(contest: Contest, folder: Path) -> Statistics:
 
 
 def timed(function: Callable[[], object]) -> tuple[object, float, float]:
-    """Its result, wall seconds, and CPU seconds of this process and of the workers it started and ended."""
+    """Return the function's result, its wall seconds, and the CPU seconds of this process and of its finished workers."""
     wall, cpu = time.perf_counter(), cpu_seconds()
     result = function()
     return result, time.perf_counter() - wall, cpu_seconds() - cpu
@@ -161,7 +161,7 @@ def cpu_seconds() -> float:
 
 @torch.no_grad()
 def network_cpu_seconds(network: Callable[[Tensor], Tensor], batch: Tensor) -> float:
-    """CPU seconds an image spends in the network alone."""
+    """Return the CPU seconds per image of the network alone."""
     runs = [timed(partial(network, batch))[2] for _ in range(12)]
     return median(runs[2:]) / len(batch)  # TorchScript optimises itself in the first two
 

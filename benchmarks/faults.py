@@ -2,18 +2,19 @@
 
     python benchmarks/faults.py [--kills 100] [--ray-share 0.1] [--seed 0] [--keep FOLDER]
 
-Every search is ``run_search.py`` on the digits with trainings of 2 steps and 16 samples, in turn of the strategies: factorised,
-with its bank, trainings of single experts and an audit, and joint. At a random moment one of these comes: SIGKILL for the driver,
-for one of its workers, for all of its processes, for a Ray node (where it runs on Ray), or SIGTERM as clusters send it, which
-must end it with status 143. Then the same command is run again, until the search is done. After each kill every file of the study
-must be whole, every trial that was finished (of ensembles, of single experts, of the audit) must still be, with the same scores,
-under one number; and a search that was killed must end with the very trials and scores of one that was not. Last, a study on a
-full disk must stop with a sentence and go on where room is made (skipped where no small file system can be mounted).
+Every search is ``run_search.py`` on the digits with trainings of 2 steps and 16 samples. Strategies alternate: factorised, with
+its bank, trainings of single experts and an audit, and joint. At a random moment one fault is injected: SIGKILL for the driver,
+for one of its workers, for all of its processes or for a Ray node (with engine ray), or SIGTERM as clusters send it, which must
+end it with status 143. The same command is repeated until the search is done. After each kill, every file of the study must be
+complete, and every trial that was finished (of ensembles, of single experts, of the audit) must still be recorded once, with the
+same scores. A killed search must end with the same trials and scores as an undisturbed one. Finally, a study on a full disk must
+stop with a sentence, and resume when there is room again (skipped if no small file system can be mounted).
 
-The last line is one JSON object: ``kills`` survived, by kind in ``victims`` and by strategy in ``strategies``; ``trials`` that
-were finished before a kill, each looked for after it; ``lost`` ones that are gone, ``changed`` ones with other scores, ``twice``
-ones counted twice, ``broken_files``, ``differing`` searches, ``stuck`` commands, and ``unclean`` ends. From ``lost`` on all must
-be 0, or the status is 1. Ctrl-C ends it with what is known by then.
+The last line is one JSON object. ``kills`` is the number of kills survived, by kind in ``victims`` and by strategy in
+``strategies``. ``trials`` is the number of trials finished before a kill and checked after it. ``lost`` trials are missing,
+``changed`` ones have other scores, ``twice`` ones are recorded twice. Then follow ``broken_files``, ``differing`` searches,
+``stuck`` commands and ``unclean`` ends. All counts from ``lost`` on must be 0, or the status is 1. Ctrl-C ends it with the counts
+so far.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from meme_nas.record.folder import APART
 from meme_nas.record.study import TrialRecord, read_everything
 
 ROOT = Path(__file__).parent.parent
-STUCK_SECONDS = 600.0  # after which a command is ended, and counted
+STUCK_SECONDS = 600.0  # time after which a command is ended and counted as stuck
 TERMINATED = 143
 FAULTS = ("lost", "changed", "twice", "broken_files", "differing", "stuck", "unclean")
 SCORES = ("fid", "fids", "loss", "macs", "params", "failure")
@@ -50,20 +51,20 @@ STRATEGIES = {
     "factorised": {"--budget": 4, "--cascades-per-candidate": 2, "--audit-factor": 2, "--audit-size": 4},
     "joint": {"--budget": 4, "--audit-factor": 0},
 }
-"""What each search is told: enough for two candidates of each expert beside the yardsticks, or for one proposal."""
+"""Options of each search: enough budget for two candidates of each expert beside the yardsticks, or for one proposal."""
 Key = tuple[str, int]
-"""Whose trial it is (ensembles, an expert, the audit), and its number."""
+"""Owner of a trial (ensembles, an expert, the audit), and its number."""
 
 
 @dataclass
 class Tally:
-    """What the kills came to."""
+    """Counts of the results of all kills."""
 
     victims: Counter = field(default_factory=Counter)
     strategies: Counter = field(default_factory=Counter)
     faults: Counter = field(default_factory=Counter)
     trials: int = 0
-    """Finished before a kill."""
+    """Number of trials finished before a kill."""
     details: list[str] = field(default_factory=list)
 
     @property
@@ -81,7 +82,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Command:
-    """A search that can be started again and again."""
+    """Search that can be started repeatedly."""
 
     study: Path
     strategy: str
@@ -89,7 +90,7 @@ class Command:
 
     @contextmanager
     def started(self) -> Iterator[subprocess.Popen]:
-        """The running command, in a process group of its own; nothing of it is left when the context ends."""
+        """Start the command in a process group of its own. All its processes are ended when the context ends."""
         driver = self._start()
         family: list[psutil.Process] = []
         try:
@@ -102,7 +103,7 @@ class Command:
                 _end(process)
 
     def run(self) -> int:
-        """Its exit status, once it has ended by itself."""
+        """Run the command to its end and return its exit status."""
         with self.started() as driver:
             return driver.wait(timeout=STUCK_SECONDS)
 
@@ -129,11 +130,11 @@ class Command:
         )
 
 
-# What is looked at
+# Checks
 
 
 def scores(study: Path) -> dict[Key, tuple]:
-    """The finished trials of a study: state, choices and scores."""
+    """Return state, choices and scores of the finished trials of a study."""
     if not (study / "study.journal").exists() or not (study / "study.journal").stat().st_size:
         return {}
     return {_key(trial): _told(trial) for trial in _trials(study) if trial.finished}
@@ -145,7 +146,7 @@ def _key(trial: TrialRecord) -> Key:
 
 
 def _trials(study: Path) -> list[TrialRecord]:
-    """The search may be writing its first records just now."""
+    """Return the trials of a study; none if the search has not written its first records yet."""
     try:
         return read_everything(study)
     except ValueError as error:
@@ -160,7 +161,7 @@ def _told(trial: TrialRecord) -> tuple:
 
 
 def broken_files(folder: Path) -> list[str]:
-    """Files under ``folder`` that cannot be read as what their name says, but for those a kill left unfinished beside them."""
+    """Return the files under ``folder`` that are invalid for the type in their name, except partly written files of a kill."""
     readers: dict[str, Callable[[Path], object]] = {
         ".safetensors": load_tensors,
         ".yaml": lambda path: yaml.safe_load(path.read_text())["name"],
@@ -180,7 +181,7 @@ def broken_files(folder: Path) -> list[str]:
 
 
 def compare(before: dict[Key, tuple], study: Path, tally: Tally) -> None:
-    """Count what a fault did to the trials that were finished ``before`` it."""
+    """Count the effects of a fault on the trials that were finished ``before`` it."""
     after = scores(study)
     tally.trials += len(before)
     for key, told in before.items():
@@ -192,7 +193,7 @@ def compare(before: dict[Key, tuple], study: Path, tally: Tally) -> None:
         tally.fault("broken_files", detail)
 
 
-# What is done to a search
+# Faults
 
 
 def kill_driver(driver: subprocess.Popen, source: random.Random) -> bool:
@@ -201,21 +202,21 @@ def kill_driver(driver: subprocess.Popen, source: random.Random) -> bool:
 
 
 def kill_worker(driver: subprocess.Popen, source: random.Random) -> bool:
-    """One of the processes that run trials; False where there is none yet."""
+    """Kill one of the processes that run trials. Returns False if there is none yet."""
     workers = [child for child in _descendants(driver) if "spawn_main" in _line(child) or "TrialActor" in _line(child)]
     return bool(workers) and _end(source.choice(workers))
 
 
 def kill_node(driver: subprocess.Popen, source: random.Random) -> bool:
-    """Ray's process for this machine; False where there is none (yet)."""
+    """Kill Ray's process for this machine. Returns False if there is none (yet)."""
     nodes = [child for child in _descendants(driver) if child.name() == "raylet"]
     return bool(nodes) and _end(nodes[0])
 
 
 def kill_all(driver: subprocess.Popen, source: random.Random) -> bool:
-    """As a power cut: everything at once."""
+    """Kill all processes at once, as a power cut does."""
     family = [*_descendants(driver), psutil.Process(driver.pid)]
-    killed = [_end(process) for process in family]  # every one of them, whatever came of the one before
+    killed = [_end(process) for process in family]  # a list, so that all are killed even if an earlier kill fails
     return all(killed)
 
 
@@ -244,13 +245,13 @@ def _line(process: psutil.Process) -> str:
 def _end(process: psutil.Process) -> bool:
     try:
         process.kill()
-    except psutil.Error:  # it was faster
+    except psutil.Error:  # the process had ended already
         return False
     return True
 
 
 class Killer:
-    """Kills searches of one engine, in turn of the strategies, until so many kills are done."""
+    """Killer of searches of one engine, with alternating strategies, until a number of kills is reached."""
 
     def __init__(
         self, folder: Path, engine: str, source: random.Random, tally: Tally, strategies: Sequence[str] = tuple(STRATEGIES)
@@ -260,7 +261,7 @@ class Killer:
         self.unbroken = {strategy: self._undisturbed(strategy) for strategy in strategies}
 
     def _undisturbed(self, strategy: str) -> tuple[float, dict[Key, tuple]]:
-        """How long a search takes that nothing disturbs, and what it comes to."""
+        """Return the seconds and the trials of an undisturbed search."""
         whole = Command(self.folder / f"{self.engine}-{strategy}-unbroken", strategy, self.engine)
         begun = time.monotonic()
         if whole.run():
@@ -268,7 +269,7 @@ class Killer:
         return time.monotonic() - begun, scores(whole.study)
 
     def kill(self, kills: int) -> None:
-        """Searches one after the other, each killed again and again while it runs."""
+        """Run searches one after the other, each killed repeatedly while it runs, until ``kills`` kills are done."""
         target, number = self.tally.kills + kills, 0
         turns = itertools.cycle(self.unbroken)
         while self.tally.kills < target:
@@ -277,7 +278,7 @@ class Killer:
             number += 1
 
     def _through(self, command: Command, target: int) -> None:
-        """One search from its first start to its end."""
+        """Run one search from its first start to its end, with kills in between."""
         done = False
         while not done:
             before = scores(command.study)
@@ -289,14 +290,14 @@ class Killer:
                 self.tally.victims[victim] += 1
                 self.tally.strategies[command.strategy] += 1
                 print(f"{self.tally.kills} {victim} of {command.study.name}: status {status}", file=sys.stderr, flush=True)
-                if victim == "sigterm" and status not in (TERMINATED, 0):  # 0: the search was at its very end
+                if victim == "sigterm" and status not in (TERMINATED, 0):  # 0: the search was just ending
                     self.tally.fault("unclean", f"{command.study}: status {status} after SIGTERM")
             done = status == 0
             compare(before, command.study, self.tally)
         self._finished(command)
 
     def _strike(self, command: Command, driver: subprocess.Popen, victim: str) -> bool:
-        """At a random moment: of all its time, or (every other time) just after a record was written. False if it was over."""
+        """Inject a fault at a random time or, every other time, just after a record was written. False if the search was over."""
         journal, begun = command.study / "study.journal", time.monotonic()
         whole, _ = self.unbroken[command.strategy]
         if self.source.random() < 0.5:
@@ -304,7 +305,7 @@ class Killer:
             while time.monotonic() < moment and driver.poll() is None:
                 time.sleep(0.01)
         else:
-            records = self.source.randint(1, 6)  # how many of them to wait for
+            records = self.source.randint(1, 6)  # number of records to wait for
             size = _size(journal)
             while records and driver.poll() is None and time.monotonic() < begun + STUCK_SECONDS:
                 time.sleep(0.002)
@@ -314,7 +315,7 @@ class Killer:
         return driver.poll() is None and VICTIMS[victim](driver, self.source)
 
     def _ended(self, command: Command, driver: subprocess.Popen) -> int:
-        """The status of a command that ends by itself, or by what was done to it."""
+        """Return the status of a command that ends by itself or by the fault."""
         try:
             return driver.wait(timeout=STUCK_SECONDS)
         except subprocess.TimeoutExpired:
@@ -342,7 +343,7 @@ def _size(path: Path) -> int:
 
 
 def full_disk(folder: Path, tally: Tally) -> bool:
-    """A search on a file system too small for it, which then grows; False where none can be mounted."""
+    """Run a search on a file system that is too small and then grows. Returns False if none can be mounted."""
     disk = folder / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], check=False, capture_output=True).returncode:
@@ -367,7 +368,7 @@ def full_disk(folder: Path, tally: Tally) -> bool:
 
 
 def run(kills: int, ray_share: float, seed: int, folder: Path, tally: Tally) -> str:
-    """All kills and the full disk, and how that went."""
+    """Run all kills and the full disk, and return the result of the latter."""
     source = random.Random(seed)
     on_ray = round(kills * ray_share)
     for engine, count in {"local": kills - on_ray, "ray": on_ray}.items():
@@ -387,7 +388,7 @@ def main() -> None:
         folder = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         begun, tally, disk = time.monotonic(), Tally(), "not reached"
-        with suppress(KeyboardInterrupt):  # what is known by then is told
+        with suppress(KeyboardInterrupt):  # the counts so far are printed
             disk = run(arguments.kills, arguments.ray_share, arguments.seed, folder, tally)
     print("\n".join(tally.details), file=sys.stderr)
     print(json.dumps(tally.as_json() | {"full_disk": disk, "minutes": round((time.monotonic() - begun) / 60, 1)}))

@@ -1,10 +1,10 @@
-"""Feed broken and hostile files to everything that reads what a user brings or shares.
+"""Feed broken and hostile files to all readers of files that a user brings or shares.
 
     python benchmarks/fuzz.py [--inputs 10000] [--readers config checkpoint bank images exif listings environments] [--seed 0]
 
-``inputs`` files for each reader. A reader must take a file, pass it over, or refuse it by a UserError of one printable line;
-anything else that comes out, and any file that takes longer than ``SLOW_SECONDS``, is an error. The last line is one JSON object
-with ``inputs``, ``refused``, ``errors`` and ``slowest_seconds`` of each reader; the status is 1 if there was any error.
+Each reader gets ``inputs`` files. It must read a file, skip it, or refuse it by a UserError of one printable line. Any other
+result is an error, as is a file that takes longer than ``SLOW_SECONDS``. The last line is one JSON object with ``inputs``,
+``refused``, ``errors`` and ``slowest_seconds`` of each reader. The status is 1 if there was any error.
 """
 
 import argparse
@@ -57,18 +57,18 @@ SLOW_SECONDS = 10.0
 ROUND = 1_000  # inputs of one hypothesis run; each has its own seed
 
 Reader = Callable[[Path], tuple[st.SearchStrategy, Callable[[object], None]]]
-"""Given an empty folder: the inputs, and what reads one of them."""
+"""Function from an empty folder to the strategy of inputs and the function that reads one of them."""
 
 
 @dataclass
 class Tally:
-    """What came of one reader's inputs."""
+    """Results of one reader's inputs."""
 
     inputs: int = 0
     refused: int = 0
     slowest_seconds: float = 0.0
     errors: Counter[str] = field(default_factory=Counter)
-    """How often, by the exception and the line of ours that let it out."""
+    """Number of errors, by exception and by our last line that it passed."""
 
     def as_json(self) -> dict:
         figures = {"inputs": self.inputs, "refused": self.refused, "errors": sum(self.errors.values())}
@@ -76,7 +76,7 @@ class Tally:
 
 
 def configs(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], None]]:
-    """``Config.load``; what it takes must survive being written and read again, and have an id."""
+    """Read by ``Config.load``. A config that it accepts must have an id and be equal after writing and reading."""
     path, copy = folder / "config.yaml", folder / "copy.yaml"
 
     def read(content: bytes) -> None:
@@ -90,7 +90,7 @@ def configs(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], None]]:
 
 
 def expert_files(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], None]]:
-    """``load_expert``, and going on from a training's checkpoint."""
+    """Read by ``load_expert``, and as the checkpoint of a training to resume."""
     config = preset("digits-meme").with_(training={"steps": 2, "batch_size": 2})
     images = open_images("digits", size=8, channels=1)
     train_expert(config, 1, images, folder=folder)
@@ -109,7 +109,7 @@ def expert_files(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], Non
                 door()
             except UserError as error:
                 refusals.append(error)
-        if len(refusals) == 2:  # neither a finished expert nor a training to go on from
+        if len(refusals) == 2:  # neither a finished expert nor a training to resume
             raise refusals[0]
 
     def go_on() -> None:
@@ -121,7 +121,7 @@ def expert_files(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], Non
 
 
 def bank(folder: Path) -> tuple[st.SearchStrategy, Callable[[tuple[str, bytes]], None]]:
-    """Opening a bank and taking an expert from it, one of its files being another: label, record or weights."""
+    """Open a bank in which label, record or weights are replaced, and take an expert from it."""
     config = preset("digits-meme").with_(training={"steps": 2, "batch_size": 2})
     images = open_images("digits", size=8, channels=1)
     data, held_out = hold_out(images)
@@ -146,7 +146,7 @@ def bank(folder: Path) -> tuple[st.SearchStrategy, Callable[[tuple[str, bytes]],
 
 
 def images(folder: Path) -> tuple[st.SearchStrategy, Callable[[object], None]]:
-    """``open_images`` on folders and zips."""
+    """Read folders and zips by ``open_images``."""
     source, archive = folder / "images", folder / "images.zip"
 
     def read(content: dict[str, bytes] | bytes) -> None:
@@ -164,7 +164,7 @@ def images(folder: Path) -> tuple[st.SearchStrategy, Callable[[object], None]]:
 
 
 def _put(root: Path, name: str, content: bytes) -> None:
-    """Write a file of this name inside ``root``, as far as the file system has such a name."""
+    """Write a file ``name`` inside ``root``, if the file system supports such a name."""
     path = root / name.lstrip("/").replace("..", "_").replace("\0", "")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,13 +174,13 @@ def _put(root: Path, name: str, content: bytes) -> None:
 
 
 def exif(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], None]]:
-    """A whole JPEG with any EXIF: it must be read, in one of the eight ways that an orientation can turn it."""
+    """Read a whole JPEG with any EXIF data. It must be read, in one of the eight orientations."""
     upright = decode_image(jpeg_with_exif(b""), 8, 1)[0][0]
     turns = {np.rot90(each, turn).tobytes() for each in (upright, upright.T) for turn in range(4)}
 
     def read(segment: bytes) -> None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, as where images are opened
+            warnings.simplefilter("ignore")  # Pillow's, as the program does when it opens images
             pixels, _ = decode_image(jpeg_with_exif(segment), 8, 1)
         if pixels[0].tobytes() not in turns:
             raise AssertionError("an image is not what its EXIF makes of it")
@@ -189,7 +189,7 @@ def exif(folder: Path) -> tuple[st.SearchStrategy, Callable[[bytes], None]]:
 
 
 def listings(folder: Path) -> tuple[st.SearchStrategy, Callable[[tuple], None]]:
-    """``open_images`` on folders of odd names, links and files of other programs."""
+    """Read folders with odd names, links and files of other programs by ``open_images``."""
     source, outside = folder / "images", folder / "outside"
     _put(outside, "a.png", jpeg_with_exif(b""))
 
@@ -200,7 +200,7 @@ def listings(folder: Path) -> tuple[st.SearchStrategy, Callable[[tuple], None]]:
         for name, file in files.items():
             if isinstance(file, bytes):
                 _put(source, name, file)
-            elif file not in ("/", "/proc/self/fd") or not follow_links:  # all of the machine is not what is tried here
+            elif file not in ("/", "/proc/self/fd") or not follow_links:  # do not read all of the machine
                 _link(source, name, file)
         said: list[str] = []
         open_images(source, size=8, channels=3, follow_links=follow_links, on_message=said.append)
@@ -220,7 +220,7 @@ def _link(root: Path, name: str, target: str) -> None:
 
 
 def environments(folder: Path) -> tuple[st.SearchStrategy, Callable[[tuple], None]]:
-    """What every command makes of its environment and of paths among its words, before it does anything."""
+    """Read environment variables and paths in arguments as every command does before it starts its work."""
 
     def read(content: tuple[dict[str, str], list[str]]) -> None:
         variables, words = content
@@ -256,7 +256,7 @@ NEVER_REFUSED = {"exif"}
 
 
 def fuzz(reader: str, inputs: int, seed: int = 0) -> Tally:
-    """Try ``inputs`` files on ``reader``, in a folder and a cache of their own."""
+    """Run ``reader`` on ``inputs`` files, with a folder and a cache of its own."""
     tally = Tally()
     with tempfile.TemporaryDirectory() as scratch, _cache_in(Path(scratch) / "cache"):
         (Path(scratch) / "files").mkdir()
@@ -302,7 +302,7 @@ def _try(read: Callable, content: object, tally: Tally) -> None:
 
 
 def _our_line(error: Exception) -> str:
-    """The last line of ours on the way to the error."""
+    """Return our last line in the error's traceback."""
     ours = tuple(f"{os.sep}{package}{os.sep}" for package in ("meme", "meme_nas"))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if any(part in frame.filename for part in ours)]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "the test itself"
@@ -310,7 +310,7 @@ def _our_line(error: Exception) -> str:
 
 @contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
-    """Let the program keep its cache in ``folder``."""
+    """Put the program's cache into ``folder``."""
     before = os.environ.get("MEME_CACHE")
     os.environ["MEME_CACHE"] = str(folder)
     try:

@@ -1,12 +1,12 @@
-"""Does it pay to train candidates briefly first and continue the better half? Searches replayed on the digits table.
+"""Benefit of training candidates briefly first and continuing the better half, in searches replayed on the digits table.
 
     python benchmarks/halving.py [--seeds 12] [--budgets 6 8 12 16]
 
-Factorised search with one rung (125 steps) and with two (62, then on to 125), on benchmarks/digits_table with its first training
-seed: the product's own code, two tasks at a time. Training and scoring are looked up; the score of a cascade that the table lacks
-is what the surrogate fitted to the others expects, with a noise of its own (see search_efficiency.py). Both spend the same
-training steps. ``regret_percent`` is how far the best cascade at 125 steps ends above the table's best, as quartiles over search
-seeds. The last line is one JSON object.
+Compares factorised search with one rung (125 steps) and with two (62, then on to 125) on benchmarks/digits_table with its first
+training seed. Both run the product's own code, two tasks at a time, and spend the same training steps. Training and scoring are
+looked up. A cascade that the table lacks gets the prediction of a surrogate fitted to the others, plus noise (see
+search_efficiency.py). ``regret_percent`` is the excess of the best cascade's FID at 125 steps over the table's best, as quartiles
+over search seeds. The last line is one JSON object.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from meme_nas.strategies.rungs import factorised
 
 
 def replay(rungs: int, seed: int, budget: int, tables: dict[int, Table]) -> dict:
-    """One search: what it found, and what it took."""
+    """Replay one search and return its result and its effort."""
     space = TableSpace(config_of(tuple(CANDIDATES.index(each) for each in BASE_CANDIDATES), SEEDS[0], STEPS[0]))
     settings = SearchSettings(strategy="factorised", rungs=rungs, budget=budget, seed=seed, device="cpu")
     search = factorised(settings, Study.in_memory(settings.objectives), space=space, yardsticks=[("hand-made", space.base)])

@@ -1,16 +1,16 @@
-"""Why expertization probabilities near 1 win after short trainings and lose after long ones, and what a trunk changes.
+"""Effect of expertization probabilities near 1 on FID, by length of training, with and without a trunk.
 
     python benchmarks/hard_experts.py --data PATH [--preset tiny-meme] [--lengths 182 364 750 1500 4000] [--trunks 0 4000] ...
     python benchmarks/hard_experts.py --report [--records FILE] [--figure FILE]
 
 The hand-made pattern is trained with the paper's p (soft) and with p = 1 (hard), from scratch and from trunks of ``--trunks``
-steps, to each of ``--lengths``. Then soft experts are exchanged for hard ones: none, each alone, all. Each cascade is scored with
+steps, to each of ``--lengths``. Cascades replace soft experts by hard ones: none, each alone, all. Each cascade is scored with
 sampling seeds common to all, with 20 and with ``--sampling-steps`` steps of DDIM.
 
-A row of the CSV holds FID (the mean over the sampling seeds), each expert's held-out loss in its own interval, and for every
-hand-over the standard deviation of the states that the sampler reached over that of the forward process, less 1. Rows that are
-there are not made again. ``--quick`` is a run of minutes on digits. The last line is one JSON object: for each trunk and length
-the difference in log FID that making an expert hard makes.
+A row of the CSV has FID (the mean over the sampling seeds), each expert's held-out loss in its own interval, and for every
+hand-over the standard deviation of the sampler's states over that of the forward process, less 1. Existing rows are kept.
+``--quick`` is a run of minutes on digits. The last line is one JSON object. It has, for each trunk and length, the change of log
+FID when an expert is made hard.
 """
 
 import argparse
@@ -39,13 +39,13 @@ Row = dict[str, str]
 
 
 def patterns(experts: int) -> list[tuple[int, ...]]:
-    """Return which experts are hard in each cascade: none, each alone, all."""
+    """Return for each cascade a tuple with 1 for hard and 0 for soft experts: none hard, each alone, all."""
     alone = [tuple(int(place == number) for place in range(experts)) for number in range(experts)]
     return [(0,) * experts, *alone, (1,) * experts]
 
 
 def hand_over_ratios(ensemble: Ensemble, basis: Basis, seed: int) -> list[float]:
-    """Return for every hand-over the spread of the sampler's states over the forward process's, less 1."""
+    """Return, for every hand-over, the deviation of the sampler's states over the forward process's, less 1."""
     config = ensemble.config
     runs = ensemble.hand_overs(sampling_timesteps(config.diffusion, config.sampling))
     process, indices = forward_process(config.diffusion), range(config.evaluation.samples)
@@ -62,7 +62,7 @@ def hand_over_ratios(ensemble: Ensemble, basis: Basis, seed: int) -> list[float]
 def scored(
     config: Config, found: list[Banked], bank: ExpertBank, configs: list[Config], basis: Basis
 ) -> tuple[float, list[float]]:
-    """Return the FID of a cascade and its hand-overs; ``configs`` are those its experts were trained by."""
+    """Return the FID of a cascade and its hand-over ratios. ``configs`` are the training configs of its experts."""
     experts = [bank.load(own, number, each) for number, (own, each) in enumerate(zip(configs, found, strict=True), start=1)]
     ensemble = Ensemble(config, experts)
     fids = [evaluate(ensemble, basis.images, basis.space, seed=seed).fid for seed in SAMPLING_SEEDS]
@@ -87,7 +87,7 @@ def append(path: Path, row: Row) -> None:
 
 
 def measure(base: Config, arguments: argparse.Namespace, records: Path, bank_folder: Path) -> None:
-    """Train and score what the records lack."""
+    """Train and score all rows that the records lack."""
     basis = open_basis(base, "cpu", None)
     bank = ExpertBank(bank_folder, basis.data, basis.held_out)
     known = {tuple(row[name] for name in COLUMNS[:6]) for row in read(records)}
@@ -112,7 +112,7 @@ def measure(base: Config, arguments: argparse.Namespace, records: Path, bank_fol
 
 
 def report(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Return, for each trunk and length, log FID with an expert hard less that with all soft, the paper's sampler steps."""
+    """Return, for each trunk and length, log FID with an expert hard less that with all soft, at the paper's sampler steps."""
     fewest = min((int(row["sampling_steps"]) for row in rows), default=0)
     found: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -127,7 +127,7 @@ def report(rows: list[Row]) -> dict[str, dict[str, float]]:
 
 
 def draw(result: dict[str, dict[str, float]], path: Path) -> None:
-    """Plot the effect of one hard expert over the training length, a panel a trunk."""
+    """Plot the effect of one hard expert over the training length, one panel for each trunk."""
     import matplotlib.pyplot as plt
 
     trunks = sorted({int(length.split("+")[0]) for length in result})

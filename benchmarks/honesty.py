@@ -1,28 +1,28 @@
-"""How often the claims of a report are true, where the truth is known.
+"""Share of true claims in reports of simulated searches, whose truth is known.
 
     python benchmarks/honesty.py [--quick] [--repeats 10000] [--searches 3] [--seed 0]
 
-Searches and audits are simulated; the intervals and the words are the product's own. The logarithm of a simulated FID is the true
-value of the configuration, the luck of the training seed (one part common to all configurations, one part of each), and noise of
-the sampling seed. Deviations of luck are those that ``results/README.md`` has for digits, that of noise is larger. "1 sd" is the
-deviation of one configuration's luck. In each repetition eight configurations, the first one the hand-made pattern, are
-searched, audited and confirmed:
+Searches and audits are simulated. The intervals and the words are the product's own. The logarithm of a simulated FID is the sum
+of the configuration's true value, the luck of the training seed (one part common to all configurations, one part of each), and
+noise of the sampling seed. The deviations of luck are those of digits in ``results/README.md``. The deviation of noise is larger.
+"1 sd" is the deviation of one configuration's luck. Each repetition searches, audits and confirms eight configurations, of which
+the first is the hand-made pattern:
 
 - ``equal``: all are equally good, so every claim of a difference is false.
 - ``better``: the second is better than all others by 0.5, 1 or 2 sd.
-- In every second repetition as many again crash in the search, and one training in ten of the audit fails and is run
-  again, once.
+- In every second repetition, eight further configurations crash in the search, and one training in ten of the audit fails and is
+  run again, once.
 
-``false_alarm`` is the share of confirmations of equal configurations whose words claim a difference, ``coverage`` the share of
-confirmations, over all truths, whose 95 % interval holds the true difference, ``power_*sd`` the share of confirmations of a
-truly better winner that say so; all with ``--confirm-seeds`` at its default, others follow by name. ``audit_*`` says the same of
-audits with five seeds and no confirmation, ``weights_*`` of sentences about fixed weights, ``regret_*`` of the search's choice;
-the last interval is one for all comparisons at once, so it may cover more. ``best_told_apart`` is the share of audits of equal
-configurations whose words say that the proxy tells the best apart.
+``false_alarm`` is the share of confirmations of equal configurations whose words claim a difference. ``coverage`` is the share of
+confirmations, over all truths, whose 95 % interval contains the true difference. ``power_*sd`` is the share of confirmations of a
+better winner whose words say so. All have the default ``--confirm-seeds``; suffixes name other numbers. ``audit_*`` are the same
+shares for audits with five seeds and no confirmation, ``weights_*`` for sentences about fixed weights, ``regret_*`` for the
+search's choice. The regret interval is simultaneous for all comparisons, so its coverage may be higher. ``best_told_apart`` is
+the share of audits of equal configurations whose words say that the proxy tells the best apart.
 
-Then searches run where two fifths of an expert's space crash (``crashing_share``: trainings there, after the first 12), and
-choices of cascades where the front has a point that no weighted sum finds (``front_point_found``: share of 20 runs that take it
-among 8 points for the front). The last line is one JSON object.
+Two more tests follow. ``crashing_share`` is the share of trainings, after the first 12, in the two fifths of an expert's space
+that always crash. ``front_point_found`` is the share of 20 choices of 8 cascades for the front that include a point of the front
+that no weighted sum finds. The last line is one JSON object.
 """
 
 import argparse
@@ -52,12 +52,12 @@ from meme_nas.surrogate.choose_cascades import FRONT_TURN, Assembly
 from meme_nas.surrogate.kernel import Candidates
 from meme_nas.surrogate.model import Surrogate
 
-LUCK, COMMON, NOISE = 0.05, 0.04, 0.02  # deviations of log FID: of a config's training, of a seed in common, of sampling
+LUCK, COMMON, NOISE = 0.05, 0.04, 0.02  # deviations of log FID: one config's training, a seed's common part, sampling
 CONFIGS, AUDIT_SEEDS = 8, 5
 BETTER = (0.5, 1.0, 2.0)  # in units of LUCK
 MORE_SEEDS = (2, 5, 10)
-LOST = 0.1  # of the audit's trainings, where regions crash
-LEARNED = 12  # candidates, after which a search should have learned where they fail
+LOST = 0.1  # share of the audit's trainings that fail, in repetitions with crashes
+LEARNED = 12  # candidates after which a search should have learned the failing region
 OBJECTIVES = ("fid", "macs")
 BASE = preset("digits-meme")
 
@@ -76,24 +76,24 @@ class Tally:
 
 
 def claims(words: str) -> int:
-    """Return -1 where the words say that the winner is better, 1 that it is worse, 0 neither."""
+    """Return -1 if the words say that the winner is better, 1 if they say that it is worse, else 0."""
     return -1 if " is better: " in words else 1 if " is worse: " in words else 0
 
 
 def holds(interval: Interval, truth: float) -> bool:
-    """Return whether the interval has the truth, but for rounding."""
+    """Return True if the interval contains the truth, up to rounding."""
     return interval.low - 1e-9 <= truth <= interval.high + 1e-9
 
 
 def scored(truth: np.ndarray, seeds: int, source: np.random.Generator, samplings: int = 1) -> np.ndarray:
-    """Return FID (configs, seeds * samplings), sampling seeds slowest: what trainings with as many new seeds would be scored."""
+    """Return simulated FIDs (configs, seeds * samplings) of trainings with new seeds. Sampling seeds vary slowest."""
     trained = truth[:, None] + source.normal(0, LUCK, (len(truth), seeds)) + source.normal(0, COMMON, seeds)
     noise = source.normal(0, NOISE, (len(truth), samplings, seeds)) + source.normal(0, NOISE, (samplings, seeds))
     return np.exp((trained[:, None] + noise).reshape(len(truth), -1))
 
 
 def trial(number: int, fid: float | None) -> TrialRecord:
-    """A trial of the searched space; without ``fid`` it crashed."""
+    """Return a trial of the searched space, which has failed if ``fid`` is None."""
     kind = "candidate" if number else "hand-made"
     outcome = None if fid is None else Outcome(number, fid=fid, fids=(fid,), macs=1.0)
     config = BASE.with_(training={"steps": 10 + number})
@@ -104,7 +104,7 @@ TRIALS = [trial(number, None) for number in range(2 * CONFIGS)]
 
 
 def searched(truth: np.ndarray, crashing: bool, source: np.random.Generator) -> list[TrialRecord]:
-    """Return the record of a search; where regions crash, as many again have failed."""
+    """Return the record of a search. With ``crashing`` it has an equal number of further trials that failed."""
     found = []
     for base, fid in zip(TRIALS, scored(truth, 1, source)[:, 0], strict=False):
         outcome = Outcome(base.number, fid=float(fid), fids=(float(fid),), macs=1.0)
@@ -113,14 +113,14 @@ def searched(truth: np.ndarray, crashing: bool, source: np.random.Generator) -> 
 
 
 def audited(chosen: list[TrialRecord], truth: np.ndarray, crashing: bool, source: np.random.Generator) -> list[Rescored]:
-    """Return the audit's scores; a config of which a training is lost is left out, as ``Rescoring.results`` does."""
+    """Return the audit's scores. A config with a lost training is left out, as in ``Rescoring.results``."""
     scores = scored(truth, AUDIT_SEEDS, source)
-    lost = source.random(scores.shape) < (LOST**2 if crashing else 0)  # twice
+    lost = source.random(scores.shape) < (LOST**2 if crashing else 0)  # a training is lost if it fails twice
     return [Rescored(each, tuple(map(float, scores[each.number]))) for each in chosen if not lost[each.number].any()]
 
 
 def confirm(tally: Tally, best: TrialRecord, truth: np.ndarray, seeds: int, suffix: str, source: np.random.Generator) -> None:
-    """Confirm ``best`` beside the hand-made pattern with new seeds, and count what is said."""
+    """Confirm ``best`` beside the hand-made pattern with new seeds, and count the claims."""
     pairs = seed_pairs(range(seeds))
     samplings = len(pairs) // seeds
     ours, theirs = scored(truth, seeds, source, samplings)[[best.number, 0]]
@@ -141,7 +141,7 @@ def count(tally: Tally, said: int, difference: Interval, true: float, prefix: st
 
 
 def repeat(tally: Tally, truth: np.ndarray, crashing: bool, source: np.random.Generator, with_tau: bool) -> None:
-    """One search, its audit and its confirmation."""
+    """Simulate one search, its audit and its confirmation."""
     settings = SETTINGS
     trials = searched(truth, crashing, source)
     limits, picked = cost_limits(trials, OBJECTIVES), winner(trials, OBJECTIVES)
@@ -169,7 +169,7 @@ def repeat(tally: Tally, truth: np.ndarray, crashing: bool, source: np.random.Ge
 
 
 def weights(tally: Tally, source: np.random.Generator) -> None:
-    """Two ensembles of equal weights, scored again with fresh sampling seeds."""
+    """Score two ensembles of equal weights with fresh sampling seeds, and count the claims."""
     common = source.normal(0, NOISE, len(FRESH_SEEDS))
     ours, theirs = (np.exp(common + source.normal(0, NOISE, len(FRESH_SEEDS))).tolist() for _ in range(2))
     words, ratios = weights_difference(ours, theirs), log_ratios(ours, theirs)
@@ -181,7 +181,7 @@ SETTINGS = SearchSettings(budget=50, audit_size=CONFIGS, audit_seeds=AUDIT_SEEDS
 
 
 def simulated(repeats: int, seed: int) -> dict[str, float]:
-    """Return the shares of all claims, over all truths."""
+    """Return the shares of all claims over all truths."""
     tally, source = Tally(), np.random.default_rng(seed)
     for better in (0.0, *BETTER):
         truth = np.zeros(CONFIGS)
@@ -210,7 +210,7 @@ def _crashes(config: Config) -> bool:
 
 
 def _crashing(task: Task) -> Outcome:
-    """The score gets better toward the region that fails."""
+    """Return an outcome that gets better toward the region that fails."""
     if task.expert in (0, 1) and _crashes(task.config):
         raise RuntimeError("too little attention")
     parts = [abs(sum(expert.low_channels) / 48 - place / 3) for place, expert in enumerate(task.config.experts)]
@@ -221,7 +221,7 @@ def _crashing(task: Task) -> Outcome:
 
 
 def front_point_found(seed: int) -> bool:
-    """Return whether (6.3, 5), a point of the front above the line between others, is among the first 8 for the front."""
+    """Return True if (6.3, 5), a point of the front above the line between others, is among the first 8 for the front."""
     points = np.array(
         [(0.0, 10.0), (0.3, 9.0), (8.0, 1.2), (9.0, 0.6), (10.0, 0.0), (6.3, 5.0), *((4.0 + n, 10.0) for n in range(30))]
     )

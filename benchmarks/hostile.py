@@ -1,6 +1,6 @@
-"""Broken and hostile files as hypothesis strategies: what a config, a checkpoint and a data source may be in the worst case.
+"""Hypothesis strategies of broken and hostile files: configs, checkpoints, banks and data sources.
 
-Most inputs are damaged good files, as random bytes would hardly get past the first check of any reader.
+Most inputs are damaged good files, because random bytes would rarely pass the first check of any reader.
 """
 
 import io
@@ -23,7 +23,7 @@ BYTES = st.binary(max_size=200)
 
 
 def damaged(good: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Good files with bytes changed, cut out, put in or doubled, or cut short."""
+    """Good files with bytes changed, removed, inserted or doubled, or truncated."""
     edit = st.tuples(st.floats(0, 1), st.integers(0, 40), st.one_of(st.binary(max_size=8), st.integers(0, 255), st.none()))
     return st.builds(_edited, good, st.lists(edit, min_size=1, max_size=6))
 
@@ -57,7 +57,7 @@ VALUES = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
     max_leaves=12,
 )
-# What YAML itself can be made to do: tags whose constructors stumble, references, expansion, depth, vast numbers, odd names.
+# Hostile YAML: tags whose constructors fail, references, expansion, depth, vast numbers, odd names.
 RAW = [
     "!!int ''",
     "!!int x",
@@ -114,7 +114,7 @@ GOOD_CONFIGS = st.sampled_from(["digits-meme", "digits-ldm-s", "ffhq-meme", "cel
 
 @st.composite
 def changed_configs(draw: st.DrawFn) -> bytes:
-    """A good config with up to four values replaced, removed or added at any place."""
+    """Good config with up to four values replaced, removed or added at any place."""
     tree = yaml.safe_load(draw(GOOD_CONFIGS))
     for _ in range(draw(st.integers(1, 4))):
         _change(draw, tree)
@@ -122,7 +122,7 @@ def changed_configs(draw: st.DrawFn) -> bytes:
 
 
 def _change(draw: st.DrawFn, tree: Any) -> None:
-    """Walk down ``tree`` at random and change one item of what is found there."""
+    """Walk down ``tree`` at random and change one item there."""
     while True:
         keys = list(tree) if isinstance(tree, dict) else list(range(len(tree)))
         if not keys:
@@ -143,7 +143,7 @@ def _change(draw: st.DrawFn, tree: Any) -> None:
 
 @st.composite
 def raw_configs(draw: st.DrawFn) -> bytes:
-    """A good config in whose text one value is replaced by something only YAML can say."""
+    """Good config in whose text one value is replaced by a construct of YAML."""
     lines = draw(GOOD_CONFIGS).splitlines()
     place = draw(st.integers(0, len(lines) - 1))
     lines[place] = lines[place].partition(":")[0] + ": " + draw(st.sampled_from(RAW))
@@ -167,13 +167,13 @@ HEADERS = ["[" * 100_000, '{"a":' * 100_000, "9" * 5_000, "NaN", "[]", "null", "
 
 
 def parts(content: bytes) -> tuple[dict, bytes]:
-    """A safetensors file as its header and its data."""
+    """Return header and data of a safetensors file."""
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def joined(header: dict, data: bytes, length: int | None = None) -> bytes:
-    """The inverse of ``parts``; with a ``length``, the file lies about its header's."""
+    """Return a safetensors file of ``header`` and ``data``. If ``length`` is given, it is stated as the header's length."""
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -187,7 +187,7 @@ class Files(list):
 
 @st.composite
 def changed_checkpoints(draw: st.DrawFn, good: Files) -> bytes:
-    """A good checkpoint whose header says something else: of this program, or of one of the tensors."""
+    """Good checkpoint with a changed header: its metadata of this program, or one of the tensors."""
     header, data = parts(good[draw(st.integers(0, len(good) - 1))])
     ours = json.loads(header["__metadata__"]["meme"])
     for _ in range(draw(st.integers(1, 3))):
@@ -220,14 +220,14 @@ def _shapes(shape: Any) -> st.SearchStrategy:
 
 
 def _metadata(ours: dict) -> st.SearchStrategy:
-    """What this program writes of itself, with another step, or as something that is no JSON mapping."""
+    """Metadata of this program with another step, or as text that is no JSON mapping."""
     steps = st.one_of(st.integers(), st.floats(), st.text(max_size=3), st.none(), st.booleans(), st.just([]))
     stepped = steps.map(lambda step: {"meme": json.dumps(ours | {"step": step})})
     return st.one_of(stepped, st.sampled_from(HEADERS).map(lambda text: {"meme": text}), st.just({}), st.none(), st.integers())
 
 
 def checkpoints(good: Files) -> st.SearchStrategy[bytes]:
-    """Damaged forms of ``good`` checkpoints, and what never was one."""
+    """Damaged forms of ``good`` checkpoints, and content that is no checkpoint."""
     whole, changed = st.integers(0, len(good) - 1).map(good.__getitem__), changed_checkpoints(good)
     return st.one_of(changed, changed, damaged(whole), damaged(changed), BYTES, whole)
 
@@ -236,14 +236,14 @@ def checkpoints(good: Files) -> st.SearchStrategy[bytes]:
 
 
 def bank_files(good: dict[str, bytes]) -> st.SearchStrategy[tuple[str, bytes]]:
-    """One of the files of a bank by its name in ``good``, with what it may be in the worst case."""
+    """Name of one of the files of a bank in ``good``, with damaged or hostile content."""
     texts = {name: st.one_of(damaged(st.just(good[name])), _records(good[name]), BYTES) for name in ("label", "record")}
     weights = st.one_of(checkpoints(Files([good["weights"]])), BYTES)
     return st.one_of(*(st.tuples(st.just(name), content) for name, content in (texts | {"weights": weights}).items()))
 
 
 def _records(good: bytes) -> st.SearchStrategy[bytes]:
-    """The same JSON with a value of another kind somewhere, as deep as two mappings, or nested beyond any stack."""
+    """JSON with a value of another type, up to two mappings deep, or with nesting beyond any stack."""
     content = json.loads(good)
     deep = st.just(b"[" * 100_000)
     return st.builds(_with_value, st.just(content), st.integers(0, 99), st.one_of(VALUES, st.just("../../elsewhere"))) | deep
@@ -256,7 +256,7 @@ def _with_value(content: dict, place: int, value: Any) -> bytes:
     return json.dumps(changed, default=str).encode(errors="surrogatepass")
 
 
-# Images and what they come in
+# Images and their containers
 
 FORMATS = [
     "PNG",
@@ -306,7 +306,7 @@ NAMES = st.one_of(
 
 
 def png_of_size(width: int, height: int, kind: int = 2) -> bytes:
-    """A PNG that claims to be this large in some 60 bytes."""
+    """Return a PNG of some 60 bytes whose header states this size."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -317,7 +317,7 @@ def png_of_size(width: int, height: int, kind: int = 2) -> bytes:
 
 @cache
 def good_images() -> list[bytes]:
-    """A small image in every format and mode that Pillow writes."""
+    """Return a small image in every format and mode that Pillow writes."""
     noise = np.random.default_rng(0).integers(0, 256, (8, 10, 4), dtype=np.uint8)
     found = []
     for kind in FORMATS:
@@ -334,7 +334,7 @@ def good_images() -> list[bytes]:
 
 
 def cifar_batch(count: int) -> bytes:
-    """``count`` records of CIFAR-10's binary version."""
+    """Return ``count`` records of CIFAR-10's binary version."""
     records = np.random.default_rng(0).integers(0, 256, (count, 3073), dtype=np.uint8)
     records[:, 0] %= 10
     return records.tobytes()
@@ -352,7 +352,7 @@ IMAGE_FILES = st.one_of(
 )
 FOLDERS = st.dictionaries(NAMES, IMAGE_FILES, max_size=3)
 
-# EXIF: whatever stands beside an image's pixels, which are whole
+# EXIF: any metadata beside intact pixels
 
 ENTRY = st.builds(
     lambda tag, kind, count, value: struct.pack("<HHI", tag, kind, count) + value,
@@ -379,12 +379,12 @@ def _plain_jpeg() -> bytes:
 
 
 def jpeg_with_exif(segment: bytes) -> bytes:
-    """A whole JPEG of 8 x 10 pixels with this APP1 segment."""
+    """Return a whole JPEG of 8 x 10 pixels with this APP1 segment."""
     plain = _plain_jpeg()
     return plain[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + plain[2:]
 
 
-# Listings: what other programs leave beside images, and links
+# Listings: files of other programs beside images, and links
 
 ODD_NAMES = st.one_of(
     NAMES,
@@ -410,17 +410,17 @@ ENVIRONMENTS = st.tuples(st.dictionaries(st.sampled_from(VARIABLES), ODD_PATHS),
 
 @st.composite
 def zips(draw: st.DrawFn) -> bytes:
-    """A zip of image files in which members lie about their size, their kind or how they are compressed."""
+    """Zip of image files whose members state a wrong size, type or compression."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "w") as archive:
-        warnings.simplefilter("ignore")  # two of one name
+        warnings.simplefilter("ignore")  # about duplicate names
         for name, content in draw(FOLDERS).items():
             try:
                 info = zipfile.ZipInfo(name.replace("\0", ""))
                 info.external_attr = draw(st.sampled_from([0, 0, 0o120777 << 16]))
                 method = draw(st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]))
                 archive.writestr(info, content, compress_type=method)
-            except ValueError:  # a name that has no UTF-8
+            except ValueError:  # a name that cannot be encoded as UTF-8
                 continue
     return buffer.getvalue()
 

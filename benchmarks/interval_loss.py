@@ -1,12 +1,12 @@
-"""Is an expert's loss on its own interval a guide to what it does for FID?
+"""Correlation of an expert's loss on its own interval with its contribution to FID.
 
     python benchmarks/interval_loss.py
 
-From benchmarks/digits_table: what each of an expert's 27 candidates contributes to log FID, as the surrogate fitted to all scored
-cascades of one training seed has it, against what is known of the candidate sooner. Kendall's tau, mean over training seeds where
-there are several: ``loss`` is the held-out interval loss at the same length, ``loss, p alike`` the same among candidates of one
-expertization probability (mean over the three), ``half: loss`` and ``half: contribution`` are the loss and the contribution at
-half the training length, with the first training seed only. The last line is one JSON object.
+The truth is the contribution of each of an expert's 27 candidates in benchmarks/digits_table to log FID, by the surrogate fitted
+to all scored cascades of one training seed. It is compared with earlier signals by Kendall's tau, averaged over training seeds.
+``loss`` is the held-out interval loss at the same length. ``loss, p alike`` is the same among candidates of one p, averaged over
+the three p. ``half: loss`` and ``half: contribution`` are loss and contribution at half the training length, with the first
+training seed only. The last line is one JSON object.
 """
 
 import json
@@ -24,7 +24,7 @@ def tau(signal: np.ndarray, truth: np.ndarray) -> float:
 
 
 def alike(signal: np.ndarray, truth: np.ndarray) -> float:
-    """Among candidates of one p, mean over p."""
+    """Return tau among candidates of one p, averaged over p."""
     groups = [[place for place, candidate in enumerate(CANDIDATES) if candidate[2] == p] for p in PROBABILITIES]
     return float(np.mean([tau(signal[group], truth[group]) for group in groups]))
 

@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py [--preset ffhq-meme] [--experts 2 4 6]
 
-Every run is a fresh process that loads an ensemble of the preset's network from disk and draws the same images; its peak is
-the resident set of the whole process (on a GPU also the allocator's peak). The last line is JSON: ``swap_vs_single`` is the
-largest ratio of a one-at-a-time run to the run of one expert alone.
+Every run is a fresh process that loads an ensemble of the preset's network from disk and draws the same images. Its peak is that
+of the resident set of the whole process (on a GPU also the allocator's). The last line is JSON. ``swap_vs_single`` is the largest
+ratio of a one-at-a-time run to the run of a single expert.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def parsed() -> argparse.Namespace:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> dict:
-    """Single, then for each number of experts resident and one at a time; a line each as they come."""
+    """Measure a single expert, then each number of experts, resident and one at a time, and print a line after each run."""
     single = run(arguments, written(folder, arguments, 1), one_at_a_time=False)
     report("one expert alone", single, single)
     ratios, resident = {}, {}
@@ -71,7 +71,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> dict:
 
 
 def written(folder: Path, arguments: argparse.Namespace, count: int) -> Path:
-    """The folder of an ensemble of ``count`` experts with initial weights: memory does not depend on what they learned."""
+    """Write an ensemble of ``count`` experts with initial weights, which need the memory of trained ones; return its folder."""
     base, path = preset(arguments.preset), folder / f"{count}-experts"
     experts = experts_of(base.network, (1.0,) * count, base.diffusion.timesteps)
     config = base.with_(
@@ -83,7 +83,7 @@ def written(folder: Path, arguments: argparse.Namespace, count: int) -> Path:
     digits = open_images("digits", size=8, channels=1)  # only its name goes into the files
     for number in range(1, count + 1):
         expert = build_expert(config, number)
-        with torch.no_grad():  # or every image would be the same, whoever denoised it
+        with torch.no_grad():  # without this, the output would be 0 for every expert
             expert.conv_out.weight.normal_(std=1e-3, generator=torch.Generator().manual_seed(number))
         save_expert(expert, config, number, digits, expert_file(path, number))
     return path
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace, ensemble: Path, one_at_a_time: bool) -> d
 
 
 def measure(arguments: argparse.Namespace) -> dict:
-    """In a process of its own: load, draw, and say what it took at most."""
+    """Load, draw and return the peak memory. It runs in a process of its own."""
     device = pick_device(arguments.device)
     ensemble = load_ensemble(arguments.worker, device, one_at_a_time=arguments.one_at_a_time)
     images = torch.cat([batch.cpu() for batch in draw(ensemble, arguments.images, 0, device)])
@@ -105,9 +105,9 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 
 def resident_mib() -> float:
-    """The largest resident set of this process, file-backed pages included.
+    """Return the peak resident set of this process, including file-backed pages.
 
-    Linux's ``getrusage`` won't do: a process begins there with the peak of the one that started it.
+    ``getrusage`` is no substitute: on Linux, a process inherits the peak of the one that started it.
     """
     status = Path("/proc/self/status")
     if status.exists():

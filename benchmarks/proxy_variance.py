@@ -1,17 +1,17 @@
-"""What a proxy score's variance is made of on any images and preset, and whether longer trainings rank alike.
+"""Variance components of a proxy score on any images and preset, and rank correlation with longer trainings.
 
     python benchmarks/proxy_variance.py [--preset thumbnails-meme --data PATH] [--steps 125 2000] [--dimensions split p] ...
 
-Every expert gets some candidates, the hand-made pattern's and others by chance, which are trained to every one of ``--steps``
-with every training seed; cascades in which all candidates stand equally often are scored with every sampling seed, as a trial of
-a search is. Seeds are common to all cascades.
+Every expert gets some candidates, the hand-made pattern's and random ones, which are trained to each of ``--steps`` with every
+training seed. Cascades in which all candidates occur equally often are scored with every sampling seed, like trials of a search.
+Seeds are common to all cascades.
 
-For each length, log FID is decomposed as in benchmarks/score_variance.py: ``architecture_share`` is the variance between
-architectures over that plus its interactions with seeds, for one training seed and for the mean of so many. ``tau`` is Kendall's
-tau between the cascades' mean scores at the first length and at each later one, with a 95 % interval by bootstrap over cascades,
-and ``tau_of_one_seed`` the mean of that between one training seed's scores at the first length and the mean of all others' at
-the later one. Scores go to --out as cascades.csv, beside the bank; interrupted, the command goes on. The last line is one JSON
-object.
+For each length, log FID is decomposed as in benchmarks/score_variance.py. ``architecture_share`` is the variance between
+architectures, over that plus its interactions with seeds, for one training seed and for the mean of 2, 3 and so on. ``tau`` is
+Kendall's tau between the cascades' mean scores at the first length and at each later one, with a 95 % bootstrap interval over
+cascades. ``tau_of_one_seed`` is the mean tau between the scores of one training seed at the first length and the mean scores of
+all others at the later one. Scores are written to --out as cascades.csv, beside the bank. An interrupted command resumes when it
+is run again. The last line is one JSON object.
 """
 
 import argparse
@@ -34,18 +34,18 @@ from search_spaces.domain import draw, size
 from search_spaces.space import PAPER, build_space
 
 BOOTSTRAPS = 2_000
-ENSEMBLE_ONLY = 1  # a rung below the search's: nothing but the score is kept
+ENSEMBLE_ONLY = 1  # a rung below the search's, at which only the score is kept
 
 
 @dataclass(frozen=True)
 class Design:
-    """Which trainings and which scores there are."""
+    """Candidates to train and cascades to score."""
 
     config: Config
     candidates: list[list[Config]]
-    """Of every expert: configs that have the candidate in its place, and are the hand-made pattern elsewhere."""
+    """Configs for every expert: the hand-made pattern with the candidate in the expert's place."""
     cascades: list[tuple[int, ...]]
-    """One candidate's place for every expert."""
+    """Index of one candidate for every expert."""
 
     def cascade(self, places: tuple[int, ...]) -> Config:
         chosen = [
@@ -74,7 +74,7 @@ def design(config: Config, dimensions: tuple[str, ...], candidates: int, cascade
 
 
 def outcome(folder: Path, task: Task) -> float | None:
-    """In a worker: the score, or None of what only trains one expert."""
+    """Run a task and return its score, or None if it only trains one expert. It runs in a worker."""
     ended = attempt(Objective(folder, folder / "bank"), task)
     if ended.failure:
         raise SystemExit(ended.failure)
@@ -97,7 +97,7 @@ def train_all(folder: Path, plan: Design, steps: list[int], seeds: range, pool: 
 def score_all(
     folder: Path, plan: Design, steps: list[int], seeds: range, sampling_seeds: range, pool: ProcessPoolExecutor
 ) -> dict[tuple[int, ...], float]:
-    """FID by (steps, training seed, sampling seed, cascade)."""
+    """Return FID by (steps, training seed, sampling seed, cascade), scoring what is not recorded yet."""
     path, header = folder / "cascades.csv", ("steps", "training_seed", "sampling_seed", "cascade", "fid")
     known = {tuple(map(int, row[:4])): float(row[4]) for row in read_csv(path)}
     wanted = [
@@ -127,7 +127,7 @@ def score_all(
 
 
 def tau_between(first: np.ndarray, later: np.ndarray) -> dict[str, float]:
-    """Of log FID (cascades, training seeds) at two lengths."""
+    """Return Kendall's tau and its interval between log FID (cascades, training seeds) at two lengths."""
 
     def of(pick: np.ndarray) -> float:
         return float(kendalltau(first[pick].mean(1), later[pick].mean(1)).statistic)
@@ -141,7 +141,7 @@ def tau_between(first: np.ndarray, later: np.ndarray) -> dict[str, float]:
 
 
 def contributions(plan: Design, logs: np.ndarray) -> list[list[float]]:
-    """What every candidate of each expert adds to log FID (cascades, training seeds, sampling seeds), less its expert's mean."""
+    """Return each candidate's contribution to log FID (cascades, training seeds, sampling seeds), less its expert's mean."""
     chosen = np.array(plan.cascades)
     columns = np.concatenate([np.eye(len(own))[chosen[:, index]] for index, own in enumerate(plan.candidates)], axis=1)
     fitted = np.linalg.lstsq(columns, logs.mean(axis=(1, 2)), rcond=None)[0].reshape(len(plan.candidates), -1)

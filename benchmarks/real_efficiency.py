@@ -1,19 +1,19 @@
-"""Joint against factorised search for real: how much training each spends until it has a cascade as good.
+"""Training effort of joint and factorised search until both have an equally good cascade, in real searches.
 
     python benchmarks/real_efficiency.py [--seeds 3] [--budget 50] [--share 0.4] [--at-once 2] [--out FOLDER]
         [--quick] [-- OPTION ...]
 
-For every search seed ``run_search.py`` runs twice from nothing, one trial at a time and without its audit: TPE on whole
-configurations with the budget, and the default factorised search with a share of it. What follows ``--`` goes to both, such as
-``--data PATH --proxy-steps 40``; ``--at-once`` says how many of these searches run at the same time. Trials count in the order in
-which they ended. Scores are those of the search: the same sampling noise for both of a seed. Yardsticks other than the hand-made
-pattern are outside the space, and no candidate of it.
+For every search seed, ``run_search.py`` runs twice with an empty study, one trial at a time and without its audit: TPE on whole
+configurations with the budget, and the default factorised search with a share of it. Options after ``--`` go to both, such as
+``--data PATH --proxy-steps 40``. ``--at-once`` is the number of searches that run at the same time. Trials count in the order in
+which they ended. Scores are those of the search, with the same sampling noise for both searches of a seed. Yardsticks other than
+the hand-made pattern are outside the space and do not count as candidates.
 
-Each ratio is the median over seeds of: what joint search spends in all, over what factorised search spends until its best score
-is as good as joint search's last. Where it never is, joint search's whole effort counts twice. Effort is counted in three ways,
-by ``meme_nas.record.effort``. ``steps_ratio``: trainings of one expert that are charged, as plain Optuna would spend them,
-which has no bank. ``made_ratio``: those that were made, as both strategies take from the bank what it has. ``passes_ratio``:
-passes of an image through an expert, in training and in scoring, as workers counted them. A study that is there goes on.
+Each ratio is the median over seeds of the effort of joint search, over the effort of factorised search until its best score is as
+good as joint search's last. If it never is, its effort counts as twice that of joint search. Effort is counted in three ways, by
+``meme_nas.record.effort``. ``steps_ratio`` counts trainings of one expert that are charged, which plain Optuna without a bank
+would make. ``made_ratio`` counts trainings that were made, as both strategies reuse experts of the bank. ``passes_ratio`` counts
+passes of an image through an expert in training and in scoring, as reported by workers. An existing study is resumed.
 ``--quick``: one seed and a budget of 8, with trainings of 2 steps.
 """
 
@@ -38,7 +38,7 @@ QUICK = ["--proxy-steps", "2", "--samples", "32", "--trunk-share", "0.001"]
 
 
 def searched(folder: Path, strategy: str, budget: int, seed: int, options: list[str]) -> pd.DataFrame:
-    """Effort and best score so far, a row for every scored ensemble of the space."""
+    """Run or resume a search, and return effort and best score so far, one row per scored ensemble of the space."""
     words = {"--study": folder, "--strategy": strategy, "--budget": budget, "--seed": seed, "--audit-factor": 0}
     words |= {"--p-share": 0, "--confirm-share": 0}
     words |= {"--engine": "local", "--workers": 1}
@@ -55,7 +55,7 @@ def searched(folder: Path, strategy: str, budget: int, seed: int, options: list[
 
 
 def ratio(joint: pd.DataFrame, factorised: pd.DataFrame, count: str) -> float:
-    """What joint search spends in all, over what factorised search spends until it is as good."""
+    """Return joint search's total effort ``count``, over that of factorised search until it is as good."""
     spent, as_good = joint[count].iloc[-1], factorised[factorised["best"] <= joint["best"].iloc[-1]]
     return float(spent / (as_good[count].iloc[0] if len(as_good) else 2 * spent))
 

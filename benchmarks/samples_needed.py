@@ -1,12 +1,12 @@
-"""How many samples, and sampler steps, order cascades as well as many do.
+"""Number of samples, and of sampler steps, that orders cascades as well as large numbers do.
 
     python benchmarks/samples_needed.py [--bank results/digits-table/bank] [--cascades 36] [--samples 125 250 500 1000]
 
-The first cascades of the digits table (benchmarks/digits_table/make.py train must have filled the bank), trained 125 steps an
-expert with one training seed, are drawn anew, and their FID from the first n images set against the table's: the mean of its
-1,000 samples with two other sampling seeds. ``tau`` is Kendall's, with a bootstrap interval over cascades; ``residual`` the
-standard deviation of log FID around the straight line through the table's, which is what noise adds to a candidate's score.
-The same again with half the sampler's steps. The last line is JSON.
+Draws samples of the first cascades of the digits table, trained 125 steps an expert with one training seed. The bank must have
+been filled by ``benchmarks/digits_table/make.py train``. Their FID from the first n images is compared with the table's, which is
+the mean over two other sampling seeds with 1,000 samples each. ``tau`` is Kendall's, with a bootstrap interval over cascades.
+``residual`` is the standard deviation of log FID around the straight line through the table's: the noise of a candidate's score.
+All is repeated with half the sampler's steps. The last line is JSON.
 """
 
 import argparse
@@ -32,7 +32,7 @@ REDRAWS = 2_000
 def fids(
     bank_folder: Path, basis: Basis, cascade: tuple[int, ...], sampler_steps: int, counts: list[int]
 ) -> tuple[dict[int, float], float]:
-    """FID of the first n images for every n of ``counts``, and the seconds that drawing the most of them took."""
+    """Return the FID of the first n images for every n of ``counts``, and the seconds of drawing the largest n."""
     config = config_of(cascade, SEED, STEPS).with_(sampling={"steps": sampler_steps}, evaluation={"samples": max(counts)})
     bank = open_bank(bank_folder)
     found = [bank.obtain(config, number) for number in range(1, 5)]
@@ -50,7 +50,7 @@ def _fid(ensemble: Ensemble, basis: Basis, drawn: torch.Tensor) -> float:
 
 
 def reference(cascades: list[tuple[int, ...]]) -> np.ndarray:
-    """Log FID of the table: the mean over sampling seeds that this command does not draw with."""
+    """Return log FID of the table, averaged over the sampling seeds that this command does not use."""
     table = pd.read_csv(FOLDER / "cascades.csv")
     table = table[(table.training_seed == SEED) & (table.steps == STEPS) & table.sampling_seed.isin(OTHER_SAMPLING_SEEDS)]
     means = table.groupby([f"expert{n}" for n in range(1, 5)]).fid.apply(lambda fid: np.log(fid).mean())

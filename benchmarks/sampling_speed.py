@@ -2,14 +2,14 @@
 
     python benchmarks/sampling_speed.py [--steps 8] [--repeats 3] [--batch 1] [--threads 2]
 
-Both have initial weights, which cost what trained ones do, and denoise the same noise. Each step of the cascade is followed by
-the same step of the large network, so that what else the machine does meets both; all experts are in memory (needs 4 GiB).
-``vs_ldm_l`` is the median over steps of the large network's time over the cascade's, with the quartiles beside it;
-``vs_ldm_l_cpu`` the same by CPU time. ``macs_ratio`` is what our count of MACs promises, with attention; the paper prints 3.19.
+Both have initial weights, which take as long as trained ones, and denoise the same noise. Steps of the cascade and of the large
+network alternate, so that other work of the machine slows both. All experts are in memory (needs 4 GiB). ``vs_ldm_l`` is the
+median over steps of the large network's time over the cascade's, with quartiles. ``vs_ldm_l_cpu`` is the same ratio of CPU time.
+``macs_ratio`` is the ratio of MACs by our count, including attention. The paper prints 3.19.
 
-``hand_over_ms`` is what asking another expert costs: a step of experts that do nothing. ``hand_over_share`` is its share of a
-step. ``after_hand_over`` compares real steps: the CPU time of those that another expert takes over, over that of those that the
-same expert goes on with. The last line is one JSON object.
+``hand_over_ms`` is the time of a hand-over to another expert, measured as a step of experts that do nothing. ``hand_over_share``
+is its share of a step. ``after_hand_over`` is the CPU time of real steps after a hand-over, over that of other steps. The last
+line is one JSON object.
 """
 
 import argparse
@@ -33,7 +33,7 @@ Seconds = tuple[float, float]  # wall and CPU
 
 
 class Idle(nn.Module):
-    """An expert that does nothing."""
+    """Expert that does nothing."""
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return x
@@ -50,7 +50,7 @@ def one_step(ensemble: Ensemble, x: Tensor, t: int) -> tuple[Tensor, Seconds]:
 
 
 def turn(sides: dict[str, Ensemble], batch: int, timesteps: list[int]) -> dict[str, list[Seconds]]:
-    """A whole run of both sides, step by step in turn."""
+    """Run both sides through all ``timesteps``, with alternating steps, and return the times of all steps."""
     states = {name: starting_noise(ensemble.config.image, 0, 0, batch) for name, ensemble in sides.items()}
     took = {name: [] for name in sides}
     for t in timesteps:
@@ -62,7 +62,7 @@ def turn(sides: dict[str, Ensemble], batch: int, timesteps: list[int]) -> dict[s
 
 @torch.inference_mode()
 def hand_over_seconds(config: Config) -> float:
-    """Of one call that another expert answers than the call before."""
+    """Return the seconds of one call that goes to another expert than the call before."""
     idle, x = Ensemble(config, [Idle() for _ in config.experts]), torch.zeros(1)
     begun, edges = time.perf_counter(), [expert.interval[0] for expert in config.experts]
     for call in range(IDLE_STEPS):
@@ -71,7 +71,7 @@ def hand_over_seconds(config: Config) -> float:
 
 
 def ratio(numerators: list[Seconds], denominators: list[Seconds], clock: Callable[[Seconds], float]) -> tuple[float, list[float]]:
-    """Median and quartiles."""
+    """Return the median and the quartiles of the ratios."""
     found = [clock(a) / clock(b) for a, b in zip(numerators, denominators, strict=True)]
     low, middle, high = (round(each, 3) for each in quantiles(found, n=4))
     return middle, [low, high]

@@ -1,14 +1,13 @@
-"""What the variance of a proxy score is made of: architecture, training seed, sampling seed, and how these interact.
+"""Variance components of a proxy score: architecture, training seed, sampling seed, and their interactions.
 
     python benchmarks/score_variance.py
 
-From benchmarks/digits_table: 36 cascades, each scored with 3 training seeds x 3 sampling seeds at 125 and at 250 steps an expert.
-Logarithms of FID are decomposed as a crossed random-effects design without replication (expected mean squares). Seeds are common
-to all candidates, so what a seed does to all of them alike cannot change their order: ``architecture_share`` is the variance
-between architectures over that plus the interactions with seeds, which is the chance a ranking is exposed to. It is given for one
-training seed, and for the mean of 2 and 3. ``split_share`` is the same for splits alone: their part of the variance between
-architectures by additive least squares over all 324 cascades of each seed, against the same noise. The last line is one JSON
-object.
+The data are 36 cascades of benchmarks/digits_table, each scored with 3 training seeds x 3 sampling seeds at 125 and at 250 steps
+an expert. Logarithms of FID are decomposed as a crossed random-effects design without replication (expected mean squares). Seeds
+are common to all candidates, so the main effect of a seed cannot change their order. ``architecture_share`` is the variance
+between architectures, over that plus the interactions with seeds, which is the noise of a ranking. It is given for one training
+seed, and for the mean of 2 and 3. ``split_share`` is the same for splits alone: their part of the variance between architectures
+by additive least squares over all 324 cascades of each seed, against the same noise. The last line is one JSON object.
 """
 
 import itertools
@@ -22,7 +21,7 @@ FACTORS = ("architecture", "training_seed", "sampling_seed")
 
 
 def crossed(scores: pd.DataFrame, steps: int) -> np.ndarray:
-    """log FID (architectures, training seeds, sampling seeds)."""
+    """Return log FID (architectures, training seeds, sampling seeds) at ``steps`` training steps."""
     place = {cascade: index for index, cascade in enumerate(design()[:CROSSED])}
     values = np.full((CROSSED, len(SEEDS), len(SAMPLING_SEEDS)), np.nan)
     for row in scores[scores["steps"] == steps].itertuples():
@@ -35,7 +34,7 @@ def crossed(scores: pd.DataFrame, steps: int) -> np.ndarray:
 
 
 def components(values: np.ndarray) -> dict[frozenset[int], float]:
-    """Variance components of every set of factors, from mean squares; estimates below 0 count as 0."""
+    """Return the variance component of every set of factors, from mean squares. Estimates below 0 are set to 0."""
     axes = range(values.ndim)
     squares = {}
     for size in range(1, values.ndim + 1):
@@ -53,7 +52,7 @@ def _left_out(values: np.ndarray, kept: frozenset[int]) -> int:
 
 
 def _mean_square(values: np.ndarray, kept: tuple[int, ...]) -> float:
-    """Of the interaction of the axes ``kept``: the mean over the others, less all effects of lower order."""
+    """Return the mean square of the interaction of the axes ``kept``: means over the others, less effects of lower order."""
     effect = values.mean(axis=tuple(axis for axis in range(values.ndim) if axis not in kept), keepdims=True)
     for axis in kept:
         effect = effect - effect.mean(axis=axis, keepdims=True)
@@ -62,13 +61,13 @@ def _mean_square(values: np.ndarray, kept: tuple[int, ...]) -> float:
 
 
 def share(found: dict[frozenset[int], float], signal: float, seeds: int) -> float:
-    """``signal`` over it and the interactions with architecture, those with the training seed averaged over ``seeds``."""
+    """Return ``signal`` over ``signal`` plus the interactions with architecture, for the mean of ``seeds`` training seeds."""
     noise = sum(value / (seeds if 1 in kept else 1) for kept, value in found.items() if 0 in kept and len(kept) > 1)
     return signal / (signal + noise)
 
 
 def split_variance(scores: pd.DataFrame) -> tuple[float, float]:
-    """Variance of log FID that splits explain, and that probabilities do, over the table's cascades; mean over training seeds."""
+    """Return the variances of log FID over the table's cascades that splits and that p explain, averaged over training seeds."""
     parts = []
     for seed in SEEDS:
         rows = scores[(scores["steps"] == STEPS[0]) & (scores["sampling_seed"] == 0) & (scores["training_seed"] == seed)]

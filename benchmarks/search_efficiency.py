@@ -1,20 +1,20 @@
-"""How much training a search needs: strategies replayed on a table of trained experts, many seeds each.
+"""Training effort of search strategies, replayed on a table of trained experts with many seeds each.
 
     python benchmarks/search_efficiency.py [--seeds 20] [--budget 50] [--out results/search-efficiency] [--quick]
 
 The table (benchmarks/digits_table) has 27 candidates for every expert of digits-meme, trained with three seeds, and the FID of
-some of their 531,441 cascades. For each training seed a surrogate fitted to the scored cascades stands for the others; what it
-could not predict of cascades it had not seen (cross-validation) is added as noise that is fixed for each cascade; ``truth`` says
-how large that is. Each strategy is the product's own code, two tasks at a time; only the training is looked up. Search seed s
-uses training seed s mod 3.
+some of their 531,441 cascades. For each training seed, the other cascades get the prediction of a surrogate fitted to the scored
+ones, plus noise that is fixed for each cascade. The noise has the size of the error in cross-validation, which ``truth`` states.
+Each strategy is the product's own code, two tasks at a time. Only the training is looked up. Search seed s uses training seed
+s mod 3.
 
-Effort is counted in trainings of one expert at proxy length. Each ratio is the median over seeds of: what joint TPE spends in
-all, over what factorised search spends until its best score is as good as joint TPE's last. A run that never gets there counts
-as having spent twice as much. ``steps_ratio`` charges joint TPE every training, as plain Optuna would make them; ``made_ratio``
-those that differ, as ours takes the others from the bank; ``passes_ratio`` counts passes of an image through an expert, a
-training step's gradient as two, and adds those of scoring, as if no two cascades shared a part of their way. ``regret`` is how
-far the best score is above that of the table's best cascade, in percent. The last line is one JSON object; curves with bands
-over seeds go to --out as CSV and PNG. ``--quick``: 3 seeds.
+Effort is counted in trainings of one expert at proxy length. Each ratio is the median over seeds of joint TPE's total effort,
+over the effort of factorised search until its best score is as good as joint TPE's last. A run that never reaches it counts as
+twice joint TPE's effort. ``steps_ratio`` charges joint TPE every training, which plain Optuna would make. ``made_ratio`` charges only
+different trainings, as ours takes the others from the bank. ``passes_ratio`` counts passes of an image through an expert, a
+training step's gradient as two, and adds those of scoring as if cascades shared no sampler steps. ``regret`` is the excess of the
+best score over that of the table's best cascade, in percent. The last line is one JSON object. Curves with bands over seeds are
+written to --out as CSV and PNG. ``--quick``: 3 seeds.
 """
 
 import argparse
@@ -57,13 +57,13 @@ STRATEGIES = {
     "factorised TPE": ("factorised", "tpe", True),
     "factorised": ("factorised", "model", True),
 }
-"""Strategy, sampler, and whether an expert that was trained before costs nothing."""
+"""Strategy, sampler, and True if an expert that was trained before is free."""
 RATIOS = {"steps": "ratio_median", "made": "made_ratio_median", "passes": "passes_ratio_median"}
 
 
 @dataclass(frozen=True)
 class TableSpace:
-    """The table's cascades as a search space."""
+    """Search space of the table's cascades."""
 
     base: Config
 
@@ -138,7 +138,7 @@ class Table:
         return predicted
 
     def fid(self, cascade: tuple[int, ...]) -> float:
-        """As predicted, with the noise of this cascade."""
+        """Return the predicted FID with the noise of this cascade."""
         noise = np.random.default_rng([11, *cascade]).standard_normal()
         return float(self.model.predict([cascade])[0] * np.exp(self.residual * noise))
 
@@ -157,7 +157,7 @@ def objective(task: Task, table: Table, space: TableSpace) -> Outcome:
 
 
 def replay(name: str, seed: int, budget: int, table: Table) -> pd.DataFrame:
-    """One search: after every scored cascade the effort so far, the best FID and the hypervolume."""
+    """Replay one search, and return effort, best FID and hypervolume after every scored cascade."""
     strategy, sampler, has_bank = STRATEGIES[name]
     space = TableSpace(config_of(tuple(CANDIDATES.index(each) for each in BASE_CANDIDATES), 0, STEPS[0]))
     settings = SearchSettings(strategy=strategy, sampler=sampler, budget=budget, seed=seed, device="cpu")
@@ -187,7 +187,7 @@ def replay(name: str, seed: int, budget: int, table: Table) -> pd.DataFrame:
 
 
 def ratio(whole: pd.DataFrame, run: pd.DataFrame, count: str = "trainings") -> float:
-    """What ``whole`` spends, over what ``run`` spends until it is as good."""
+    """Return the total effort ``count`` of ``whole``, over that of ``run`` until it is as good."""
     spent, reached = whole[count].iloc[-1], run.loc[run["best"] <= whole["best"].iloc[-1], count]
     return float(spent / (reached.iloc[0] if len(reached) else 2 * spent))
 
@@ -214,7 +214,7 @@ def summary(runs: pd.DataFrame) -> dict:
 
 
 def _at(run: pd.DataFrame, column: str, effort: np.ndarray) -> np.ndarray:
-    """The values of ``column`` after so much effort; not a number before the first score."""
+    """Return the values of ``column`` after the efforts ``effort``; NaN before the first score."""
     place = np.searchsorted(run["trainings"].values, effort, side="right") - 1
     return np.where(place >= 0, run[column].values[place], np.nan)
 

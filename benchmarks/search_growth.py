@@ -1,14 +1,14 @@
-"""How the search's own cost grows: seconds of proposals and records a budgeted trial, with outcomes that take no training.
+"""Growth of the search's own cost: CPU time of proposals and records per budgeted trial, with outcomes that need no training.
 
     python benchmarks/search_growth.py [--budgets 50 200 1000] [--experts 2 4 8] [--levels 2 3] [--strategy factorised]
 
-A row is one search of the largest budget, read as it passes the others; a trial is one training of a whole ensemble, so N
-candidates of N experts and the cascades that are scored with them. ``ms_per_trial`` is the CPU time a trial costs up to that
-budget, ``ms_last`` what one costs there: over the last tenth, at least 10. ``share`` is the latter over what a trial's training
-alone takes on one core at proxy length (``--train-seconds``: 4 experts x 125 steps on digits; it scales with the experts).
+A row is one search of the largest budget, measured also when it reaches the smaller ones. A trial is one training of a whole
+ensemble, which means N candidates, one of each of N experts, with their cascades. ``ms_per_trial`` is the mean CPU time per trial
+up to a budget. ``ms_last`` is the mean over the last tenth of the trials, at least 10. ``share`` is the latter over the time of a
+trial's training on one core at proxy length (``--train-seconds``: 4 experts x 125 steps on digits; it scales with the experts).
 
-A score is a sum over experts of how far each split is from a pattern of its own, with noise that is a function of the
-architecture. The record is kept in memory. The last line is one JSON object.
+A score is a sum over experts of the distance of each split from a pattern of the expert's own, with noise that is a function of
+the architecture. The record is in memory. The last line is one JSON object.
 """
 
 import argparse
@@ -32,7 +32,7 @@ NOISE = 0.02
 
 
 def base(experts: int, levels: int) -> Config:
-    """digits-meme with so many experts and levels; each level halves the 16 pixels that three levels need."""
+    """Return digits-meme with ``experts`` experts and ``levels`` levels. Images are 2^(levels + 1) pixels a side."""
     config = preset("digits-meme")
     multipliers, strides = (1, 2, 2, 2)[:levels], (2, 1, 1, 1)[:levels]
     network = config.network.model_copy(update={"multipliers": multipliers, "pool_strides": strides})
@@ -45,7 +45,7 @@ def base(experts: int, levels: int) -> Config:
 
 
 def outcome(task: Task) -> Outcome:
-    """What training and scoring would have said."""
+    """Return an artificial outcome in place of training and scoring."""
     widths, experts = task.config.network.widths, task.config.experts
     parts = []
     for place, expert in enumerate(experts):
@@ -60,13 +60,13 @@ def outcome(task: Task) -> Outcome:
 
 
 def spent(search: Strategy) -> float:
-    """Budgeted trials that are done."""
+    """Return the number of finished trials, as the budget counts them."""
     done, every = search.spent
     return done * search.settings.budget / every
 
 
 def times(search: Strategy) -> list[tuple[float, float]]:
-    """(trials done, CPU seconds that the search itself has taken) after every task."""
+    """Return (trials done, CPU seconds of the search itself) after every task."""
     found, taken = [], 0.0
     while not search.done:
         begun = time.process_time()
@@ -81,7 +81,7 @@ def times(search: Strategy) -> list[tuple[float, float]]:
 
 
 def at(found: list[tuple[float, float]], trials: float) -> float:
-    """Seconds taken when the last task of ``trials`` has ended."""
+    """Return the CPU seconds at the end of the last task of the first ``trials`` trials."""
     return max(seconds for done, seconds in found if done <= trials)
 
 

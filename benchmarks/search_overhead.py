@@ -1,13 +1,13 @@
-"""What a search costs: time, memory, and the share of the workers' time not spent in training, sampling or scoring.
+"""Overhead of a search: time, memory, and the share of the workers' time not spent in training, sampling or scoring.
 
     python benchmarks/search_overhead.py [--budget 50] [--engine local] [--study FOLDER] [-- OPTION ...]
 
-Runs the default search on digits in a folder of its own; what follows ``--`` goes to run_search.py. ``overhead`` is a share of
-wall time, counted from the moment the first trial's work begins (Ray started, workers up, data open) to the moment the last
-trial is recorded: proposals, hand-over, records on disk, and workers that wait. ``minutes`` is the whole command, ``peak_gib``
-the most memory all its processes held together (proportional set size, sampled every second), ``cascades_per_minute`` what the
-workers score when that is all they do. ``before_audit`` has minutes and overhead of the trials alone, ``seconds_a_training`` how
-long one expert took. The last line is one JSON object.
+Runs the default search on digits in a folder of its own. Options after ``--`` go to run_search.py. ``overhead`` is a share of the
+wall time from the start of the first trial's work (Ray started, workers up, data open) to the record of the last trial. It
+includes proposals, hand-over, records on disk, and waiting workers. ``minutes`` is the time of the whole command. ``peak_gib`` is
+the largest memory of all its processes together (proportional set size, sampled every second). ``cascades_per_minute`` is the
+rate of workers that only score. ``before_audit`` has minutes and overhead of the trials alone, and ``seconds_a_training`` is the
+time of one expert. The last line is one JSON object.
 """
 
 import argparse
@@ -31,14 +31,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def overhead(trials: list[TrialRecord], workers: int) -> float:
-    """1 - work / (workers x wall time)."""
+    """Return 1 - work / (workers x wall time)."""
     ran = [trial for trial in trials if trial.outcome and trial.outcome.begun_at]
     wall = max(trial.ended_at for trial in ran) - min(trial.outcome.begun_at for trial in ran)
     return 1 - sum(trial.outcome.seconds for trial in ran) / (workers * wall)
 
 
 def before_audit(trials: list[TrialRecord], workers: int) -> dict:
-    """Of the search itself, and of the trainings of single experts in it."""
+    """Return minutes and overhead of the search without its audit, and the time of a training of a single expert in it."""
     ran = [trial for trial in trials if trial.kind not in APART and trial.outcome and trial.outcome.begun_at]
     minutes = (max(trial.ended_at for trial in ran) - min(trial.outcome.begun_at for trial in ran)) / 60
     figures: dict = {"before_audit": {"minutes": round(minutes, 2), "overhead": round(overhead(ran, workers), 4)}}
@@ -47,7 +47,7 @@ def before_audit(trials: list[TrialRecord], workers: int) -> dict:
 
 
 def memory_gib(process: psutil.Process) -> float:
-    """Of a process and everything it started, pages that several share counted once."""
+    """Return the memory of a process and its descendants in GiB. Shared pages count once."""
     total = 0
     for member in [process, *process.children(recursive=True)]:
         try:
@@ -58,7 +58,7 @@ def memory_gib(process: psutil.Process) -> float:
 
 
 def watched(command: list[str]) -> float:
-    """Run ``command``; the most memory it held, in GiB."""
+    """Run ``command`` and return its peak memory in GiB."""
     running, peak = subprocess.Popen(command, cwd=ROOT), 0.0
     while running.poll() is None:
         peak = max(peak, memory_gib(psutil.Process(running.pid)))

@@ -1,12 +1,12 @@
-"""A long search of a small space: does its driver's memory grow, or what a trial costs it?
+"""Growth of the driver's memory and of its CPU time per trial in a long search of a small space.
 
     python benchmarks/soak.py [--trials 500] [--engine local] [--strategy joint] [--study FOLDER]
 
-A real search of the expertization probabilities on digits, with trainings of 1 step and scores of 2 samples, whose points
-chance proposes, so that no sampler's own cost is in the figures. The driver is watched from outside; its workers are not. By
-quarters of the trials, without the yardsticks: ``rss_mib`` is the mean of its resident memory, ``driver_ms`` the median, over
-windows of 10 trials, of the CPU time a trial takes it. ``memory_growth`` and ``cost_growth`` are the last quarter's over the
-second's. The last line is one JSON object; the status is 1 if memory grew by more than a tenth or trials are missing.
+Runs a real search of the expertization probabilities on digits, with trainings of 1 step and scores of 2 samples. Points are
+proposed at random, so that no sampler's cost is in the figures. The driver is measured from outside, without its workers. For
+each quarter of the trials, without the yardsticks, ``rss_mib`` is its mean resident memory, and ``driver_ms`` its CPU time per
+trial, as the median over windows of 10 trials. ``memory_growth`` and ``cost_growth`` are the ratios of the last quarter to the
+second. The last line is one JSON object. The status is 1 if memory grew by more than a tenth or trials are missing.
 """
 
 import argparse
@@ -26,14 +26,14 @@ import psutil
 from meme_nas.record.study import read_trials
 
 ROOT = Path(__file__).parent.parent
-MOST_GROWTH = 1.1  # of memory, second quarter to last
-WINDOW = 10  # trials; a single one's time would be lost in the ticks of the clock
+MOST_GROWTH = 1.1  # largest ratio of memory, last quarter to second
+WINDOW = 10  # trials; the time of a single one is below the clock's resolution
 EVERY_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What the driver had taken at one moment."""
+    """Memory and CPU time of the driver at one moment."""
 
     at: float
     """Unix time."""
@@ -42,7 +42,7 @@ class Moment:
 
 
 def watched(command: list[str]) -> list[Moment]:
-    """Run ``command`` to its end, looking at it now and then."""
+    """Run ``command`` to its end and return regular measurements of its driver."""
     running, moments = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"MEME_INCEPTION": "off"}), []
     driver = psutil.Process(running.pid)
     while running.poll() is None:
@@ -55,7 +55,7 @@ def watched(command: list[str]) -> list[Moment]:
 
 
 def quarters(moments: list[Moment], ends: list[float]) -> dict[str, list[float]]:
-    """``ends``: when each trial was recorded."""
+    """Return the figures of each quarter of the trials. ``ends`` are the Unix times at which trials were recorded."""
     when = [moment.at for moment in moments]
     at = [moments[min(bisect.bisect(when, end), len(moments) - 1)] for end in ends]
     spans = [(first.cpu_seconds, later.cpu_seconds) for first, later in zip(at, at[WINDOW:], strict=False)]

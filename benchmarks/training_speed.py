@@ -4,19 +4,18 @@
     # needs pip install -e '.[bench]'
 
 All train on the same images (scikit-learn's digits, enlarged to three channels of 32x32 pixels for cifar10's size) with the
-preset's batch, in float32, in turn, each in a process of its own: our training tells its process to keep the memory that it frees
-(``meme.support.memory``), which theirs do not ask for; with ``--peers-keep-memory`` they have it too. The peers' networks have as
-many parameters as ours, to a few percent, and for diffusers the same levels, widths and attention. Every side draws noise and
-timesteps, computes its loss and gradients, clips them, takes an optimiser's step and averages weights: as
-``meme.training.trainer`` has it, as diffusers' script for unconditional training with ``--use_ema``, and as
-denoising-diffusion-pytorch's Trainer (which averages every tenth step) do. Only their loaders are left out: a batch of theirs
-costs an index.
+preset's batch, in float32, in turn, each in a process of its own. Our training makes its process keep the memory that it frees
+(``meme.support.memory``). The peers do so only with ``--peers-keep-memory``. The peers' networks have the number of parameters of
+ours, to a few percent, and diffusers' also the levels, widths and attention. Every side draws noise and timesteps, computes loss
+and gradients, clips them, makes an optimiser step and averages weights, like ``meme.training.trainer``, like diffusers' script
+for unconditional training with ``--use_ema``, and like denoising-diffusion-pytorch's Trainer (which averages every tenth step).
+Only their data loaders are left out: a batch is an index into a tensor.
 
-Ratios are medians over turns, with the quartiles beside them, of wall time and of CPU time, which other work on the machine
-disturbs less. ``matmul_share`` is three times the forward pass's floating-point operations (``meme.scoring.cost``, attention
-counted) over CPU time, as a share of what a 1024 x 1024 matrix product reaches in the same turns. ``products_share`` is how
-much of our step torch's profiler finds in convolutions, matrix products and attention, all of them libraries': if all else took
-no time, the ratios would be the measured ones divided by it (``if_all_else_were_free``). The last line is one JSON object:
+Ratios are medians over turns, with quartiles, of wall time and of CPU time, which other work on the machine disturbs less.
+``matmul_share`` is three times the floating-point operations of the forward pass (``meme.scoring.cost``, including attention)
+over CPU time, as a share of the rate of a 1024 x 1024 matrix product in the same turns. ``products_share`` is the share of our
+step in convolutions, matrix products and attention by torch's profiler, all of which are library code. If the rest took no time,
+the ratios would be the measured ones divided by it (``if_all_else_were_free``). The last line is one JSON object.
 ``vs_diffusers`` and ``vs_ddpm_pytorch`` are the smallest wall-time ratios over the sizes.
 """
 
@@ -53,12 +52,12 @@ from ema_pytorch import EMA  # noqa: E402
 EXPERT = 2
 WARM_STEPS, MATRIX = 2, 1024
 PRODUCTS = ("mkldnn_convolution", "convolution_backward", "aten::mm", "aten::addmm", "aten::bmm", "flash_attention")
-Seconds = tuple[float, float]  # a step's wall and CPU time
+Seconds = tuple[float, float]  # wall and CPU time of a step
 
 
 @dataclass(frozen=True)
 class Size:
-    """Of what is trained: our preset, the peers' networks, and how many steps a side takes in one turn."""
+    """Size of a comparison: our preset, the peers' networks, and the number of steps of a side in one turn."""
 
     preset: str
     diffusers: dict
@@ -102,7 +101,7 @@ def timed(take_step: Callable[[], object], steps: int) -> Seconds:
 
 
 def ours(config: Config, images: Images) -> Callable[[int], Seconds]:
-    """``meme.training.trainer`` itself, from the report of its first step to that of its last."""
+    """Return a function that times ``meme.training.trainer``, from the report of its first step to that of its last."""
     trainer.REPORT_EVERY = 1
 
     def turn(steps: int) -> Seconds:
@@ -119,7 +118,7 @@ def ours(config: Config, images: Images) -> Callable[[int], Seconds]:
 
 
 def diffusers_step(config: Config, network: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """Of examples/unconditional_image_generation/train_unconditional.py; ``images`` in [-1, 1]."""
+    """Return the step of examples/unconditional_image_generation/train_unconditional.py, for ``images`` in [-1, 1]."""
     schedule = DDPMScheduler(num_train_timesteps=1000)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     averaged = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
@@ -138,7 +137,7 @@ def diffusers_step(config: Config, network: nn.Module, images: torch.Tensor) -> 
 
 
 def ddpm_pytorch_step(config: Config, network: nn.Module, images: torch.Tensor) -> Callable[[], None]:
-    """Of denoising_diffusion_pytorch.Trainer; ``images`` in [0, 1]."""
+    """Return the step of denoising_diffusion_pytorch.Trainer, for ``images`` in [0, 1]."""
     diffusion = GaussianDiffusion(network, image_size=config.image.size)
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=1e-4, betas=(0.9, 0.99))
     averaged = EMA(diffusion, beta=0.995, update_every=10)
@@ -155,13 +154,13 @@ def ddpm_pytorch_step(config: Config, network: nn.Module, images: torch.Tensor) 
 
 
 def matmul_rate() -> float:
-    """Floating-point operations a CPU second in a large matrix product."""
+    """Return the floating-point operations per CPU second of a large matrix product."""
     a = torch.randn(MATRIX, MATRIX)
     return 2 * MATRIX**3 / timed(lambda: a @ a, 4)[1]
 
 
 def products_share(size: Size) -> float:
-    """Of a step of ours, the time in convolutions, matrix products and attention."""
+    """Return the share of our step's time in convolutions, matrix products and attention."""
     turn, _ = prepare_ours(size)
     turn(WARM_STEPS)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
@@ -175,14 +174,14 @@ def params(network: nn.Module) -> int:
 
 
 class Side:
-    """One network's training, in a process of its own that waits between its turns."""
+    """Training of one network in a process of its own, which waits between its turns."""
 
     def __init__(self, prepare: Callable[..., tuple[Callable[[int], Seconds], int]], size: Size, options: argparse.Namespace):
         spawning = multiprocessing.get_context("spawn")
         self._here, there = spawning.Pipe()
         self._process = spawning.Process(target=_take_turns, args=(there, prepare, size, options), daemon=True)
         self._process.start()
-        there.close()  # or the end of the process would not be noticed
+        there.close()  # so that the end of the process is noticed
         self.params: int = self._here.recv()
 
     def turn(self, steps: int) -> Seconds:
@@ -228,13 +227,13 @@ SIDES = {"ours": prepare_ours, "diffusers": prepare_diffusers, "ddpm_pytorch": p
 
 
 def at(size: Size) -> tuple[Config, Images]:
-    """The preset and its images."""
+    """Return the preset and its images."""
     config = preset(size.preset)
     return config, open_images("digits", size=config.image.size, channels=config.image.channels)
 
 
 def pixels(images: Images) -> torch.Tensor:
-    """All of them, in [-1, 1]."""
+    """Return all images in [-1, 1]."""
     return images.tensor(range(len(images)))
 
 
@@ -266,7 +265,7 @@ def contend(size: Size, options: argparse.Namespace) -> dict:
 
 
 def against(took: dict[str, list[Seconds]], peer: str, clock: int) -> dict[str, float | list[float]]:
-    """How many times our throughput is the peer's: median and quartiles of the turns' ratios."""
+    """Return our throughput over the peer's: median and quartiles of the turns' ratios."""
     ratios = [slow[clock] / fast[clock] for fast, slow in zip(took["ours"], took[peer], strict=True)]
     low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return {"median": round(median(ratios), 2), "quartiles": [round(low, 2), round(high, 2)]}

@@ -1,21 +1,18 @@
-"""What a search's winner is worth after its full training, against what the search is measured by.
+"""FID of a search's winner after its full training, compared with the yardsticks.
 
     python benchmarks/winner_in_full.py --data PATH [--preset tiny-meme] [--search-seeds 3] [--training-seeds 3] [-- OPTION ...]
     python benchmarks/winner_in_full.py --report [--records FILE]
 
-For every search seed the default search runs (what follows ``--`` is handed to ``run_search.py``). Then the config that it
-recommends, the best it found where that is another one, as many others of its Pareto front as ``--finalists`` says, the
-hand-made pattern, the Multi-Expert and the single model are trained in full, with training seeds and scored with sampling seeds
-that no search has used. A score is the mean FID over ``SAMPLING_SEEDS``.
+For every search seed the default search runs, with the options after ``--``. Then its recommended config, the best it found if
+that is another one, ``--finalists`` others of its Pareto front, the hand-made pattern, the Multi-Expert and the single model are
+trained in full. Training and sampling seeds are those that no search has used. A score is the mean FID over ``SAMPLING_SEEDS``.
 
-Differences are of log FID, so negative is better, and paired: both sides have the same training seed. ``_low`` and ``_high`` are
-the ends of the 95 % interval over search and training seeds (``meme.support.intervals.crossed``). The comparison with the
-hand-made pattern is made with its training as the preset has it; ``winner_vs_hand_made_alike`` gives the pattern the winner's
-trunk.
+Differences are of log FID, so negative is better. They are paired: both sides have the same training seed. ``_low`` and ``_high``
+are the ends of the 95 % interval over search and training seeds (``meme.support.intervals.crossed``). The hand-made pattern is
+trained with the preset's settings. In ``winner_vs_hand_made_alike`` it has the winner's trunk too.
 
-Records are rows of a CSV, written as they come; the command again goes on, at the grain of one trained expert. ``--report``
-prints from the records alone. ``--quick`` is a run of minutes on digits that shows that all of it works. The last line is one
-JSON object.
+Records are rows of a CSV, written one by one. A repeated command resumes from them and from the trained experts. ``--report``
+only prints the records. ``--quick`` is a test run of minutes on digits. The last line is one JSON object.
 """
 
 import argparse
@@ -45,7 +42,7 @@ from meme_nas.worker.bank import ExpertBank
 from meme_nas.worker.objective import Basis, open_basis
 
 ROOT = Path(__file__).parent.parent
-FIRST_TRAINING_SEED = 101  # no search has trained with it
+FIRST_TRAINING_SEED = 101  # a seed that no search trains with
 SAMPLING_SEEDS = (5_001, 5_002, 5_003)
 QUICK = ["--budget", "4", "--proxy-steps", "10", "--samples", "64", "--trunk-share", "0.01"]
 QUICK += ["--p-share", "0.02", "--confirm-share", "0.02"]
@@ -61,14 +58,14 @@ class Record:
     row: str
     """``winner``, ``best-of-search``, ``finalist-K``, ``hand-made-alike``, or a kind of yardstick (``hand-made``, ...)."""
     search_seed: str
-    """Empty for what no search has found."""
+    """Seed of the search that found the config; empty for yardsticks."""
     training_seed: int
     architecture: str
     steps: int
-    """Of an expert."""
+    """Training steps of an expert."""
     trunk_steps: int
     macs: float
-    """Of one image and step."""
+    """MACs for one image and step."""
     fid: float
     """Mean over the sampling seeds."""
     fids: str
@@ -79,7 +76,7 @@ class Record:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return what was recorded, in order; empty where there is no file."""
+    """Return the records, in order; empty if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -102,7 +99,7 @@ def write_record(path: Path, record: Record) -> None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """One config to be trained in full, and what it is."""
+    """Config to be trained in full, with the name of its row."""
 
     row: str
     search_seed: str
@@ -111,7 +108,7 @@ class Wanted:
 
 
 def search(seed: int, out: Path, preset_name: str, data: str | None, options: list[str]) -> tuple[Path, str]:
-    """Run one search from nothing, or go on with it; return its folder and its minutes, which stay as they were at its end."""
+    """Run or resume one search, and return its folder and its minutes, which are recorded at its end."""
     study = out / f"search-{seed}"
     noted = study / "minutes.txt"
     if not noted.exists():
@@ -132,7 +129,7 @@ def search(seed: int, out: Path, preset_name: str, data: str | None, options: li
 
 
 def found_by(study: Path, seed: int, minutes: str, finalists: int) -> Iterator[Wanted]:
-    """Yield what a search leaves: what it recommends, the best that it found, and others of its front."""
+    """Yield the configs of a search: the recommended one, the best that it found, and others of its front."""
     winner = Config.load(study / "winner.yaml")
     yield Wanted("winner", str(seed), winner, minutes)
     seen = {winner.architecture_id}
@@ -145,7 +142,7 @@ def found_by(study: Path, seed: int, minutes: str, finalists: int) -> Iterator[W
 
 
 def rivals(config: Config, winner: Config, kinds: Sequence[str]) -> Iterator[Wanted]:
-    """Yield what the winner is compared with, on the data and the size of ``config``."""
+    """Yield the configs that the winner is compared with, on the data and the image size of ``config``."""
     for kind, rival in yardsticks(config.name).items():
         if kind in kinds:
             yield Wanted(kind, "", rival.with_(data=config.data, image=config.image, evaluation=config.evaluation.model_dump()))
@@ -163,7 +160,7 @@ def opened(out: Path, config_json: str) -> tuple[Basis, ExpertBank]:
 
 
 def train_one(out: Path, base: str, config: Config, number: int) -> None:
-    """Train one expert in full, in a worker; a trained one is found in the bank."""
+    """Train one expert in full, unless the bank has it. It runs in a worker."""
     _, bank = opened(out, base)
     bank.obtain(config, number)
 
@@ -178,14 +175,14 @@ def score(out: Path, base: str, config: Config) -> tuple[float, list[float]]:
 
 
 def choices_of(config: Config) -> str:
-    """Return the choices as ``8/24@0.8 ...``, one group an expert."""
+    """Return the choices as ``8/24@0.8 ...``, one group for each expert."""
     return " ".join(f"{'/'.join(map(str, expert.low_channels)) or '-'}@{expert.p:g}" for expert in config.experts)
 
 
 def train_and_score(
     out: Path, records: Path, base: Config, wanted: list[Wanted], seeds: range, pool: ProcessPoolExecutor
 ) -> None:
-    """Train what is not recorded yet, training seed by training seed, and append its scores."""
+    """Train the configs that are not recorded yet, one training seed after the other, and append their scores."""
     known = {(each.preset, each.row, each.search_seed, each.training_seed, each.architecture) for each in read_records(records)}
     missing = [
         (each, each.config.with_(training={"seed": seed}), seed)
@@ -195,7 +192,7 @@ def train_and_score(
     ]
     text = json.dumps(base.model_dump(mode="json"))
     jobs: list[tuple[Wanted, Config, int, list[Future]]] = []
-    for count in range(len(missing) + 1):  # the next config is trained while the last is scored, no more: rows come as they can
+    for count in range(len(missing) + 1):  # only the next config is trained while one is scored, so that rows are written early
         if count < len(missing):
             each, config, seed = missing[count]
             numbers = range(1, len(config.experts) + 1)
@@ -227,7 +224,7 @@ def train_and_score(
 
 
 def differences(records: list[Record], row: str, rival: str) -> np.ndarray:
-    """Return log FID of ``row`` less that of ``rival``, (search seeds, training seeds), of the seeds that both have."""
+    """Return log FID of ``row`` less that of ``rival`` (search seeds, training seeds), for the seeds that both have."""
     ours = {(each.search_seed, each.training_seed): math.log(each.fid) for each in records if each.row == row}
     theirs = {each.training_seed: math.log(each.fid) for each in records if each.row == rival}
     searches = sorted({search_seed for search_seed, _ in ours})
@@ -237,7 +234,7 @@ def differences(records: list[Record], row: str, rival: str) -> np.ndarray:
 
 
 def report(records: list[Record]) -> dict[str, object]:
-    """Print the rows, and return the comparisons."""
+    """Print the rows and return the comparisons."""
     rows = dict.fromkeys((each.row, each.search_seed, each.choices, each.trunk_steps) for each in records)
     for row, search_seed, choices, trunk in rows:
         fids = [each.fid for each in records if (each.row, each.search_seed) == (row, search_seed)]
@@ -294,7 +291,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace, name: str, out: Path, records: Path) -> None:
-    """Search, train in full and record, as far as that is missing."""
+    """Run all searches, full trainings and scores that are not recorded yet."""
     quick = arguments.quick
     searches, seeds = (1, 2) if quick else (arguments.search_seeds, arguments.training_seeds)
     options = [*(QUICK if quick else []), *arguments.options]

@@ -1,13 +1,13 @@
-"""A small space on digits, trained once: the table on which searches are compared.
+"""Table of all trained candidates of a small space on digits, on which searches are compared.
 
     python benchmarks/digits_table/make.py train  [--bank FOLDER] [--workers 2]
     python benchmarks/digits_table/make.py score  [--bank FOLDER] [--workers 2]
 
 Every expert of digits-meme has 27 candidates: 3 splits at each of two levels and 3 expertization probabilities. ``train`` trains
-all of them with 3 seeds to 125 and on to 250 steps, and with the first seed to 62; ``score`` scores some cascades of them: 324 at
-125 steps with every training seed, these also at 62 steps with the first, and 36 of them at 125 and 250 steps with 3 sampling
-seeds. Noise is common to all cascades. Results go into ``experts.csv`` and ``cascades.csv`` beside this file. Interrupted, both
-go on where they were.
+all of them with 3 seeds to 125 and on to 250 steps, and with the first seed to 62. ``score`` scores 324 cascades at 125 steps
+with every training seed, the same at 62 steps with the first, and 36 of them at 125 and 250 steps with 3 sampling seeds. Noise is
+common to all cascades. Results are written to ``experts.csv`` and ``cascades.csv`` beside this file. An interrupted command
+resumes when it is run again.
 """
 
 import argparse
@@ -31,15 +31,15 @@ from meme_nas.worker.objective import Objective
 FOLDER = Path(__file__).parent
 LEVEL_1, LEVEL_2, PROBABILITIES = (0, 8, 16), (0, 16, 32), (0.2, 0.6, 1.0)
 SEEDS, STEPS, SAMPLING_SEEDS = (0, 1, 2), (125, 250), (0, 1, 2)
-HALF = 62  # steps, half of the first length; with the first seed only
+HALF = 62  # steps, half of the first length; trained with the first seed only
 TRAININGS = ((HALF, SEEDS[0]), *itertools.product(STEPS, SEEDS))
-PAIRS, CROSSED = 54, 36  # of candidates of experts 4 and 3; cascades that are scored in every way
+PAIRS, CROSSED = 54, 36  # pairs of candidates of experts 4 and 3; cascades scored with all combinations of seeds
 CANDIDATES = tuple(itertools.product(LEVEL_1, LEVEL_2, PROBABILITIES))
-"""(C_l at level 1, C_l at level 2, p); a candidate's number is its place here."""
+"""Candidates as (C_l at level 1, C_l at level 2, p). A candidate's number is its index."""
 
 
 def config_of(cascade: tuple[int, ...], seed: int, steps: int) -> Config:
-    """The cascade that has candidate ``cascade[n - 1]`` as its expert n."""
+    """Return the config of the cascade with candidate ``cascade[n - 1]`` as expert n."""
     base = preset("digits-meme")
     experts = [
         ExpertConfig(interval=expert.interval, low_channels=CANDIDATES[place][:2], p=CANDIDATES[place][2])
@@ -54,7 +54,7 @@ def open_bank(folder: Path) -> ExpertBank:
 
 
 def trained(folder: Path, number: int, place: int, seed: int, steps: int) -> tuple[int, int, int, int, Banked]:
-    """In a worker: one expert, from the bank."""
+    """Train one expert, or find it in the bank. It runs in a worker."""
     torch.set_num_threads(1)
     banked = open_bank(folder).obtain(config_of((place,) * 4, seed, steps), number)
     return number, place, seed, steps, banked
@@ -79,7 +79,7 @@ def train_all(folder: Path, workers: int) -> None:
 
 
 def design() -> list[tuple[int, ...]]:
-    """Cascades in which every candidate of every expert stands equally often, and of which many share their noisy part."""
+    """Return cascades in which every candidate occurs equally often, and many of which share their experts for noisy steps."""
     source = random.Random(0)
 
     def deck(length: int) -> list[int]:
@@ -91,7 +91,7 @@ def design() -> list[tuple[int, ...]]:
 
 
 def scored(folder: Path, cascade: tuple[int, ...], seed: int, steps: int, sampling_seed: int) -> tuple:
-    """In a worker: the FID of one cascade, as a trial of a search gets it."""
+    """Score one cascade as a trial of a search does. It runs in a worker."""
     torch.set_num_threads(1)
     config = config_of(cascade, seed, steps).with_(evaluation={"seed": sampling_seed})
     task = Task(0, config, "candidate", seeds=(seed,))
@@ -126,7 +126,7 @@ def score_all(folder: Path, workers: int) -> None:
 
 
 def read_csv(path: Path) -> list[tuple]:
-    """Its rows, without the header; none where there is no file."""
+    """Return the rows without the header; empty if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
