@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from toys import ByWorker, Crashing, Troubled, score, searched, visits
+from searches import searched
+from toys import ByWorker, Crashing, Troubled, score, visits
 
 from meme.errors import UserError
 from meme_nas.engines.local import LocalEngine

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toys import record_of_choices, score, searched
+from searches import record_of_choices, searched
+from toys import score
 
 from meme.config.presets import preset
 from meme.errors import UserError

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from toys import Crashing, record_of_choices, searched
+from searches import record_of_choices, searched
+from toys import Crashing
 
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.optuna_proposer import Proposer
@@ -30,7 +31,8 @@ PROCESS = """
 import sys
 from pathlib import Path
 from test_proposals import settings_of
-from toys import Crashing, searched
+from searches import searched
+from toys import Crashing
 for name in sys.argv[3:]:
     searched(settings_of(name, Path(sys.argv[1])), Crashing(), workers=3, stop=int(sys.argv[2]))
 """
