@@ -152,7 +152,7 @@ def test_a_full_disk_ends_the_search_and_is_no_trials_fault(engine, tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from toys import Slow
+from toys import Held
 from meme_nas.strategies.joint import Joint
 from meme_nas.settings import SearchSettings
 from meme_nas.record.study import Study
@@ -167,16 +167,17 @@ if __name__ == "__main__":
     else:
         from meme_nas.engines.ray import RayEngine
         engine = RayEngine(2, cpus=1, gpus=0, folder=folder)
-    engine.run(Joint(settings, study), Slow(float(sys.argv[3])), lambda: None)
+    engine.run(Joint(settings, study), Held(int(sys.argv[3])), lambda: None)
     engine.close()
 """
 
 
-def start_driver(folder, engine, seconds):
+def start_driver(folder, engine, held):
+    """``held``: the first of the trials that do not end."""
     script = folder.parent / "driver.py"
     script.write_text(DRIVER)
     surroundings = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
-    return subprocess.Popen([sys.executable, str(script), str(folder), engine, str(seconds)], env=surroundings)
+    return subprocess.Popen([sys.executable, str(script), str(folder), engine, str(held)], env=surroundings)
 
 
 def finished(folder):
@@ -202,15 +203,15 @@ def test_killed_search_goes_on_and_proposes_what_the_unbroken_one_did(name, tmp_
     if name == "ray":
         pytest.importorskip("ray", reason="Ray is not installed")
     folder = tmp_path / "study"
-    driver = start_driver(folder, name, 0.3)
-    deadline = time.monotonic() + 120
-    while finished(folder) < 5 and time.monotonic() < deadline:
+    driver = start_driver(folder, name, held=6)
+    deadline = time.monotonic() + 600
+    while finished(folder) < 6 and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = {trial.number: trial.outcome.fid for trial in read_trials(folder) if trial.finished}
-    assert 5 <= len(before) < 16
-    assert start_driver(folder, name, 0.0).wait(timeout=180) == 0
+    assert sorted(before) == [0, 1, 2, 3, 4, 5]
+    assert start_driver(folder, name, held=16).wait(timeout=600) == 0
     after = read_trials(folder)
     assert [trial.state for trial in after] == ["complete"] * 16
     assert {number: after[number].outcome.fid for number in before} == before

@@ -84,13 +84,14 @@ class Limited:
 
 
 @dataclass(frozen=True)
-class Slow:
-    """Takes long enough to be interrupted."""
+class Held:
+    """Does not end the trials from ``first`` on: a search can be killed between the trials before and those."""
 
-    seconds: float
+    first: int
 
     def __call__(self, task: Task) -> Outcome:
-        time.sleep(self.seconds)
+        while task.number >= self.first:
+            time.sleep(1)
         return score(task)
 
 
@@ -123,14 +124,14 @@ class OnNode:
     stuck_once: int = -1
     """A trial whose first attempt does not end."""
     at_once: int = 1
-    """None ends before so many have begun: workers start one after another, and slowly. Two minutes are the most it waits."""
+    """None ends before so many have begun: workers start one after another, and slowly. Ten minutes are the most it waits."""
 
     def __call__(self, task: Task) -> Outcome:
         attempts = len(visits(self.folder).get(task.number, []))
         file = self.folder / f"{task.number:03d}-{time.time_ns()}"
         file.write_text(str(os.getppid()))
         time.sleep(1_000 if task.number == self.stuck_once and not attempts else self.seconds)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while len(list(self.folder.iterdir())) < self.at_once and time.monotonic() < deadline:
             time.sleep(0.05)
         file.touch()
@@ -138,8 +139,9 @@ class OnNode:
 
 
 def visits(folder: Path) -> dict[int, list[int]]:
-    """For every trial, the workers or nodes that its attempts ran on, in order."""
+    """For every trial, the workers or nodes that its attempts ran on, in order. A file that is being written is left out."""
     found: dict[int, list[int]] = {}
     for path in sorted(folder.iterdir()):
-        found.setdefault(int(path.name[:3]), []).append(int(path.read_text() or 0))
+        if pid := path.read_text():
+            found.setdefault(int(path.name[:3]), []).append(int(pid))
     return found
