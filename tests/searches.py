@@ -1,4 +1,4 @@
-"""Searches in this process, with an objective that takes no training."""
+"""Searches in this process, for tests of what does not depend on the engine."""
 
 import random
 from collections.abc import Callable
@@ -9,6 +9,19 @@ from meme_nas.record.study import Study
 from meme_nas.record.tasks import Outcome, Task, attempt
 from meme_nas.strategies.joint import Joint
 from meme_nas.strategies.rungs import factorised
+
+
+class InThisProcess:
+    """An engine without workers, which would take longer to start than all of their work."""
+
+    def run(self, search, objective, on_change) -> None:
+        while not search.done:
+            if task := search.next_task():  # none is left where a search is found to be exhausted, and all else is done
+                search.record(attempt(objective, task))
+            on_change()
+
+    def close(self) -> None:
+        pass
 
 
 def searched(settings, objective: Callable[[Task], Outcome] = score, workers: int = 1, stop: int = 0, on_disk: bool = True):

@@ -19,12 +19,18 @@ from meme.config.schema import Config
 from meme_nas.settings import SearchSettings
 
 
-def help_of(*words):
-    surroundings = os.environ | {"COLUMNS": "100"}
-    done = subprocess.run(
-        [sys.executable, *words, "--help"], capture_output=True, text=True, cwd=ROOT, env=surroundings, check=True
-    )
-    return done.stdout
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """What a command prints that ends by itself with status 0."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def printed(run, *words):
+        with pytest.raises(SystemExit) as stop:
+            run(list(words))
+        assert not stop.value.code
+        return capsys.readouterr().out
+
+    return printed
 
 
 def refused(run, arguments, capsys):
@@ -40,16 +46,16 @@ def refused(run, arguments, capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_has_an_example_that_it_takes_and_no_stray_none(verb):
-    said = help_of("-m", "meme", verb)
+def test_the_help_of_a_verb_has_an_example_that_it_takes_and_no_stray_none(verb, printed):
+    said = printed(main, verb, "--help")
     flat = " ".join(said.replace("│", " ").split())
     assert f"Example: python -m meme {verb} " in flat
     assert "None" not in flat  # but what leaving an option out means
     assert "(required)" in flat or verb == "cost"
 
 
-def test_the_help_of_a_search_groups_every_setting():
-    said = help_of("run_search.py")
+def test_the_help_of_a_search_groups_every_setting(printed):
+    said = printed(run_search.main, "--help")
     for title in ("search options", "trial options", "engine options", "output options"):
         assert title in said
     for name in [*SearchSettings.model_fields, "quiet", "json"]:
@@ -62,16 +68,16 @@ def test_the_help_of_a_search_groups_every_setting():
 
 
 def test_all_verbs_are_listed():
-    said = help_of("-m", "meme")
+    """In a process, as a user asks for them."""
+    command, surroundings = [sys.executable, "-m", "meme", "--help"], os.environ | {"COLUMNS": "100"}
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=surroundings, check=True).stdout
     assert [verb for verb in VERBS if f"• {verb}" not in said] == []
 
 
-@pytest.mark.parametrize("program", [["-m", "meme"], ["run_search.py"]], ids=["meme", "run_search"])
-def test_shell_completion_is_printed_as_the_readme_says(program):
-    command = [sys.executable, *program, "--tyro-print-completion", "bash"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert "complete " in done.stdout
-    assert ("--init-from" if program[0] == "-m" else "--proposal-lag") in done.stdout
+@pytest.mark.parametrize("run, option", [(main, "--init-from"), (run_search.main, "--proposal-lag")], ids=["meme", "run_search"])
+def test_shell_completion_is_printed_as_the_readme_says(run, option, printed):
+    said = printed(run, "--tyro-print-completion", "bash")
+    assert "complete " in said and option in said
     assert "--tyro-print-completion" in (ROOT / "README.md").read_text()
 
 
