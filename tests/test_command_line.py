@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT
+from processes import LONGEST, training
 
 import run_search
 from meme.cli.console import Output, as_a_step, console, emit, printing, remarks
@@ -218,26 +218,10 @@ def test_another_broken_pipe_is_an_error_like_any_other(monkeypatch):
 def test_ctrl_c_ends_a_training_cleanly_and_the_same_command_goes_on(tmp_path):
     path = tmp_path / "long.yaml"
     preset("digits-meme").with_(training={"steps": 100_000, "batch_size": 4}).save(path)
-    command = [sys.executable, "-m", "meme", "train", str(path), "--quiet"]
-    surroundings = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=surroundings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are born ignoring it
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "long" / "config.yaml").exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        time.sleep(3)  # some steps
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background jobs ignore it
+    with training(["train", str(path), "--quiet"], tmp_path / "trains", **heard) as process:
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        _, said = process.communicate(timeout=LONGEST)
     assert process.returncode == 130
     assert said.strip() == "interrupted; the same command goes on from here"
     left = {path.name for path in (tmp_path / "long").iterdir() if not path.name.startswith(".")}

@@ -26,7 +26,7 @@ from meme_nas import run as run_module
 from meme_nas.record.study import read_trials
 
 TINY = ["--engine", "local", "--proxy-steps", "6", "--samples", "64", "--p-share", "0"]
-TINY += ["--trunk-share", "0.002", "--confirm-share", "0.01"]
+TINY += ["--trunk-share", "0.002", "--confirm-share", "0.01", "--confirm-seeds", "2"]
 SMALL = [*TINY, "--strategy", "joint", "--audit-factor", "0"]
 
 
