@@ -32,8 +32,9 @@ SMALL = [*TINY, "--strategy", "joint", "--audit-factor", "0"]
 
 @pytest.fixture
 def without_workers(monkeypatch):
-    """Searches run their trials in this process."""
+    """Searches run their trials in this process, and time no training before they begin."""
     monkeypatch.setattr(run_module, "open_engine", lambda settings, workers: InThisProcess())
+    monkeypatch.setattr(run_module, "forecast_lines", lambda settings: [])
 
 
 @pytest.fixture(scope="module")
