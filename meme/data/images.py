@@ -36,7 +36,7 @@ _NAMED = 5  # skipped files named in a message
 
 
 class TrainingData(Protocol):
-    """What experts are trained on: `Images`, or the latents of a first stage."""
+    """The data that experts are trained on: `Images`, or the latents of a first stage."""
 
     @property
     def content_id(self) -> str: ...
@@ -73,7 +73,7 @@ class Images:
 
     @property
     def known_labels(self) -> np.ndarray:
-        """``labels`` of images that have them; ``ValueError`` of others."""
+        """Return ``labels``. Raises ``ValueError`` for images without labels."""
         if self.labels is None:
             raise ValueError(f"{self.name}: these images have no labels")
         return self.labels
@@ -82,12 +82,12 @@ class Images:
         return len(self.pixels)
 
     def tensor(self, indices: ArrayLike) -> torch.Tensor:
-        """The images at ``indices`` (B,) as float32 (B, C, H, W) in [-1, 1]."""
+        """Return the images at ``indices`` (B,) as float32 (B, C, H, W) in [-1, 1]."""
         chosen = np.asarray(self.pixels[np.asarray(indices, dtype=np.int64)])
         return torch.from_numpy(chosen).float().div_(127.5).sub_(1)
 
     def mirrored(self, indices: ArrayLike) -> torch.Tensor:
-        """As ``tensor``, with left and right exchanged."""
+        """Return the same as ``tensor``, with left and right exchanged."""
         return self.tensor(indices).flip(-1)
 
 
