@@ -41,7 +41,7 @@ MAX_FILE_BYTES = 512 * 2**20
 ALLOWED = (
     "give 'digits', a folder of images, a zip of images, the folder of CIFAR-10's binary version, or a dataset of Hugging Face"
 )
-# A zip's member may unpack to this number of bytes, or to this multiple of its size in the zip. A white BMP is packed 1,000 times.
+# A zip's member may unpack to this number of bytes, or this multiple of its size in the zip. A white BMP is packed 1,000 times.
 UNPACKED_BYTES, UNPACKED_TIMES = 16 * 2**20, 200
 
 _CIFAR_BATCH = re.compile(r"data_batch_\d+\.bin")
