@@ -24,7 +24,7 @@ from meme.analysis.spectrum import white_noise
 from meme.support.files import written_whole
 
 DOTS_PER_INCH = 150
-FEW_FREQUENCIES = 9  # at most this number of timesteps is marked by dots
+FEW_FREQUENCIES = 9  # a curve of at most this number of frequencies has a dot at each
 PANELS = 4  # columns of the figures of experts
 X_LABEL, Y_LABEL = "frequency / π", "relative log amplitude (ln)"
 _DASHES = ("-", "--", "-.", ":")

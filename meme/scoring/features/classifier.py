@@ -28,7 +28,7 @@ INITIAL_WEIGHTS = derive_seed(0, "classifier-v1")  # unlike the recipe it stays,
 BATCH = 128
 LEARNING_RATE = 1e-2
 MIN_STEPS, MAX_STEPS, EPOCHS = 300, 1200, 30
-HELD_OUT_SHARE = 10  # share of the images (1 / HELD_OUT) that judges the classifier and is never trained on
+HELD_OUT_SHARE = 10  # one image of HELD_OUT_SHARE judges the classifier and is never trained on
 MOST_CHANCE = 0.01  # probability that guessing is right as often as a classifier that is believed
 
 _METADATA = "metadata.json"
