@@ -228,7 +228,7 @@ def test_ctrl_c_ends_a_training_cleanly_and_the_same_command_goes_on(tmp_path):
     assert left == {"config.yaml", "expert-1.training.safetensors"}
 
 
-@pytest.mark.parametrize("verb, how", [("train", "goes on from here"), ("data", "begins anew")])
+@pytest.mark.parametrize("verb, how", [("train", "goes on from here"), ("data", "starts over")])
 def test_ctrl_c_says_how_to_go_on(verb, how, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
