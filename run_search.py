@@ -6,7 +6,7 @@ from meme.cli.console import as_a_step, emit, printing
 from meme.cli.parsing import NOTHING_FOUND, exits_with_a_sentence, read_settings
 from meme_nas.settings import SearchSettings
 
-# Titles under which --help lists options; a setting that stands in none is listed last.
+# Groups of options in --help. A setting outside all groups is listed last.
 GROUPS = {
     "search": ("budget", "data", "preset", "image_size", "study", "max_macs", "sampler", "rungs", "seed", "retrain", "dry_run"),
     "report": ("watch", "watch_port"),
@@ -22,7 +22,7 @@ EXAMPLE = "python run_search.py --data path/to/images --budget 50"
 def main(arguments: list[str] | None = None) -> None:
     with exits_with_a_sentence(SearchSettings):
         settings, output = read_settings(SearchSettings, arguments, "run_search.py", GROUPS, EXAMPLE)
-        from meme_nas.forecast import describe  # torch, Optuna and all: seconds that --help shall not take
+        from meme_nas.forecast import describe  # imports torch and Optuna, which takes seconds; --help must not wait for it
         from meme_nas.report.summary import as_record
         from meme_nas.run import retrain_winner, run
 

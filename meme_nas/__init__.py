@@ -1,7 +1,7 @@
-"""The search over MEME's architectures: what ``run_search.py`` runs, from Python.
+"""Python interface of the search over MEME's architectures, which ``run_search.py`` runs.
 
-``search(SearchSettings(...))`` is the whole command; the others read what it leaves, also while it runs. Whatever else a module
-offers can be imported from it by its own path.
+``search(SearchSettings(...))`` is the whole command. The other names read its results, also while it runs. Other contents of the
+modules are imported by their own paths.
 """
 
 from importlib import import_module
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meme_nas.report.summary import Summary
     from meme_nas.run import run as search
 
-# Where the names come from that need torch or Optuna, seconds that --help shall not take; and what they are called there.
+# Module and original name of the names that need torch or Optuna. Importing these takes seconds, which --help must not wait for.
 _LATER = {
     "Outcome": ("meme_nas.record.tasks", "Outcome"),
     "Summary": ("meme_nas.report.summary", "Summary"),
@@ -46,7 +46,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The names that need torch or Optuna, imported when they are first asked for."""
+    """Import and return a name that needs torch or Optuna. ``AttributeError`` for unknown names."""
     if name not in _LATER:
         raise AttributeError(f"module 'meme_nas' has no attribute {name!r}")
     module, theirs = _LATER[name]

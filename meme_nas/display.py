@@ -1,4 +1,4 @@
-"""What a person sees while a search runs: one line a trial, and one status line with the time left."""
+"""Console display of a running search: one line for each trial, and a status line with the time left."""
 
 import time
 
@@ -16,7 +16,7 @@ from meme_nas.worker.progress import trained_share
 
 
 class SearchDisplay:
-    """Prints each finished trial once and keeps the status line current. Call ``update`` whenever something may have changed."""
+    """Display that prints each finished trial once and keeps the status line current. Call ``update`` after every change."""
 
     def __init__(self, search: Strategy, workers: int, console: Console):
         self._search, self._workers, self._console = search, workers, console
@@ -63,16 +63,16 @@ class SearchDisplay:
         return trial.scored.values(self._search.settings.objectives)[0]
 
     def _running(self) -> str:
-        """Which trials run and how far their training is."""
+        """Return the running trials with the progress of their training."""
         running = [trial.number for trial in self._standings.running]
         shares = [trained_share(trial_folder(self._search.study.folder, number)) or 0.0 for number in running]
         return "".join(f", #{number} at {share:.0%}" for number, share in zip(running, shares, strict=True))
 
     def _time_left(self) -> str:
-        """From how fast the budget has been spent since the command began."""
+        """Return the time left, extrapolated from the budget spent since the command began."""
         done, budget = self._search.spent
         if done <= self._begun_at_done:
             return "time left unknown"
-        # An interrupted trial is run again though a smaller budget now has no room for it.
+        # An interrupted trial runs again even if a smaller budget no longer pays for it, so ``done`` can exceed ``budget``.
         seconds = max(0, budget - done) * (time.monotonic() - self._begun_at) / (done - self._begun_at_done)
         return f"{duration(seconds)} left"

@@ -1,4 +1,4 @@
-"""What a search comes to: configs exported, the report, and what is said of it."""
+"""End of a search: export of configs and weights, the report, and the results printed on the console."""
 
 import os
 import platform
@@ -42,12 +42,12 @@ from meme_nas.worker.bank import Banked, ExpertBank
 from meme_nas.worker.objective import STATES, Basis, restore_ensemble
 from meme_nas.worker.shared_sampling import StateCache
 
-MOST_LIVE_MACS = 1e11  # of a portrait; a larger one would keep trials from a core for longer than a look is worth
+MOST_LIVE_MACS = 1e11  # MACs of a portrait during a search; a larger one would take a core from the trials for too long
 
 
 def so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) -> Summary:
-    """What is known without scoring anything again."""
-    trials = list(search.study.trials)  # the search may go on adding to its own
+    """Return the summary of a search as recorded, without scores of later stages."""
+    trials = list(search.study.trials)  # a copy: the search may still append to its list
     return Summary(
         title=f"MEME search: {settings.preset_name}",
         folder=settings.folder,
@@ -61,7 +61,7 @@ def so_far(settings: SearchSettings, search: Strategy, facts: dict[str, str]) ->
 
 
 def report_before_audit(settings: SearchSettings, search: Strategy, basis: Basis, portraits: "Portraits") -> None:
-    """Something to read and to look at while the audit runs."""
+    """Write the report of the search alone, to be read while the audit runs."""
     summary = so_far(settings, search, facts_of(settings, basis.images, basis.space))
     path = settings.folder / "report.html"
     write_report(replace(summary, portraits=portraits.of(summary.trials, summary.winner)), path)
@@ -105,12 +105,12 @@ def conclude(
         with written_whole(folder / "samples.png") as partial:
             shutil.copyfile(summary.folder_of(summary.recommended) / "samples.png", partial)
     write_report(summary, folder / "report.html")
-    StateCache(folder / STATES).remove()  # of use while cascades are scored only
+    StateCache(folder / STATES).remove()  # only used while cascades are scored
     return summary
 
 
 class Portraits:
-    """Of the winner, and of the hand-made pattern beside it, each made once. Experts that the bank lacks are trained again."""
+    """Portraits of the winner and the hand-made pattern, each made once. Experts that the bank lacks are trained again."""
 
     def __init__(self, settings: SearchSettings, basis: Basis):
         self.device, self._data, self._seed = pick_device(settings.device), basis.data, {"seed": settings.seed}
@@ -118,6 +118,7 @@ class Portraits:
         self._made: dict[str, Portrait] = {}  # by architecture
 
     def of(self, trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[Portrait]:
+        """Return the portraits of ``best`` and of the hand-made pattern among ``trials``, as far as they can be made."""
         chosen = _portrayed(trials, best)
         for trial in chosen:
             config = trial.config.with_(training=self._seed)
@@ -129,7 +130,7 @@ class Portraits:
         return list(self._made.values())
 
     def ensemble(self, config: Config) -> Ensemble | None:
-        """With its trained experts; None where it is not to be portrayed."""
+        """Return the ensemble of ``config`` with trained experts; None if it shall have no portrait."""
         numbers = range(1, len(config.experts) + 1)
         return self.with_experts(config, [self.bank.obtain(config, number, self.device) for number in numbers])
 
@@ -138,15 +139,17 @@ class Portraits:
 
 
 class LivePortraits(Portraits):
-    """Of the best so far and of the hand-made pattern, while the search runs: on the CPU, of experts that are there, and only
-    where that takes a moment."""
+    """Portraits of the best trial so far and the hand-made pattern, made while the search runs.
+
+    They are made on the CPU from experts in the bank, and only if they take at most ``MOST_LIVE_MACS``.
+    """
 
     def __init__(self, settings: SearchSettings, basis: Basis):
         super().__init__(settings, basis)
         self.device = torch.device("cpu")
 
     def ensemble(self, config: Config) -> Ensemble | None:
-        """As trained; None where an expert was evicted, or the portrait would take long."""
+        """Return the ensemble with the bank's experts; None if one was evicted or the portrait would take long."""
         if config.first_stage or portrait_macs(config) > MOST_LIVE_MACS:
             return None
         found = [each for number in range(1, len(config.experts) + 1) if (each := self.bank.find(config, number))]
@@ -159,7 +162,7 @@ def _portrayed(trials: Sequence[TrialRecord], best: TrialRecord | None) -> list[
 
 
 def facts_of(settings: SearchSettings, images: Images, space: FeatureSpace) -> dict[str, str]:
-    """What a reader must know beside the scores, to believe them and to repeat them: see ``Summary.facts``."""
+    """Return the facts, by name, that a reader needs beside the scores to judge and repeat them: see ``Summary.facts``."""
     full = settings.full_config()
     config = settings.as_proxy(full)
     used = ("meme-nas", "torch", "numpy", "optuna", "ray", "diffusers", "clean-fid", "ptflops")
@@ -181,6 +184,7 @@ def facts_of(settings: SearchSettings, images: Images, space: FeatureSpace) -> d
 
 
 def say_results(settings: SearchSettings, summary: Summary) -> None:
+    """Print the last scores, the verdict, the effort and the next command."""
     folder, best, metric = settings.folder, summary.winner, metric_name(summary)
     if best is None:
         console.print(f"no trial was scored; the reasons are in {folder / 'trials.csv'}")
@@ -207,7 +211,7 @@ def say_results(settings: SearchSettings, summary: Summary) -> None:
 
 
 def _judgements(summary: Summary, best: TrialRecord) -> list[str]:
-    """Return what audit and confirmation say."""
+    """Return the sentences on audit and confirmation."""
     said = audit_words(summary) if summary.audited else []
     if summary.dominant:
         said.append(dominant_words(summary.dominant, summary.metric))
@@ -217,7 +221,7 @@ def _judgements(summary: Summary, best: TrialRecord) -> list[str]:
 
 
 def _installed(name: str) -> str | None:
-    """The version of a package; None where it is not installed, as Ray need not be, nor this project where it is run in place."""
+    """Return the version of a package; None if it is not installed. Ray is optional, and this project can run in place."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,5 +1,7 @@
-"""What a search will be and take, said before it begins; its time from some training steps of the hand-made pattern, timed on
-images of zeros."""
+"""Forecast of a search's size, cost and duration, printed before it begins.
+
+The duration is extrapolated from a few training steps of the hand-made pattern, timed on images of zeros.
+"""
 
 import time
 from pathlib import Path
@@ -32,20 +34,23 @@ from meme_nas.strategies.rungs import factorised
 from search_spaces.domain import size
 from search_spaces.space import build_space
 
-START_SECONDS = {"local": 30.0, "ray": 45.0}  # until workers have begun, and from the last score to the report; on two cores
-LONG = 2 * 3600  # seconds; longer searches are told of a smaller network
+START_SECONDS = {"local": 30.0, "ray": 45.0}  # start of the workers, plus the last score to the report; on two cores
+LONG = 2 * 3600  # seconds; the forecast of a longer search suggests a smaller network
 LEAST_TIMED_STEPS, MOST_TIMED_STEPS = 2, 20
-MOST_MACS_ON_A_CPU = 5e10  # some seconds; where one step alone has more, a part of its batch is timed
+MOST_MACS_ON_A_CPU = 5e10  # some seconds; if one step has more, only a part of its batch is timed
 MOST_MACS_ON_A_GPU = 5e12
 
 
 def describe(settings: SearchSettings) -> None:
-    """What ``--dry-run`` prints: the settings in force, the size of the space and the cost of one trial. Trains nothing."""
+    """Print what ``--dry-run`` shows: settings in force, size of the space, cost of one trial, and the forecast.
+
+    Nothing is trained except the timed steps. Raises ``UserError`` if data, engine or placement cannot work.
+    """
     config = settings.full_config()
     check_places(settings, config)
     check_engine(settings)
     if config.data and config.data != "digits":
-        with open_layout(existing(config.data), follow_links=config.follow_links) as layout:  # raises where it holds no image
+        with open_layout(existing(config.data), follow_links=config.follow_links) as layout:  # raises if it holds no image
             if layout.labels is not None:  # else a file holds many images
                 require_images((settings.first_objective,), len(layout.members), Path(config.data).name)
     proxy, cost = settings.as_proxy(config), ensemble_cost(config)
@@ -68,7 +73,7 @@ def describe(settings: SearchSettings) -> None:
 
 
 def forecast_lines(settings: SearchSettings) -> list[str]:
-    """How long the search will take on this machine, and where that is very long without a GPU, what would take less."""
+    """Return a sentence on the duration of the search here, and a shorter alternative if it takes very long without a GPU."""
     seconds = START_SECONDS[settings.engine] + search_seconds(settings, workers_for(settings))
     lines = [f"{_stages(settings)} about {duration(seconds)} on this machine"]
     smallest = settings.model_copy(update={"preset": SMALLEST, "image_size": None})
@@ -80,7 +85,7 @@ def forecast_lines(settings: SearchSettings) -> list[str]:
 
 
 def effort_lines(settings: SearchSettings) -> list[str]:
-    """Return what the budget comes to with the strategy in force, and with the other one where that can be had."""
+    """Return the planned effort with the strategy in force, and with the other one if the settings permit it, a line each."""
     lines = [f"{settings.strategy_name}: {_effort_words(planned(settings))}"]
     if unused := settings.budget - ensembles_paid(settings):
         lines[0] += f"; {unused} of the budget of {settings.budget} stay unspent, as no more candidates are left"
@@ -88,7 +93,7 @@ def effort_lines(settings: SearchSettings) -> list[str]:
     try:
         told = {"strategy": other, "sampler": None, "rungs": 1}
         lines.append(f"{other}: {_effort_words(planned(SearchSettings(**settings.model_dump() | told)))}")
-    except UserError:  # dimensions that belong to all experts
+    except UserError:  # a dimension that all experts share, which only joint search can vary
         pass
     return lines
 
@@ -101,7 +106,10 @@ def _effort_words(effort: Effort) -> str:
 
 
 def planned(settings: SearchSettings) -> Effort:
-    """Return what the search alone will take, if no expert is proposed twice and no two cascades share a part of their way."""
+    """Return the effort of the search without audit and later stages.
+
+    It assumes that no expert is proposed twice and that no cascades share sampler steps.
+    """
     proxy, ensembles = settings.as_proxy(settings.full_config()), ensembles_paid(settings)
     steps = ensembles * len(proxy.experts) * proxy.training.steps + _trunk_steps(settings, proxy)
     trainings = float(ensembles * len(proxy.experts))
@@ -110,7 +118,7 @@ def planned(settings: SearchSettings) -> Effort:
 
 
 def ensembles_paid(settings: SearchSettings) -> int:
-    """Return how many trainings of a whole ensemble the budget pays for: fewer where there are not so many candidates."""
+    """Return the number of ensemble trainings that the budget pays for, or fewer if the space has fewer candidates."""
     if settings.strategy_name == "joint":
         return settings.budget
     objectives = tuple(name for name in settings.objectives if name != "latency_ms")
@@ -122,7 +130,7 @@ def ensembles_paid(settings: SearchSettings) -> int:
 
 
 def _scores(settings: SearchSettings, ensembles: int) -> int:
-    """Return how many scores the search makes if it trains so many ensembles."""
+    """Return the number of scores that the search makes if it trains ``ensembles`` ensembles."""
     if settings.strategy_name == "joint":
         return ensembles
     yardsticks, seeds = len(yardsticks_of(settings)), settings.training_seeds
@@ -131,12 +139,12 @@ def _scores(settings: SearchSettings, ensembles: int) -> int:
 
 
 def _trunk_steps(settings: SearchSettings, proxy: Config) -> int:
-    """Return the steps of the search's trunks: the iU-Net's, and the Multi-Expert's, from which the single model goes on."""
+    """Return the training steps of all trunks: the iU-Net's, and the Multi-Expert's, from which the single model starts too."""
     return settings.training_seeds * min(2, len(yardsticks_of(settings))) * proxy.training.trunk_steps
 
 
 def _stages(settings: SearchSettings) -> str:
-    """Return what the forecast covers, as the subject and the verb of its sentence."""
+    """Return the stages that the forecast covers, as subject and verb of its sentence."""
     audit, confirmation = settings.audit_factor > 0, settings.confirm_share > 0
     if audit and confirmation:
         return "the search, its audit and the confirmation of its winner take"
@@ -146,11 +154,10 @@ def _stages(settings: SearchSettings) -> str:
 
 
 def search_seconds(settings: SearchSettings, workers: int) -> float:
-    """Of all trainings and scores: those that the budget pays for, the audit's, and the last of winner and yardsticks;
-    ``workers`` of them at a time.
+    """Return the seconds of all trainings and scores of search, audit, confirmation and last scores, ``workers`` at a time.
 
-    Architectures differ little in this. Cascades that share sampler steps, and configurations of the audit that share experts,
-    take less.
+    The hand-made pattern is timed in place of every architecture, as these differ little. The result is an upper bound for
+    cascades that share sampler steps, and for audited configurations that share experts.
     """
     proxy = settings.as_proxy(settings.full_config())
     with threads(settings.cpus_per_trial):
@@ -164,7 +171,7 @@ def _steps_trained(settings: SearchSettings, proxy: Config) -> int:
     each, trunk, audited = len(proxy.experts) * proxy.training.steps, proxy.training.trunk_steps, _audited(settings)
     steps = ensembles_paid(settings) * each + _trunk_steps(settings, proxy)
     if audited:
-        others = settings.audit_seeds - 1  # with the search's seed, experts go on from the bank
+        others = settings.audit_seeds - 1  # with the search's seed, experts resume from the bank
         steps += audited * each * (settings.audit_seeds * settings.audit_factor - 1) + others * trunk
     if settings.chooses_p_last:
         longer = settings.trained_to(proxy, settings.p_share).training
@@ -176,7 +183,7 @@ def _steps_trained(settings: SearchSettings, proxy: Config) -> int:
 
 
 def _images_drawn(settings: SearchSettings) -> int:
-    """Return the images drawn for all scores."""
+    """Return the number of images drawn for all scores."""
     of_trials, config = _scores(settings, ensembles_paid(settings)), settings.full_config()
     short, long = settings.as_proxy(config).evaluation.samples, config.evaluation.samples
     last = (len(yardsticks_of(settings)) + 1) * len(FRESH_SEEDS)
@@ -190,8 +197,11 @@ def _audited(settings: SearchSettings) -> int:
 
 
 def _training_seconds_an_image(config: Config, device: torch.device) -> float:
-    """Of a training step of expert 1: what more steps take longer than one, whose set-up on a busy machine may take longer than a
-    small network's steps."""
+    """Return the seconds of a training step of expert 1, per image.
+
+    The time of one step is subtracted from that of several, because set-up on a busy machine can take longer than the steps of a
+    small network.
+    """
     images, step_macs = config.training.batch_size, PASSES_A_STEP * ensemble_cost(config).macs
     most = MOST_MACS_ON_A_CPU if device.type == "cpu" else MOST_MACS_ON_A_GPU
     if device.type == "cpu":
@@ -206,11 +216,11 @@ def _training_seconds_an_image(config: Config, device: torch.device) -> float:
 
 
 def _timed(config: Config, steps: int, device: torch.device) -> float:
-    """Seconds of a training of so many steps, its set-up included."""
+    """Return the seconds of a training of ``steps`` steps, including its set-up."""
     images, classes = config.training.batch_size, config.network.classes
     pixels = np.zeros((images, config.image.channels, config.image.size, config.image.size), dtype=np.uint8)
     labels = np.zeros(images, dtype=np.int64) if classes else None
     data = Images("zeros", pixels, labels, classes=(), content_id="", skipped=())
     begun = time.perf_counter()
-    run_training(config.with_(training={"steps": steps}), 1, data, None, device)  # which in the end waits for the device
+    run_training(config.with_(training={"steps": steps}), 1, data, None, device)  # waits for the device at its end
     return time.perf_counter() - begun

@@ -1,4 +1,4 @@
-"""What a search leaves for other programs: a table of trials, the winner and the front as plain configs."""
+"""Files of a search for other programs: a table of trials, and the winner and the front as plain configs."""
 
 import csv
 import io
@@ -18,17 +18,17 @@ from meme_nas.settings import SearchSettings
 
 
 class Kept:
-    """What of a search lies in its folder for others: ``trials.csv``, and weights as long as they are worth keeping.
+    """Keep a study's folder current: rewrite ``trials.csv``, delete weights that are no longer on the front.
 
-    The table has a row a trial: number, state, kind, scores, seconds, every choice, and the reason of a failure or refusal. Each
-    call looks at the trials that are new: what it costs must not grow with the search.
+    The table has one row per trial: number, state, kind, scores, seconds, every choice, and the reason of a failure or refusal.
+    Each call looks at new trials only, so that its cost does not grow with the search.
     """
 
     def __init__(self, folder: Path, objectives: Sequence[str]):
         self._folder, self._standings = folder, Standings(objectives)
         self._columns: dict[str, None] = {}
-        self._lines: dict[int, str] = {}  # of finished trials
-        self._held: set[int] = set()  # finished trials whose weights are there
+        self._lines: dict[int, str] = {}  # rows of finished trials, by number
+        self._held: set[int] = set()  # finished trials whose weights are on disk
 
     def update(self, trials: Sequence[TrialRecord]) -> None:
         self._held |= {trial.number for trial in self._standings.update(trials)}
@@ -40,7 +40,7 @@ class Kept:
     def _write(self, trials: Sequence[TrialRecord]) -> None:
         rows = {trial.number: _row(trial) for trial in trials if trial.number not in self._lines}
         columns = self._columns | dict.fromkeys(name for row in rows.values() for name in row)
-        if columns.keys() != self._columns.keys():  # as when the first trial comes that has choices
+        if columns.keys() != self._columns.keys():  # for example at the first trial with choices
             rows, self._lines = {trial.number: _row(trial) for trial in trials}, {}
             self._columns = dict.fromkeys(name for name in columns if name != "reason") | {"reason": None}
         lines = {number: _line([row.get(name) for name in self._columns]) for number, row in rows.items()}
@@ -64,9 +64,9 @@ def export_configs(
 ) -> None:
     """Write ``winner.yaml``, the yardsticks and the whole Pareto front as configs of full training length.
 
-    They are plain configs: ``python -m meme train`` takes them with Optuna and Ray not installed. ``winner.yaml`` is what the
-    search recommends; where that is the hand-made pattern, ``best-of-search.yaml`` beside it is the best it found. Their first
-    lines say what was confirmed.
+    They are plain configs: ``python -m meme train`` takes them without Optuna and Ray. ``winner.yaml`` is the recommended config.
+    If that is the hand-made pattern, ``best-of-search.yaml`` is the best config that the search found. A comment at the top of
+    both states the result of the confirmation.
     """
     best = best or winner(trials, settings.objectives)
     (folder / "best-of-search.yaml").unlink(missing_ok=True)
@@ -87,13 +87,13 @@ def export_configs(
 
 
 def _save(config: Config, path: Path, said: str) -> None:
-    """Write a config behind a comment."""
+    """Write a config below ``said`` as a comment."""
     lines = textwrap.wrap(said, width=118)
     write_text(path, "".join(f"# {line}\n" for line in lines) + config.to_yaml())
 
 
 def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Config:
-    """Return the trial's config with the training length and the samples of its preset, on the data where they lie now."""
+    """Return the trial's config with its preset's training length and number of samples, and the current path of the data."""
     rivals = yardsticks(settings.preset_name)
     own = settings.applied_to(rivals[trial.kind]) if trial.kind in rivals else settings.full_config()
     full = settings.in_full(own)
@@ -104,7 +104,7 @@ def full_training(trial: TrialRecord, settings: SearchSettings, name: str) -> Co
 
 
 def drop_weights(folder: Path, numbers: Iterable[int]) -> None:
-    """Delete the weights of these trials; their configs and samples stay."""
+    """Delete the weights of the trials ``numbers``. Their configs and samples stay."""
     for number in numbers:
         for weights in trial_folder(folder, number).glob("expert-*.safetensors"):
             weights.unlink(missing_ok=True)

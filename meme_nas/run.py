@@ -1,4 +1,4 @@
-"""One search from settings to results: set up, run, audit, score again; what it comes to is said by ``meme_nas.finish``."""
+"""One search from settings to results: set up, run, audit, score again. ``meme_nas.finish`` exports and prints the results."""
 
 import math
 import time
@@ -49,13 +49,16 @@ from meme_nas.worker.latency import LatencyMeter, LatencyRecord, RecordedLatency
 from meme_nas.worker.objective import Basis, Objective, open_basis
 from search_spaces.space import build_space
 
-TABLE_SECONDS = 1.0  # between two states of trials.csv
-HAND_OVER_SECONDS = 1.0  # until a worker has the task that is recorded as begun; it would wait for whatever comes in between
+TABLE_SECONDS = 1.0  # least time between two writes of trials.csv
+HAND_OVER_SECONDS = 1.0  # time from the record of a task to its start in a worker, which driver work in between would delay
 STRATEGIES: dict[str, Callable[..., Strategy]] = {"factorised": factorised, "joint": Joint}
 
 
 def run(settings: SearchSettings) -> Summary:
-    """Search until the budget is spent, then leave everything in the study's folder. Run again, it goes on."""
+    """Search until the budget is spent, write all results to the study's folder, and return their summary.
+
+    Another call with the same settings resumes the search. Raises ``UserError`` if settings, data or machine make it impossible.
+    """
     settle_paths()
     config = settings.full_config()
     check_places(settings, config)
@@ -75,12 +78,12 @@ def _run(settings: SearchSettings, config: Config, latency: RecordedLatency | No
     if study.mended:
         remarks.print(study.mended)
     try:
-        ExpertBank(settings.bank_folder, basis.data, basis.held_out)  # one of other data is refused before anything runs
+        ExpertBank(settings.bank_folder, basis.data, basis.held_out)  # raises for a bank of other data, before anything runs
         search = STRATEGIES[settings.strategy_name](settings, study, latency=latency)
         if search.warm_said:
             remarks.print(search.warm_said)
         audit = Audit(settings, search) if settings.audit_factor else None
-        if not search.spent[0] and not settings.ray_address:  # other machines are not timed from here
+        if not search.spent[0] and not settings.ray_address:  # other machines cannot be timed from here
             remarks.print("\n".join([effort_lines(settings)[0], *forecast_lines(settings)]))
         if (steps := settings.trunk_steps_of(config)) and not search.spent[0]:
             remarks.print(f"first, one network is trained on all timesteps, from which every candidate starts: {steps:,} steps")
@@ -99,8 +102,10 @@ def _run(settings: SearchSettings, config: Config, latency: RecordedLatency | No
 
 
 def settled(settings: SearchSettings, space: FeatureSpace) -> SearchSettings:
-    """``settings`` with what was left open decided once, here: workers must not choose features anew, and a study that goes on
-    keeps the lag of its proposals."""
+    """Return ``settings`` with feature space and proposal lag filled in.
+
+    They are decided once, in the driver: all workers must use the same features, and a resumed study keeps its proposal lag.
+    """
     recorded = recorded_settings(settings.folder).get("proposal_lag")
     lag = settings.proposal_lag or recorded or max(LEAST_LAG, settings.workers or 0, room_for_trials(settings))
     return settings.model_copy(update={"features": space.kind, "proposal_lag": lag})
@@ -108,7 +113,7 @@ def settled(settings: SearchSettings, space: FeatureSpace) -> SearchSettings:
 
 @contextmanager
 def _latency_of_trials(settings: SearchSettings) -> Iterator[RecordedLatency | None]:
-    """Latency as trials have it, measured in a process like theirs; None where it is neither minimised nor limited."""
+    """Open the measurement of latency in a process like a trial's; None if latency is neither minimised nor limited."""
     if not settings.asks_latency:
         yield None
         return
@@ -121,7 +126,7 @@ def _latency_of_trials(settings: SearchSettings) -> Iterator[RecordedLatency | N
 
 
 def _basis(settings: SearchSettings, config: Config) -> Basis:
-    """Data and feature space, opened in the driver first: what is wrong with them is said before anything runs."""
+    """Open data and feature space in the driver, so that their faults are raised before anything runs."""
     weights, strict = settings.inception_weights, settings.strict
     return open_basis(config, settings.device, weights, strict=strict, fresh=settings.fresh, on_message=remarks.print)
 
@@ -133,7 +138,7 @@ def _search(
     objective: Objective,
     report_early: Callable[[], None],
 ) -> None:
-    """Let an engine work through the budget, then through what is to be scored again."""
+    """Run the search and then its rescorings in one engine."""
     if search.done:
         remarks.print(f"the budget of {settings.budget} is spent; give a larger --budget to go on")
         if all(rescoring.done for rescoring in rescorings):
@@ -149,7 +154,7 @@ def _search(
     stages += [Stage(rescoring, partial(shown[type(rescoring)], rescoring)) for rescoring in rescorings]
     engine = open_engine(settings, workers)
     try:
-        with threads(1), Stages(stages) as source:  # the cores are the workers'
+        with threads(1), Stages(stages) as source:  # leave the cores to the workers
             engine.run(source, objective, source.on_change)
             if not source.done:  # Ray Tune swallows interruptions and returns
                 raise KeyboardInterrupt
@@ -166,7 +171,7 @@ def _search(
 
 @contextmanager
 def _search_shown(settings: SearchSettings, search: Strategy, workers: int) -> Iterator[OnChange]:
-    """Show each trial and keep trials.csv current, to a second: a worker may be waiting."""
+    """Show each trial and keep trials.csv current. The table is written at most once a second, as a worker may be waiting."""
     with SearchDisplay(search, workers, remarks) as display:
         seen, due, kept = -1, 0.0, Kept(settings.folder, settings.objectives)
 
@@ -187,7 +192,7 @@ def _search_shown(settings: SearchSettings, search: Strategy, workers: int) -> I
 
 @contextmanager
 def _audit_shown(settings: SearchSettings, audit: Audit, workers: int, report_early: Callable[[], None]) -> Iterator[OnChange]:
-    """Leave a report to read meanwhile, and show how far the audit is."""
+    """Show the progress of the audit, and write a report to read meanwhile once all workers are busy."""
     words = f"audit: {len(audit.chosen)} configurations, trained {settings.audit_factor} times longer"
     words += f" with {settings.audit_seeds} seeds" if settings.audit_seeds > 1 else ""
     due, is_reported = math.inf, False
@@ -208,7 +213,7 @@ def _audit_shown(settings: SearchSettings, audit: Audit, workers: int, report_ea
 
 @contextmanager
 def _probabilities_shown(probabilities: Probabilities) -> Iterator[OnChange]:
-    """Show how far the choice of p is."""
+    """Show the progress of the choice of p."""
     words = f"choosing p of the winner's experts among {len(probabilities.alternatives)} alternatives"
     remarks.print(words)
     with remarks.status(Text(words)) as status:
@@ -217,7 +222,7 @@ def _probabilities_shown(probabilities: Probabilities) -> Iterator[OnChange]:
 
 @contextmanager
 def _confirmation_shown(settings: SearchSettings, confirmation: Confirmation) -> Iterator[OnChange]:
-    """Show how far winner and hand-made pattern are."""
+    """Show the progress of the confirmation."""
     words = f"confirming the winner: {confirmation.steps:,} steps an expert with {settings.confirm_seeds} seeds"
     remarks.print(words)
     with remarks.status(Text(words)) as status:
@@ -232,7 +237,7 @@ def _scoring_shown(finalists: Finalists) -> Iterator[OnChange]:
 
 
 def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> AbstractContextManager[Watch | None]:
-    """The report of what is known so far, served while it lasts, where that was asked for."""
+    """Serve the report of the results so far within the context, if the settings ask for that."""
     if not settings.watch:
         return nullcontext()
     facts, portraits = facts_of(settings, basis.images, basis.space), LivePortraits(settings, basis)
@@ -247,7 +252,7 @@ def _watched(settings: SearchSettings, search: Strategy, basis: Basis) -> Abstra
 
 
 def _objective(settings: SearchSettings, config: Config, basis: Basis) -> Objective:
-    weights = settings.inception_weights and settings.inception_weights.absolute()  # workers run elsewhere
+    weights = settings.inception_weights and settings.inception_weights.absolute()  # workers run in other folders
     return Objective(
         settings.folder.absolute(),
         settings.bank_folder.absolute(),
@@ -263,7 +268,7 @@ def _objective(settings: SearchSettings, config: Config, basis: Basis) -> Object
 
 
 def retrain_winner(settings: SearchSettings) -> None:
-    """Train the winner in full, draw samples, score it: what ``python -m meme train / sample / evaluate`` do."""
+    """Train the winner in full, draw samples and score it, as ``python -m meme train``, ``sample`` and ``evaluate`` do."""
     from meme.cli.commands import evaluate_folder, sample_folder, train_config
 
     path = settings.folder / "winner.yaml"

@@ -1,1 +1,1 @@
-"""Ways to run a search: each hands tasks to workers and outcomes back."""
+"""Engines, which run the tasks of a search in workers and return their outcomes."""

@@ -11,14 +11,14 @@ from concurrent.futures.process import BrokenProcessPool
 from meme_nas.engines.protocols import Source
 from meme_nas.record.tasks import Outcome, Task, attempt
 
-ATTEMPTS = 2  # a task that takes its worker down so often is recorded as failed
+ATTEMPTS = 2  # tries of a task whose worker dies; after that it is recorded as failed
 
 
 class LocalEngine:
-    """``workers`` processes that stay alive from trial to trial. Each is a pool of one: a death harms no other trial."""
+    """Engine of ``workers`` processes that stay alive from trial to trial. Each is a pool of one, so a death harms no other."""
 
     def __init__(self, workers: int, gpus: int = 0):
-        """With ``gpus``, worker i sees the GPU i modulo ``gpus`` alone."""
+        """Start the workers. If ``gpus`` is above 0, worker i sees only the GPU i modulo ``gpus``."""
         self._gpus = gpus
         self._pools = [new_pool(worker, gpus) for worker in range(workers)]
         self._running: dict[Future, tuple[int, Task]] = {}
@@ -35,12 +35,12 @@ class LocalEngine:
             on_change()
 
     def close(self) -> None:
-        """Stop the workers, busy or not."""
+        """Stop the workers, even if they are busy."""
         for pool in self._pools:
             end(pool)
 
     def _fill(self, search: Source, objective: Callable[[Task], Outcome]) -> None:
-        """Give every idle worker a task, as long as there are any."""
+        """Give every idle worker a task while there are tasks."""
         idle = set(range(len(self._pools))) - {worker for worker, _ in self._running.values()}
         for worker in sorted(idle):
             if (task := search.next_task()) is None:
@@ -48,7 +48,7 @@ class LocalEngine:
             self._submit(worker, task, objective)
 
     def _take(self, future: Future, search: Source, objective: Callable[[Task], Outcome]) -> None:
-        """Record what a task came to; if it took its worker down, give it one more chance on a new one."""
+        """Record the outcome of a task. If its worker died, submit it to a new one, up to ``ATTEMPTS`` tries in all."""
         worker, task = self._running.pop(future)
         try:
             search.record(future.result())
@@ -66,14 +66,16 @@ class LocalEngine:
 
 
 def new_pool(worker: int, gpus: int, niceness: int = 0) -> ProcessPoolExecutor:
-    """Return a pool of one process, which sees the GPU ``worker`` modulo ``gpus`` alone, if there are any, and is nicer than this
-    one by ``niceness``."""
+    """Return a pool of one process, whose niceness is this process's plus ``niceness``.
+
+    If ``gpus`` is above 0, it sees only the GPU ``worker`` modulo ``gpus``.
+    """
     spawn = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_worker, initargs=(worker, gpus, niceness))
 
 
 def _start_worker(worker: int, gpus: int, niceness: int) -> None:
-    """In a new worker: leave Ctrl-C to the search, and end when the search is gone, even by kill -9."""
+    """Prepare a new worker: ignore Ctrl-C, which the search handles, and end when the search ends, even by kill -9."""
     if niceness and hasattr(os, "nice"):
         os.nice(niceness)
     if gpus:
@@ -91,7 +93,7 @@ def _end_with_parent() -> None:
 
 
 def end(pool: ProcessPoolExecutor) -> None:
-    """Stop a worker even if it is busy: its trial can be run again."""
+    """Stop a worker even if it is busy. Its trial can be run again."""
     for process in list((pool._processes or {}).values()):
         process.terminate()
     pool.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,6 @@
-"""A process of this machine in which latency is measured as in a trial: with its threads, its device, its visible GPU, its nice.
+"""Process of this machine that measures latency under the conditions of a trial: threads, device, visible GPU and niceness.
 
-The driver never measures: it has other threads, and other work.
+The driver does not measure, because it has other threads and other work.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from meme_nas.engines.protocols import Meter
 
 
 class MeasuringProcess:
-    """Starts with the first question, and ends with ``close`` or with this process."""
+    """Process that calls a meter. It starts at the first call, and ends at ``close`` or with this process."""
 
     def __init__(self, meter: Meter, gpus: int = 0, niceness: int = 0):
-        """``gpus`` as for ``LocalEngine``: with any, the first is visible alone. ``niceness`` is added to this process's."""
+        """Call ``meter``. If ``gpus`` is above 0, only the first GPU is visible. ``niceness`` is added to this process's."""
         self._meter, self._gpus, self._niceness = meter, gpus, niceness
         self._pool: ProcessPoolExecutor | None = None
 
     @property
     def kind(self) -> DeviceKind:
-        """Kind of the device of a trial here. It needs no process, as that has the first of the devices that this one has."""
+        """Kind of the device of a trial here. No process is started for it, as that would have this process's first device."""
         return self._meter.kind
 
     def __call__(self, networks: Sequence[TimedNetwork]) -> list[float]:
-        """``UserError`` where the process dies again and again."""
+        """Return the meter's result. Raises ``UserError`` if the process dies ``ATTEMPTS`` times."""
         for _ in range(ATTEMPTS):
             self._pool = self._pool or new_pool(0, self._gpus, self._niceness)
             try:
@@ -38,7 +38,7 @@ class MeasuringProcess:
         raise UserError(f"latency_ms: the process that measures it died {ATTEMPTS} times (killed, or out of memory)")
 
     def close(self) -> None:
-        """Stop the process, busy or not. A later question starts another one."""
+        """Stop the process, even if it is busy. A later call starts another one."""
         if self._pool:
             end(self._pool)
             self._pool = None

@@ -1,4 +1,4 @@
-"""Where trials run, how many at a time this machine or cluster holds, and the engine; where their files may lie."""
+"""Placement of trials: the engine, the number of trials at a time on this machine or cluster, and checks of file locations."""
 
 import os
 import tempfile
@@ -19,13 +19,13 @@ from meme.support.files import cache_folder
 from meme_nas.engines.protocols import Engine, Measuring, Meter
 from meme_nas.settings import LEAST_LAG, SearchSettings
 
-NICENESS_VARIABLE, RAY_NICENESS = "RAY_worker_niceness", 15  # what Ray adds to its workers', unless the variable is set
+NICENESS_VARIABLE, RAY_NICENESS = "RAY_worker_niceness", 15  # niceness that Ray adds to its workers, unless the variable is set
 LONGEST_SOCKET_PATH = 107  # bytes, on Linux
 SOCKET_IN_TMPDIR = "ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"  # with the longest ids
 
 
 def check_places(settings: SearchSettings, config: Config) -> None:
-    """``UserError`` where the data are not there, or what the search leaves would lie among them."""
+    """Raise ``UserError`` if the data are missing, or if a folder that the search writes would be inside them."""
     if config.data == "digits" or not config.data:
         return
     data = existing(config.data)
@@ -34,10 +34,10 @@ def check_places(settings: SearchSettings, config: Config) -> None:
 
 
 def check_engine(settings: SearchSettings) -> None:
-    """``UserError`` where Ray cannot be started here, for reasons that Ray itself would not put into words."""
+    """Raise ``UserError`` if Ray cannot start here, for reasons that Ray's own errors do not name."""
     if settings.engine != "ray":
         return
-    if os.path.expanduser("~") == "~":  # no HOME, and a user that the system does not know, as in containers
+    if os.path.expanduser("~") == "~":  # no HOME, and no passwd entry of the user, as in containers
         raise UserError("engine: Ray needs a home folder, which this user has not; name one in HOME, or take --engine local")
     for field, what, place in (("engine", "works in", Path.cwd()), ("study", "writes to", settings.folder.absolute())):
         if not _is_utf8(place):
@@ -62,7 +62,7 @@ def _is_utf8(path: Path) -> bool:
 
 
 def room_for_trials(settings: SearchSettings) -> int:
-    """Trials that the cores (and GPUs) of this machine, or of the cluster to join, hold at a time."""
+    """Return the number of trials that the cores (and GPUs) of this machine, or of the cluster to join, hold at a time."""
     if settings.engine == "ray" and settings.ray_address:
         from meme_nas.engines import ray_cluster
 
@@ -76,16 +76,19 @@ def room_for_trials(settings: SearchSettings) -> int:
 
 
 def workers_for(settings: SearchSettings) -> int:
-    """Trials at a time: as told, else what the machine holds; no more than proposals or the budget leave work for."""
+    """Return the number of trials at a time: that of the settings, else what the machine holds.
+
+    It is at most the proposal lag and the budget, beyond which workers would have no work.
+    """
     return min(settings.workers or room_for_trials(settings), settings.proposal_lag or LEAST_LAG, settings.budget)
 
 
 def gpus_a_trial(settings: SearchSettings) -> float:
-    """The share of a GPU that a trial on Ray takes: 0 where there is none, or none is wanted."""
+    """Return the share of a GPU that a trial on Ray takes; 0 if there is no GPU, or the settings exclude it."""
     if settings.ray_address and settings.device == "auto":
         from meme_nas.engines import ray_cluster
 
-        ray_cluster.join(settings.ray_address)  # unless it is: before a full training, and where a study goes on, it is not
+        ray_cluster.join(settings.ray_address)  # for a full training or a resumed study; else it has joined already
         on_gpu = ray_cluster.has_gpus()
     else:
         on_gpu = pick_device(settings.device).type == "cuda"
@@ -117,8 +120,10 @@ def open_engine(settings: SearchSettings, workers: int) -> Engine:
 
 
 def open_measuring(settings: SearchSettings, meter: Meter, wanted: DeviceKind | None) -> Measuring:
-    """Return what calls ``meter`` in a process that is like a trial's. In a cluster it is on a node with a device of the kind
-    ``wanted``, if there is one. Nothing starts before the first question."""
+    """Return an object that calls ``meter`` in a process like a trial's. The process starts at the first call.
+
+    In a cluster it is on a node with a device of the kind ``wanted``, if there is one.
+    """
     if settings.engine == "ray" and settings.ray_address:
         from meme_nas.engines.ray_cluster import MeasuringNode
 
@@ -132,12 +137,12 @@ def open_measuring(settings: SearchSettings, meter: Meter, wanted: DeviceKind | 
 
 
 def _gpus_here(settings: SearchSettings) -> int:
-    """Return how many GPUs the workers of this machine take in turn: 0 where they all have the same device."""
+    """Return the number of GPUs that the workers of this machine take in turn; 0 if they all have the same device."""
     return torch.cuda.device_count() if settings.device in ("auto", "cuda") else 0
 
 
 def training_of(settings: SearchSettings) -> Callable[..., Ensemble]:
-    """How the winner's experts are trained: one after the other here, or side by side on Ray."""
+    """Return the function that trains the winner in full: its experts one after the other here, or side by side on Ray."""
     if settings.engine == "local":
         return train
     from meme_nas.engines.ray_training import RayTraining

@@ -1,4 +1,4 @@
-"""What engines take and give: tasks handed to workers and outcomes back, and latency measured where trials run."""
+"""Interfaces of engines, of their sources of tasks, and of latency measurements where trials run."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -9,7 +9,7 @@ from meme_nas.record.tasks import Outcome, Task
 
 
 class Source(Protocol):
-    """Where an engine's tasks come from: a strategy, or an audit."""
+    """Source of an engine's tasks: a strategy, or a stage after the search."""
 
     unit: str
 
@@ -22,7 +22,7 @@ class Source(Protocol):
 
 
 class Engine(Protocol):
-    """What the engines have in common."""
+    """Common interface of the engines."""
 
     def run(self, search: Source, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None: ...
 
@@ -30,7 +30,7 @@ class Engine(Protocol):
 
 
 class Meter(Protocol):
-    """What measures in the process that calls it: milliseconds of one pass through each network. It can be pickled."""
+    """Function that measures the milliseconds of one pass through each network, in the process that calls it. It is picklable."""
 
     @property
     def kind(self) -> DeviceKind: ...
@@ -39,6 +39,6 @@ class Meter(Protocol):
 
 
 class Measuring(Meter, Protocol):
-    """Calls a meter in a process that is like a trial's."""
+    """Caller of a meter in a process like a trial's."""
 
     def close(self) -> None: ...

@@ -1,7 +1,7 @@
-"""Run a search on Ray Tune.
+"""Engine that runs a search on Ray Tune.
 
-Tune is given our search as its searcher and keeps no record of its own that matters: the study on disk is the one record, so
-every run of the command is a new Tune run that goes on where the study stands.
+Our search is Tune's searcher. Tune's own record is not used. The study on disk is the only record, so every run of the command
+is a new Tune run that resumes from the study.
 """
 
 import logging
@@ -15,13 +15,13 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-# Tune's newer output prints boxes about an experiment, whatever its verbosity.
+# Tune's newer output prints boxes about an experiment at any verbosity.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# Tune would write its state every few seconds, the longer the more trials there are, for a restore that we never do.
+# Tune would write its state every few seconds, which takes longer with more trials, for a restore that we never do.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
-# Nor does anything read the five files that it leaves of every trial, but for TensorBoard's, while a worker waits.
+# Tune would write five files for every trial while a worker waits. Only TensorBoard's is read, and a callback below writes it.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-# Without it Ray warns, at every start on a machine without a GPU, of a change in how it hides GPUs from CPU actors.
+# Without this, Ray warns at every start on a machine without a GPU that it will hide GPUs from CPU actors differently.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
@@ -38,12 +38,12 @@ from meme_nas.engines.ray_cluster import check_shared, join, printable_command
 from meme_nas.record.tasks import Outcome, SearchFault, Task, attempt
 
 LOOPBACK = "127.0.0.1"
-DEATHS_ALLOWED = 1  # a trial whose worker dies is run again so often
-START_SECONDS = 60.0  # that a trial waits for a worker of its own; there may be no room for one any more, as after a node's death
+DEATHS_ALLOWED = 1  # further tries of a trial whose worker dies
+START_SECONDS = 60.0  # longest wait for a worker of its own; there may be no room left, for example after a node's death
 
 
 class RayEngine:
-    """``workers`` actors that stay alive from trial to trial, each with ``cpus`` cores and a share of a GPU."""
+    """Engine of ``workers`` actors that stay alive from trial to trial, each with ``cpus`` cores and a share of a GPU."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class RayEngine:
     ):
         """Start Ray on this machine, or join the cluster at ``address``.
 
-        ``UserError`` where a node of the cluster does not see ``folder``, or one of ``inputs``, as this machine does.
+        Raises ``UserError`` if Ray does not start, or a node of the cluster does not see ``folder`` or one of ``inputs``.
         """
         self.workers, self.folder = workers, folder
         self.resources = {"cpu": cpus, "gpu": gpus} if gpus else {"cpu": cpus}
@@ -66,12 +66,15 @@ class RayEngine:
         if address:
             check_shared(folder, inputs)
         self.dashboard = f"http://{dashboard}" if dashboard else None
-        """Address of the dashboard, or None where Ray could not start it."""
+        """Address of the dashboard; None if Ray could not start it."""
         self.asks_for_token = self.dashboard is not None and _asks_for_token(self.dashboard)
-        """Whether the dashboard opens only with the token that ``ray get-auth-token`` prints, as Ray has it by default."""
+        """True if the dashboard requires the token that ``ray get-auth-token`` prints, as it does by default."""
 
     def run(self, search: Source, objective: Callable[[Task], Outcome], on_change: Callable[[], None]) -> None:
-        """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second."""
+        """Run ``search`` to its end. ``on_change`` is called when trials start or end, and about once a second.
+
+        Raises ``UserError`` for a fault that every trial would meet.
+        """
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         storage = self.folder.absolute() / "ray"
         shutil.rmtree(storage / search.unit, ignore_errors=True)  # the search's logs stay beside the audit's
@@ -105,21 +108,21 @@ class RayEngine:
 
 
 class _NotPickled:
-    """Tune pickles its run's settings for a restore that we never do; what they refer to here stays out of the file."""
+    """Base class of objects whose contents are not pickled. Tune pickles a run's settings for a restore that we never do."""
 
     def __getstate__(self) -> dict:
         return {}
 
 
 class StudySearcher(_NotPickled, Searcher):
-    """Our search in the form Tune asks."""
+    """Adapter of our search to Tune's interface of a searcher."""
 
     def __init__(self, search: Source):
         super().__init__(metric="fid", mode="min")
         self._search = search
         self._tasks: dict[str, Task] = {}
         self.fault: str | None = None
-        """What no trial can run with, in a sentence; no more are started then."""
+        """Sentence on a fault that every trial would meet; None without one. No further trials are started then."""
 
     def suggest(self, trial_id: str) -> dict | str | None:  # type: ignore[override]  # Ray's own forgets its FINISHED
         if self.fault:
@@ -134,24 +137,24 @@ class StudySearcher(_NotPickled, Searcher):
         task = self._tasks.pop(trial_id)
         expected = {"number": task.number, "expert": task.expert, "rung": task.rung}
         if result and result.get("fault"):
-            self.fault = result["fault"]  # and the trial stays one to run again
+            self.fault = result["fault"]  # the trial stays unrecorded, to be run again
         elif error or not result or any(result.get(name) != value for name, value in expected.items()):
             self._search.record(task.failed("its worker process died (killed, or out of memory)"))
         else:
             self._search.record(Outcome.from_dict(result))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study on disk is the record."""
+        """Do nothing: the study on disk is the record."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the study on disk is the record."""
+        """Do nothing: the study on disk is the record."""
 
 
 class _KeepsWorkers(_NotPickled, FIFOScheduler):
-    """Trials in turn, and all workers stay alive; one that has died is replaced.
+    """FIFO scheduler that keeps all workers alive and replaces dead ones.
 
-    Left alone, Tune keeps one idle actor and ends the others whenever the search waits for a result. A new one takes about as
-    long to start as a short trial, and is given up as soon as a running actor is free: one worker then does all the work.
+    By default Tune keeps one idle actor and ends the others whenever the search waits for a result. A new actor takes about as
+    long to start as a short trial, and Tune abandons it as soon as a running actor is free. One worker then does all the work.
     """
 
     def __init__(self, workers: int):
@@ -165,7 +168,10 @@ class _KeepsWorkers(_NotPickled, FIFOScheduler):
             self._workers = 0
 
     def choose_trial_to_run(self, tune_controller) -> Trial | None:
-        """A trial that no worker is being started for: the others wait for theirs, unless that takes very long."""
+        """Return a pending trial for which no worker is being started.
+
+        The others wait for their workers. After ``START_SECONDS`` they may take any free worker.
+        """
         waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
         for trial in waiting:
             if trial in tune_controller._trial_to_actor:
@@ -179,7 +185,7 @@ class _KeepsWorkers(_NotPickled, FIFOScheduler):
 
 
 class TrialActor(tune.Trainable):
-    """One worker: a Tune trial is one step, in which the objective does all of its work."""
+    """Worker of the engine. A Tune trial is one step, which calls the objective once."""
 
     def setup(self, config: dict, objective: Callable[[Task], Outcome]) -> None:  # type: ignore[override]  # as with_parameters asks
         self._task, self._objective = config["task"], objective
@@ -189,7 +195,7 @@ class TrialActor(tune.Trainable):
         return True
 
     def step(self) -> dict:
-        # An actor serves one trial after another: what the dashboard's log of it says tells them apart.
+        # An actor runs many trials. These lines separate them in its log on the dashboard.
         print(f"trial {self._task.name}: begins", flush=True)
         try:
             result = attempt(self._objective, self._task).to_dict()
@@ -201,12 +207,12 @@ class TrialActor(tune.Trainable):
 
 def _trainable(objective: Callable[[Task], Outcome], resources: dict[str, float]) -> type[TrialActor]:
     trainable = tune.with_resources(tune.with_parameters(TrialActor, objective=objective), resources)
-    trainable.__qualname__ = TrialActor.__qualname__  # the dashboard lists actors by it, and Tune's wrappers have their own
+    trainable.__qualname__ = TrialActor.__qualname__  # the dashboard's name of the actor, which Tune's wrappers replace
     return trainable
 
 
 def _in_words(result: dict) -> str:
-    """What a trial came to, for a log."""
+    """Return the result of a trial as text for a log."""
     for key in ("fault", "failure"):
         if result.get(key):
             return str(result[key])
@@ -223,7 +229,10 @@ class _OnChange(_NotPickled, tune.Callback):
 
 
 def start(cpus: int, dashboard_host: str) -> str | None:
-    """Start Ray on this machine; the address of its dashboard. ``UserError`` where it does not start, as on a very busy one."""
+    """Start Ray on this machine and return the address of its dashboard, or None.
+
+    Raises ``UserError`` if Ray does not start, for example on a very busy machine.
+    """
     try:
         with printable_command():
             context = ray.init(
@@ -234,14 +243,14 @@ def start(cpus: int, dashboard_host: str) -> str | None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except Exception as error:  # what it raises is a bare Exception
+    except Exception as error:  # Ray raises a bare Exception
         raise UserError(f"engine: Ray does not start here ({in_one_line(error)}); try again, or take --engine local") from None
-    terminate_on_sigterm()  # Ray takes the signal for itself, and would end this process as if nothing had to be put in order
+    terminate_on_sigterm()  # Ray replaces the handler of SIGTERM by one that ends this process without clean-up
     return context.dashboard_url
 
 
 def token_command() -> str:
-    """What prints the dashboard's token: the ray of this Python, wherever that is installed."""
+    """Return the shell command that prints the dashboard's token, with the ``ray`` of this Python."""
     beside = Path(sys.executable).parent / "ray"
     found = str(beside) if beside.is_file() else shutil.which("ray")
     return (
@@ -252,7 +261,7 @@ def token_command() -> str:
 
 
 def _asks_for_token(dashboard: str) -> bool:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine's loopback
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy cannot reach this machine's loopback
     try:
         with direct.open(f"{dashboard}/api/version", timeout=5):
             return False

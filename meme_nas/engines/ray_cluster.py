@@ -1,4 +1,4 @@
-"""A Ray cluster that others started: joining it, what room it has, whether its nodes see our files; latency measured on one."""
+"""Use of a Ray cluster that others started: join it, count its room, check that its nodes see our files, measure latency."""
 
 import logging
 import os
@@ -26,16 +26,16 @@ from meme_nas.engines.protocols import Meter
 
 HANDED_ON = (CACHE_VARIABLE, INCEPTION_VARIABLE, "MEME_INCEPTION_SHA256")
 REACH_SECONDS = 10
-NODE_SECONDS = 120  # for a node to answer, its environment made first
-ATTEMPTS = 2  # to measure what takes a process down
-SEES_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # for an actor that holds none
+NODE_SECONDS = 120  # time for a node to answer, including the set-up of its environment
+ATTEMPTS = 2  # tries of a measurement whose process dies
+SEES_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # so that an actor without GPU resources still sees the GPUs
 
 
 def join(address: str) -> str | None:
-    """Connect this process to the cluster at ``address``, unless it is; the address of the dashboard, where there is one.
+    """Connect this process to the cluster at ``address``, unless it is connected, and return the dashboard's address or None.
 
-    Our code is sent along, so that all nodes run the same; what it imports must be installed on them. ``UserError`` where there
-    is no cluster, or one of another version.
+    Our code is sent to the nodes, so that all run the same. Its dependencies must be installed there. Raises ``UserError`` if
+    there is no cluster, or if it has another version.
     """
     _check_address(address)
     packages = [package.__path__[0] for package in (meme, meme_nas, search_spaces)]
@@ -50,15 +50,15 @@ def join(address: str) -> str | None:
             )
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
         raise UserError(f"ray_address: no Ray cluster can be joined at {address} ({in_one_line(error)}){_on_tokens()}") from None
-    terminate_on_sigterm()  # Ray takes the signal for itself, and would end this process as if nothing had to be put in order
+    terminate_on_sigterm()  # Ray replaces the handler of SIGTERM by one that ends this process without clean-up
     return context.dashboard_url
 
 
 @contextmanager
 def printable_command() -> Iterator[None]:
-    """Have Ray note this process's command line, for its dashboard, with escapes for what is not UTF-8.
+    """Make Ray record this process's command line with escapes for bytes that are not UTF-8.
 
-    The bytes of such a path, of data or of a study, would keep Ray from starting.
+    Ray shows it in its dashboard. It would not start with such bytes, which the path of data or of a study may contain.
     """
     noted = ray._private.utils.get_entrypoint_name
     ray._private.utils.get_entrypoint_name = lambda: printable(noted())
@@ -69,19 +69,19 @@ def printable_command() -> Iterator[None]:
 
 
 def variables_handed_on() -> dict[str, str]:
-    """Our environment variables as this process has them: they decide on the feature space, which must be one for all."""
+    """Return our environment variables that are set here. They determine the feature space, which must be equal on all nodes."""
     return {name: os.environ[name] for name in HANDED_ON if name in os.environ}
 
 
 def _on_tokens() -> str:
-    """Ray asks for a token where its head was started on a machine that has one, and says so to nobody who comes without."""
+    """Return a hint on tokens. A cluster that requires a token does not say so to a client without one."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         return "; its token must be that of this machine: docs/cluster.md"
     return "; if it asks for a token, set RAY_AUTH_MODE=token: docs/cluster.md"
 
 
 def _check_address(address: str) -> None:
-    """``UserError`` where nobody listens: Ray itself would go on asking for minutes."""
+    """Raise ``UserError`` if nothing listens at ``address``. Ray itself would retry for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -94,17 +94,20 @@ def _check_address(address: str) -> None:
 
 
 def room(cpus: float, gpus: float) -> int:
-    """Trials of ``cpus`` cores (and, unless 0, a share ``gpus`` of a GPU) that the joined cluster holds at a time."""
+    """Return the number of trials that the joined cluster holds at a time.
+
+    A trial takes ``cpus`` cores and, unless ``gpus`` is 0, that share of a GPU.
+    """
     return sum(_room_on(node, cpus, gpus) for node in _nodes())
 
 
 def has_gpus() -> bool:
-    """Whether any node of the joined cluster has a GPU."""
+    """Return True if any node of the joined cluster has a GPU."""
     return any(node["Resources"].get("GPU") for node in _nodes())
 
 
 def check_shared(folder: Path, inputs: Sequence[Path] = ()) -> None:
-    """``UserError`` unless every node that may run trials sees ``folder`` with what is written here, and all ``inputs``."""
+    """Raise ``UserError`` unless every node that may run trials sees ``folder``, with files written here, and all ``inputs``."""
     folder = folder.absolute()
     token = folder / f".seen-{uuid.uuid4().hex}"
     try:
@@ -123,13 +126,13 @@ def check_shared(folder: Path, inputs: Sequence[Path] = ()) -> None:
 
 
 def _ask(node: dict, token: str, inputs: list[str]) -> str | None:
-    """The first of these paths that ``node`` does not see."""
+    """Return the first of ``token`` and ``inputs`` that ``node`` does not see; None if it sees all."""
     strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     answer = _unseen.options(scheduling_strategy=strategy).remote(token, inputs)
     try:
         return ray.get(answer, timeout=NODE_SECONDS)
     except ray.exceptions.TaskUnschedulableError:
-        return None  # it has died, which the list of nodes does not know yet: no trial will run there
+        return None  # the node has died and is still listed; no trial will run there
     except ray.exceptions.RayError as error:
         raise UserError(
             f"ray_address: the node {node['NodeManagerAddress']} does not run our code ({in_one_line(error)})"
@@ -138,7 +141,7 @@ def _ask(node: dict, token: str, inputs: list[str]) -> str | None:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _unseen(token: str, inputs: list[str]) -> str | None:
-    """On a node: the first of these paths that is not there, or whose content is not what it should be."""
+    """Return, on a node, the first of the paths that is missing, or ``token`` if its content is wrong."""
     path = Path(token)
     if not path.is_file() or path.read_text() != path.name:
         return token
@@ -168,10 +171,10 @@ class _MeasuringActor:
 
 
 class MeasuringNode:
-    """Calls a meter in an actor on one node that has room for trials. It starts with the first question.
+    """Actor on one node with room for trials that calls a meter. It starts at the first call.
 
-    The actor takes no resources: the trials' own actors hold theirs for the whole search, so that one which asked for a trial's
-    would wait for ever in a cluster that is full.
+    The actor takes no resources. The trials' actors hold theirs for the whole search, so an actor that requested a trial's
+    resources would wait for ever in a full cluster.
     """
 
     def __init__(
@@ -183,7 +186,7 @@ class MeasuringNode:
         folder: Path,
         wanted: DeviceKind | None = None,
     ):
-        """``cpus`` and ``gpus`` of a trial; ``wanted``: the kind of device to measure on, if a node has it."""
+        """Take ``cpus`` and ``gpus`` of a trial, and the kind of device to measure on if a node has it, ``wanted``."""
         self._meter, self._address, self._cpus, self._gpus, self._folder = meter, address, cpus, gpus, folder
         self._wanted = wanted
         self._kind: DeviceKind | None = None
@@ -191,14 +194,17 @@ class MeasuringNode:
 
     @property
     def kind(self) -> DeviceKind:
-        """Kind of device of the node that measures; it stays."""
+        """Kind of device of the node that measures. It does not change."""
         if self._kind is None:
             self._start()
         assert self._kind is not None
         return self._kind
 
     def __call__(self, networks: Sequence[TimedNetwork]) -> list[float]:
-        """``UserError`` where the actor dies again and again, or its node has died and no other has a device of its kind."""
+        """Return the meter's result.
+
+        Raises ``UserError`` if the actor dies ``ATTEMPTS`` times, or its node has died and no other has a device of its kind.
+        """
         for _ in range(ATTEMPTS):
             try:
                 if self._actor is None:
@@ -217,8 +223,10 @@ class MeasuringNode:
         self._actor = None
 
     def _start(self) -> None:
-        """Start an actor on the first node, in order of address, whose device is of the kind that is wanted; where none is, on
-        the first. ``UserError`` where that is not the kind of the answers before."""
+        """Start an actor on the first node, in order of address, with a device of the wanted kind, or on the first node of all.
+
+        Raises ``UserError`` if no node has room, or none has the kind of device of earlier calls.
+        """
         join(self._address)
         check_shared(self._folder)
         started = self._started()
@@ -235,7 +243,7 @@ class MeasuringNode:
         self._actor, self._kind = chosen
 
     def _started(self) -> list[tuple[Any, DeviceKind]]:
-        """Return actors and the kinds of their devices, in order of address up to the first that is of the kind wanted."""
+        """Return started actors and the kinds of their devices, in order of address, up to the first of the wanted kind."""
         gpus, found = self._gpus(), []
         options: dict[str, Any] = {"runtime_env": {"env_vars": SEES_GPUS}} if gpus else {}
         for node in sorted((node for node in _nodes() if _room_on(node, self._cpus, gpus)), key=_address_of):

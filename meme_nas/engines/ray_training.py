@@ -1,8 +1,8 @@
-"""Train an ensemble in full on Ray: its experts side by side, each by one process or by several of Ray Train.
+"""Full training of an ensemble on Ray, experts side by side, each by one process or by several of Ray Train.
 
-What a training knows of its past is its checkpoint in the ensemble's folder, so that after a process has died, a node has gone or
-the command has ended, it goes on in the same way. On a CPU one process trains the weights of ``meme.pipeline.train``, to the last
-bit where both have the same number of threads.
+A checkpoint in the ensemble's folder is the only state of a training. So it resumes in the same way after the death of a process,
+the loss of a node or the end of the command. On a CPU, one process trains the same weights as ``meme.pipeline.train``, bit for
+bit if both have the same number of threads.
 """
 
 import json
@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# Ray Train keeps nothing that we need in its run's folder, and must not make it the place where relative paths begin.
+# Ray Train would change the working directory to its run's folder, which would break relative paths.
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 
 import ray
@@ -35,26 +35,26 @@ from meme.training.trainer import TRUNK, OnProgress, Progress, train_expert, tra
 from meme_nas.engines.ray import LOOPBACK, start
 from meme_nas.engines.ray_cluster import check_shared, join
 
-DEATHS_ALLOWED = 3  # of an expert's processes, each time after which it goes on from its checkpoint
+DEATHS_ALLOWED = 3  # deaths of an expert's processes after which its training resumes from the checkpoint
 LOOK_EVERY_SECONDS = 0.5
 _STOP, RUNS = ".stop", "ray"
 
 
 class Stopped(RuntimeError):
-    """The command that wanted this training is ending."""
+    """Raised in a training whose command is ending."""
 
 
 @dataclass(frozen=True)
 class RayTraining:
-    """Called as ``meme.pipeline.train`` is, with a folder, and does the same."""
+    """Function with the arguments and the effect of ``meme.pipeline.train`` with a folder, which trains on Ray."""
 
     cpus: int = 1
-    """Cores, and threads, of a process."""
+    """Cores of a process, which is also its number of threads."""
     on_gpus: bool = False
-    """Whether every process has a GPU of its own."""
+    """Give every process a GPU of its own."""
     workers_per_expert: int = 1
     address: str | None = None
-    """Of a cluster to join; None: Ray is started on this machine."""
+    """Address of a cluster to join; None: Ray is started on this machine."""
     dashboard_host: str = LOOPBACK
     inputs: Sequence[Path] = ()
     """Files outside the folder that every node must see."""
@@ -70,7 +70,10 @@ class RayTraining:
         device: torch.device | str = "cpu",
         on_progress: OnProgress = lambda progress: None,
     ) -> Ensemble:
-        """Raises as ``meme.pipeline.train``, and ``UserError`` where there is no room for one expert."""
+        """Train the ensemble in ``folder`` and return it on ``device``.
+
+        Raises the errors of ``meme.pipeline.train``, and ``UserError`` if there is no room for one expert.
+        """
         Shard(0, self.workers_per_expert).check(config.training.batch_size)
         config = identified(with_scale(config, data))
         with claim_folder(folder, config):
@@ -90,7 +93,7 @@ class RayTraining:
             start(cores, self.dashboard_host)
 
     def _train(self, folder: Path, config: Config, content_id: str, on_progress: OnProgress) -> None:
-        """Train the trunk, if there is one, then all experts, as many at a time as there is room for."""
+        """Train the trunk, if there is one, then all experts, as many at a time as the cluster holds."""
         numbers = range(1, len(config.experts) + 1)
         room = min(len(numbers), self._room())
         processes = f", {self.workers_per_expert} processes each" if self.workers_per_expert > 1 else ""
@@ -102,7 +105,7 @@ class RayTraining:
     def _train_side_by_side(
         self, folder: Path, config: Config, content_id: str, numbers: Sequence[int], on_progress: OnProgress
     ) -> None:
-        """Train the networks of these numbers, as many at a time as there is room for."""
+        """Train the networks ``numbers``, as many at a time as the cluster holds."""
         room = min(len(numbers), self._room())
         (folder / _STOP).unlink(missing_ok=True)
         one = self._by_one if self.workers_per_expert == 1 else self._by_several
@@ -111,7 +114,7 @@ class RayTraining:
         try:
             _watch(work.values(), partial(_tell, folder, numbers, on_progress))
         except BaseException:  # also Ctrl-C
-            write_text(folder / _STOP, "")  # each training sees it at its next report, and leaves its checkpoint
+            write_text(folder / _STOP, "")  # each training reads this at its next report, saves its checkpoint and stops
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -121,7 +124,7 @@ class RayTraining:
             shutil.rmtree(folder / RUNS, ignore_errors=True)
 
     def _room(self) -> int:
-        """Experts that the cluster holds at a time."""
+        """Return the number of experts that the cluster holds at a time. Raises ``UserError`` if it is 0."""
         there, wanted = ray.cluster_resources(), self._resources()
         room = min(int(there.get(name, 0) / (each * self.workers_per_expert)) for name, each in wanted.items())
         if room < 1:
@@ -142,7 +145,7 @@ class RayTraining:
         )
 
     def _by_one(self, work: "_Work") -> None:
-        """A Ray task, which Ray starts again where its process or node has died."""
+        """Train in one Ray task, which Ray restarts if its process or node dies."""
         resources = {"num_cpus": self.cpus, "num_gpus": int(self.on_gpus)}
         task = _task.options(**resources, max_retries=DEATHS_ALLOWED, name=f"expert-{work.number} of {work.settings.name}")
         try:
@@ -153,7 +156,7 @@ class RayTraining:
             raise UserError(f"expert {work.number}: its process died {DEATHS_ALLOWED + 1} times ({in_one_line(error)})") from None
 
     def _by_several(self, work: "_Work") -> None:
-        """A group of processes, which Ray Train starts again as a whole where one has died."""
+        """Train in a group of processes, which Ray Train restarts as a whole if one dies."""
         trainer = TorchTrainer(
             _in_group,
             train_loop_config={"work": work},
@@ -177,13 +180,13 @@ class RayTraining:
 
 @dataclass(frozen=True)
 class _Work:
-    """One expert, or the trunk, to train, as it is sent to a node."""
+    """Training of one expert or the trunk, as sent to a node."""
 
     folder: Path
     config: str
     number: int
     content_id: str
-    """Of the data as the command that trains opened them."""
+    """Content id of the data that the command has opened."""
     device: str
     threads: int
     checkpoint_seconds: float
@@ -226,14 +229,17 @@ def _task(work: _Work) -> None:
 
 
 def _in_group(config: dict) -> None:
-    """In each process of a group. Ray Train starts it anew after the first process has stopped: then all must know, or none."""
+    """Train in one process of a group.
+
+    Ray Train restarts the group after a process has stopped. The processes agree on whether to stop, so that all do or none.
+    """
     work, shard = config["work"], Shard.of_this_process()
     if shard.mean(torch.tensor(float(work.is_to_stop), device=work.device)) == 0:
         work.run(shard)
 
 
 def _watch(work: Iterable[Future], look: Callable[[], None]) -> None:
-    """Wait for all of ``work``, or for the first that fails."""
+    """Wait for all of ``work``, and call ``look`` regularly. Raises the first failure."""
     left = set(work)
     while left:
         done, left = wait(left, timeout=LOOK_EVERY_SECONDS, return_when=FIRST_EXCEPTION)
@@ -243,7 +249,7 @@ def _watch(work: Iterable[Future], look: Callable[[], None]) -> None:
 
 
 def _tell(folder: Path, numbers: Iterable[int], on_progress: OnProgress) -> None:
-    """Hand on how far each expert is, as its process has written it down."""
+    """Report the progress of each expert from the file that its process writes."""
     for number in numbers:
         try:
             on_progress(Progress(**json.loads(_progress_file(folder, number).read_text())))
@@ -256,7 +262,7 @@ def _progress_file(folder: Path, number: int) -> Path:
 
 
 def _ours(error: BaseException) -> BaseException:
-    """What a training raised, as ``meme.pipeline.train`` would have."""
+    """Return the error of a training in the form that ``meme.pipeline.train`` would raise."""
     if isinstance(error, (UserError, TrainingDiverged, OSError, Stopped)):
         return error
     return RuntimeError(f"{type(error).__name__}: {in_one_line(error)}")

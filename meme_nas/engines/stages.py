@@ -1,4 +1,4 @@
-"""A search and then its audit in one run of an engine, so that workers do not start anew in between."""
+"""A search and its later stages in one run of an engine, so that workers are not restarted in between."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -9,23 +9,23 @@ from meme_nas.engines.protocols import Source
 from meme_nas.record.tasks import Outcome, Task
 
 OnChange = Callable[[], None]
-"""Called when trials start or end, and about once a second."""
+"""Callback for when trials start or end, and about once a second."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One source of tasks, and what is shown while it lasts."""
+    """One source of tasks, and its display on the console."""
 
     source: Source
     shown: Callable[[], AbstractContextManager[OnChange]]
-    """Entered before the stage's first task, if it has any, and left after its last."""
+    """Context of the display, entered before the stage's first task, if it has any, and left after its last."""
 
 
 class Stages:
-    """Sources in turn, as one: each begins when all tasks of the one before are recorded."""
+    """Several sources in turn, as one source. Each begins when all tasks of the one before are recorded."""
 
     def __init__(self, stages: Sequence[Stage]):
-        """``stages``: at least one."""
+        """Run ``stages`` in order. There must be at least one."""
         self._current, *self._waiting = stages
         self._shown, self._on_change = ExitStack(), _nothing
         self.unit = self._current.source.unit
@@ -54,7 +54,7 @@ class Stages:
         return self._current.source.record(outcome)
 
     def on_change(self) -> None:
-        """Bring up to date what is shown."""
+        """Update the display of the current stage."""
         self._on_change()
 
     def _show(self) -> None:

@@ -1,1 +1,1 @@
-"""What a study has recorded: tasks, trials, their ranking."""
+"""Record of a study: tasks, trials and their ranking."""

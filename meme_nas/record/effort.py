@@ -1,8 +1,7 @@
-"""What a search spent, counted from its record: trainings of experts, and passes of images through them.
+"""Effort of a search, computed from its record: trainings of experts, and passes of images through them.
 
-A pass is one image once through one expert. A training step is worth three for every image of its batch: forward, and twice as
-much backward. The budget counts trainings alone, and as if no expert had been trained before; those that the bank has are not
-trained again.
+A pass is one forward pass of one image through one expert. A training step counts as three passes for every image of its batch:
+one forward, and two for the gradient. The budget counts trainings only, including those that the bank makes unnecessary.
 """
 
 from collections import defaultdict
@@ -18,29 +17,29 @@ from meme_nas.record.trial_log import TrialRecord
 
 @dataclass(frozen=True)
 class Effort:
-    """Of the trials of one search, its audit and all that follows it left out."""
+    """Effort of the trials of one search, without its audit and later stages."""
 
     charged: float
-    """Trainings of one expert at the search's longest length that its candidates were charged with, yardsticks outside the space
-    left out: a shorter one counts as its part of that, a continued one as what it added."""
+    """Number of expert trainings that count against the budget, without yardsticks outside the space. The unit is a training of
+    the search's longest length. A shorter one counts as a fraction, a resumed one as the steps that it added."""
     made: float
-    """The same, each expert and length counted once: those that the bank did not have."""
+    """The same, but without trainings that the bank already had."""
     training: int
-    """Passes in training, trunks and yardsticks included."""
+    """Passes in training, including trunks and yardsticks."""
     scoring: int
     """Passes in drawing samples."""
 
     @property
     def passes(self) -> int:
-        """Return all passes."""
+        """Sum of all passes."""
         return self.training + self.scoring
 
 
 def effort_of(trials: Iterable[TrialRecord], seeds: int = 1) -> Effort:
-    """Return what the ``trials`` of a search took, each trained with so many ``seeds``.
+    """Return the effort of the ``trials`` of a search, each trained with ``seeds`` training seeds.
 
-    Passes are what workers counted. In a study from before they did, they are those of every training once, trunks left out, and
-    of every score as if none had shared a part of its way with another. Failed trials are charged, but what they took is unknown.
+    Passes are those that workers counted. Older studies have no counts. For these, every training counts once, without trunks,
+    and every score counts as if it shared no sampler steps. Failed trials are charged, but their passes are unknown and count 0.
     """
     own = [trial for trial in trials if trial.kind not in APART and trial.state in ("complete", "failed")]
     paid = [trial for trial in own if trial.expert] or [trial for trial in own if trial.in_space]  # cascades train nothing
@@ -64,7 +63,7 @@ def effort_of(trials: Iterable[TrialRecord], seeds: int = 1) -> Effort:
 
 
 def _steps_added(trials: Sequence[TrialRecord]) -> list[tuple[int, int]]:
-    """Return for every trial the steps that its trainings added to shorter ones, and how many of these no trial before had."""
+    """Return two numbers for every trial: the steps it added to shorter trainings, and those of them that the bank lacked."""
     lengths: dict[tuple[int, ExpertConfig], set[int]] = defaultdict(set)
     found = []
     for trial in trials:

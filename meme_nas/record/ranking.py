@@ -1,4 +1,4 @@
-"""Which trials are best: the Pareto front and the volume it beats, the winner, and who leads a search so far."""
+"""Ranking of trials: the Pareto front and its hypervolume, the winner, and both while a search runs."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,10 +11,9 @@ from meme_nas.record.trial_log import TrialRecord
 
 
 def front(trials: Iterable[TrialRecord], objectives: Sequence[str]) -> list[TrialRecord]:
-    """Return the completed trials of the searched space that no other of them beats in all objectives, cheapest first; of
-    equals the earliest.
+    """Return the Pareto front of the complete trials of the searched space, cheapest first. Of equal trials, the first is kept.
 
-    Yardsticks outside the space are left out: a strong single model would beat all that a search can propose.
+    Yardsticks outside the space are excluded, because a strong single model could dominate all points of the space.
     """
     scored = [trial for trial in trials if trial.state == "complete" and trial.in_space]
     if not scored:
@@ -25,9 +24,10 @@ def front(trials: Iterable[TrialRecord], objectives: Sequence[str]) -> list[Tria
 
 
 def winner(trials: Sequence[TrialRecord], objectives: Sequence[str], limits: Sequence[float] | None = None) -> TrialRecord | None:
-    """The best of the searched space by the first of ``objectives``, no worse than the hand-made pattern in the others.
+    """Return the trial of the searched space with the best first objective, no worse than the hand-made pattern in the others.
 
-    The hand-made pattern itself wins if nothing beats it. ``limits`` are its costs; None: as ``trials`` have it, scored or not.
+    The hand-made pattern itself wins if no trial is better. ``limits`` are its costs. None: they are taken from ``trials``, even
+    if the pattern has no score.
     """
     scored = [trial for trial in trials if trial.state == "complete" and trial.in_space]
     limits = cost_limits(trials, objectives) if limits is None else limits
@@ -36,17 +36,17 @@ def winner(trials: Sequence[TrialRecord], objectives: Sequence[str], limits: Seq
 
 
 def cost_limits(trials: Iterable[TrialRecord], objectives: Sequence[str]) -> list[float]:
-    """Return the costs of the hand-made pattern in all but the first of ``objectives``, which no winner may exceed.
+    """Return the hand-made pattern's values of all objectives except the first. No winner may exceed these costs.
 
-    They are known without a score, so that they hold where its trial failed; infinite where there is no such trial, and where a
-    latency was never measured.
+    Costs are known without a score, so they also apply if the pattern's trial failed. They are infinite if there is no such
+    trial, as is a latency that was never measured.
     """
     hand_made = next((trial for trial in trials if trial.kind == "hand-made" and trial.in_space), None)
     return [math.inf if hand_made is None else _cost(hand_made, kind) for kind in objectives[1:]]
 
 
 def _cost(trial: TrialRecord, kind: str) -> float:
-    """Return a cost of a trial: as it was recorded, else as its config has it."""
+    """Return a cost of a trial: the recorded one, else computed from its config."""
     recorded = trial.outcome.values([kind])[0] if trial.outcome else None
     if recorded is not None:
         return recorded
@@ -54,14 +54,14 @@ def _cost(trial: TrialRecord, kind: str) -> float:
 
 
 def values_of(trials: Sequence[TrialRecord], objectives: Sequence[str]) -> np.ndarray:
-    """float64 (len(trials), len(objectives))"""
+    """Return the objectives of ``trials`` as float64 (len(trials), len(objectives))."""
     return np.array([trial.scored.values(objectives) for trial in trials], dtype=np.float64).reshape(len(trials), len(objectives))
 
 
 def hypervolumes(trials: Sequence[TrialRecord], objectives: Sequence[str], reference: Sequence[float]) -> list[float]:
-    """After each completed trial, in order: the volume of scores that the trials so far beat, up to ``reference``.
+    """Return the hypervolume after each complete trial, in order, with the reference point ``reference``.
 
-    Every objective is divided by its reference, so that the largest volume there could be is 1.
+    Every objective is divided by its reference, so that the largest possible volume is 1.
     """
     values = values_of([trial for trial in trials if trial.state == "complete"], objectives) / np.asarray(reference)
     volumes, best = [], np.empty((0, len(objectives)))
@@ -73,28 +73,27 @@ def hypervolumes(trials: Sequence[TrialRecord], objectives: Sequence[str], refer
 
 
 class Standings:
-    """The winner and the Pareto front of a growing list of trials, told by its new trials alone: what a trial costs must not grow
-    with how many there were."""
+    """Winner and Pareto front of a growing list of trials. Updates look at new trials only, so their cost does not grow."""
 
     def __init__(self, objectives: Sequence[str]):
         self.objectives = tuple(objectives)
         self.winner: TrialRecord | None = None
         self.front: list[TrialRecord] = []
         self.yardsticks: list[TrialRecord] = []
-        """Those that are finished."""
+        """Finished yardsticks."""
         self.running: list[TrialRecord] = []
         self._limits: list[float] = []
         self._seen = 0
 
     def update(self, trials: Sequence[TrialRecord]) -> list[TrialRecord]:
-        """Take in what is new in ``trials``, which are those of the last call and more; the newly finished ones, in order."""
+        """Take in the new trials and return the newly finished ones, in order. ``trials`` extends the list of the last call."""
         looked_at = [*(trials[trial.number] for trial in self.running), *trials[self._seen :]]
         self.running = [trial for trial in looked_at if not trial.finished]
         self._seen = len(trials)
         new = [trial for trial in looked_at if trial.finished]
         self.yardsticks += [trial for trial in new if trial.is_yardstick]
         before, self._limits = self._limits, cost_limits(trials, self.objectives)
-        # Other limits may cost the winner so far its place.
+        # If the limits have changed, the winner so far may exceed them.
         known = trials if self._limits != before else [*([self.winner] if self.winner else []), *new]
         self.winner = winner(sorted(known, key=_number), self.objectives, self._limits)
         self.front = front(sorted([*self.front, *new], key=_number), self.objectives)
@@ -102,8 +101,10 @@ class Standings:
 
     @property
     def worth_keeping(self) -> set[int] | None:
-        """Numbers of the trials whose weights are looked at again: the front, the yardsticks and the winner. None, which is all,
-        until every yardstick is finished, as the costs of the hand-made pattern decide on the winner."""
+        """Numbers of the trials whose weights are still needed: the front, the yardsticks and the winner.
+
+        None, which means all, until every yardstick is finished, because the costs of the hand-made pattern limit the winner.
+        """
         if any(trial.is_yardstick for trial in self.running):
             return None
         return {trial.number for trial in (*self.front, *self.yardsticks, *([self.winner] if self.winner else []))}

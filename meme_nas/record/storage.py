@@ -1,4 +1,4 @@
-"""Where a study's record lies: a journal in its folder, or a database; opened whole, whatever was killed while it wrote."""
+"""Storage of a study's record, a journal in its folder or a database, and repair after a kill during a write."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ JOURNAL = "study.journal"
 DATABASE = "study.database.json"
 NAME = "meme-nas"
 _TRIAL = r"config\.yaml|samples\.png|evaluation\.json|expert-\d+(\.training)?\.safetensors|progress\.json"
-WRITTEN = {  # what a study writes: the folders in it, and the names of files there
+WRITTEN = {  # files that a study writes: patterns of folders in it, and of the file names there
     "": r"trials\.csv|winner\.yaml|best-of-search\.yaml|report\.html|samples\.png|study\.database\.json|\.seen-[0-9a-f]+",
     "yardsticks": r"[a-z-]+\.yaml",
     "front": r"trial-\d+\.yaml",
@@ -39,18 +39,18 @@ WRITTEN = {  # what a study writes: the folders in it, and the names of files th
     "bank": r"bank\.json",
     "bank/??/*": r"entry\.json|(state|weights-\d+)\.safetensors",
 }
-MAY_BE_LOST = {JournalOperation.CREATE_TRIAL, JournalOperation.SET_TRIAL_USER_ATTR}  # in a power cut
+MAY_BE_LOST = {JournalOperation.CREATE_TRIAL, JournalOperation.SET_TRIAL_USER_ATTR}  # records that a power cut may lose
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one study's record lies."""
+    """Location of one study's record."""
 
     folder: Path
     url: str | None = None
-    """Of a database, without a password; None: a journal in ``folder``."""
+    """URL of a database, without a password; None for a journal in ``folder``."""
     name: str = NAME
-    """The study's name there; in a database, where others may lie beside it, no other study's."""
+    """Name of the study in the journal or database. It is unique in a database, which may hold other studies."""
 
     @property
     def journal(self) -> Path:
@@ -58,11 +58,11 @@ class Place:
 
     @property
     def exists(self) -> bool:
-        """Whether a study was begun here."""
+        """True if a study was begun here."""
         return (self.folder / DATABASE).is_file() if self.url else self.journal.is_file()
 
     def open(self) -> BaseStorage:
-        """The record, for reading and writing; ``UserError`` for a database that can't be had."""
+        """Open the record for reading and writing. Raises ``UserError`` if a database can't be opened."""
         if self.url is None:
             return JournalStorage(_Journal(str(self.journal)))
         try:
@@ -75,16 +75,18 @@ class Place:
             raise UserError(f"storage: the database {self.url} can't be opened ({in_one_line(error)})") from None
 
     def claim(self) -> None:
-        """Note in the study's folder in which database its record lies. The folder's lock is held."""
+        """Write the location of the database to the study's folder. The caller holds the folder's lock."""
         if self.url and not self.exists:
             write_text(self.folder / DATABASE, json.dumps({"url": self.url, "name": self.name}))
 
 
 class _Journal(JournalFileBackend):
-    """Optuna's, which waits for the disk after every record, three times a trial, less two: that a trial has begun, and what is
-    noted of it, need not outlast a power cut before its end is recorded. Without them the trial is begun anew.
+    """Optuna's journal with one fsync a trial in place of three.
 
-    Ctrl-C and SIGTERM wait for the end of a record: Optuna's lock fails, and stays behind, where they come as it is released.
+    The start and the attributes of a trial are written without fsync. If a power cut loses them before the trial's end is
+    recorded, the trial starts again.
+
+    Ctrl-C and SIGTERM are delayed to the end of a record, because a signal during the release of Optuna's lock leaves the lock.
     """
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -98,9 +100,9 @@ class _Journal(JournalFileBackend):
 
 
 def place_of(folder: Path, url: str | None = None) -> Place:
-    """Where the record of the study in ``folder`` lies; a new one is put into the database of ``url``, if one is given.
+    """Return the location of the record of the study in ``folder``. A new record is in the database ``url``, if that is given.
 
-    ``UserError`` where a study goes on and ``url`` names another place than its own.
+    Raises ``UserError`` if ``url`` is invalid, holds a password, or is not the location of a study that exists.
     """
     if url and ("://" not in url or make_url_or_none(url) is None):
         raise UserError(f"storage: must be a database URL such as postgresql://user@host/name or sqlite:////path, not {url}")
@@ -117,7 +119,7 @@ def place_of(folder: Path, url: str | None = None) -> Place:
 
 
 def make_url_or_none(url: str):
-    """SQLAlchemy's form of a URL; None where it is none."""
+    """Return ``url`` parsed by SQLAlchemy; None if it is invalid."""
     try:
         return make_url(url)
     except ArgumentError:
@@ -137,17 +139,18 @@ def _noted(folder: Path) -> Place | None:
 
 
 def _with_driver(url: str) -> str:
-    """PostgreSQL is spoken to by psycopg 3."""
+    """Return ``url`` with psycopg 3 as the driver of PostgreSQL."""
     scheme, _, rest = url.partition("://")
     return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else url
 
 
 def mend(place: Place) -> str | None:
-    """Undo what a process killed while writing leaves, and say what was lost. The study's lock is held.
+    """Remove what a process killed during a write leaves, and return a sentence on lost bytes. The caller holds the study's lock.
 
-    That is the lock of the journal, a last line that is not whole, and files half written beside the one they were to replace:
-    only those of a study, by name and place, as users keep files of their own there.
-    ``UserError`` where a line is damaged that others follow: a kill does not do that.
+    Such remains are the journal's lock, an incomplete last line, and partly written files. Files are removed only by the names
+    and folders that a study uses, because users may keep others there.
+
+    Raises ``UserError`` if a damaged line precedes whole ones, which a kill cannot cause.
     """
     for pattern, names in WRITTEN.items():
         for folder in place.folder.glob(pattern) if pattern else [place.folder]:
@@ -166,7 +169,7 @@ def mend(place: Place) -> str | None:
 
 
 def _whole_lines(content: bytes, journal: Path) -> int:
-    """Bytes of ``content`` up to its first line that is no record; ``UserError`` if records come after that."""
+    """Return the number of bytes before the first line that is no record. Raises ``UserError`` if records follow that line."""
     whole, broken = 0, None
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
         if not _is_record(line):
@@ -187,7 +190,7 @@ def _is_record(line: bytes) -> bool:
 
 @contextlib.contextmanager
 def readable(place: Place) -> Iterator[None]:
-    """Turn what a damaged record makes Optuna raise, which is nearly anything, into a ``UserError``."""
+    """Convert exceptions of Optuna into ``UserError``. A damaged record can make it raise nearly any of them."""
     try:
         yield
     except (UserError, MemoryError):

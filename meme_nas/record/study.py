@@ -1,4 +1,4 @@
-"""The one record of a search: an Optuna study on disk, written by one process, that survives being killed at any moment."""
+"""Record of a search: an Optuna study on disk. One process writes it, and a kill at any moment leaves it readable."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,29 +17,29 @@ from meme_nas.record.tasks import Outcome
 from meme_nas.record.trial_log import TrialLog, TrialRecord, record_of
 
 LEAST_FOR_IMPORTANCE = 10  # scored trials
-# What was in force in studies from before it could be chosen.
+# Values of settings in studies that are older than the setting.
 UNRECORDED = {"rungs": 1, "trunk_share": 0.0, "set_alpha_to_one": False, "precision": "auto"}
 EXPERT_OBJECTIVES = ("loss", "macs")
-NAMED = ("data", "features")  # settings that are a name for people, a space and an id
+NAMED = ("data", "features")  # settings that consist of a readable name, a space and an id
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Study:
-    """Opens or creates the study in ``folder``.
+    """Study in ``folder``, opened or created, with the lock that keeps other processes from writing it.
 
-    ``settings`` are those that make scores comparable: a study made with others is refused with a ``UserError``, as are a folder
-    that can't be written and a study that another process is writing.
+    ``settings`` are those that make scores comparable. Raises ``UserError`` for a study made with others, a folder that can't be
+    written, and a study that another process is writing.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any], objectives: Sequence[str], storage: str | None = None):
-        """``storage`` is the URL of a database for the record; None: where it lies, a new one in a journal in ``folder``."""
+        """Open the record in the database of the URL ``storage``. None: an old record where it is, a new one in a journal."""
         self.folder = folder
         self._lock: FolderLock | None = _claim(folder)
         try:
             place = place_of(folder, storage)
             self.mended = mend(place)
-            """What a kill had left and was dropped, in a sentence; None where nothing was."""
+            """Sentence on the incomplete bytes that a kill had left and that were dropped; None if there were none."""
             self._check(settings)
             with readable(place):
                 opened = place.open()
@@ -52,7 +52,7 @@ class Study:
 
     @classmethod
     def in_memory(cls, objectives: Sequence[str]) -> "Study":
-        """A study that leaves nothing: for replays."""
+        """Return a study in memory, without folder and lock."""
         study = cls.__new__(cls)
         study.folder, study._lock, study.mended = Path(), None, None
         study._open(InMemoryStorage(), NAME, objectives)
@@ -64,7 +64,7 @@ class Study:
         self._rungs: dict[int, Study] = {}
         self._others: dict[str, TrialLog] = {}
         self.ensembles = TrialLog(storage, name, objectives)
-        """The trials that score an ensemble."""
+        """Trials that score an ensemble."""
 
     def close(self) -> None:
         if self._lock:
@@ -72,26 +72,28 @@ class Study:
 
     @property
     def trials(self) -> list[TrialRecord]:
-        """The trials that score an ensemble, in order of number."""
+        """Trials that score an ensemble, in order of number."""
         return self.ensembles.records
 
     def frozen_trials(self) -> list[FrozenTrial]:
-        """The same as Optuna has them."""
+        """Return the same trials as Optuna objects."""
         return self.ensembles.frozen()
 
     def start(self, *trial: Any, **options: Any) -> TrialRecord:
-        """As ``TrialLog.start``: a trial that scores an ensemble."""
+        """Start a trial that scores an ensemble, with the arguments of ``TrialLog.start``."""
         return self.ensembles.start(*trial, **options)
 
     def experts(self, number: int) -> TrialLog:
-        """The trials that train expert ``number`` alone: a study of its own in the same journal, of interval loss and MACs."""
+        """Return the trials that train expert ``number`` alone: a separate Optuna study of interval loss and MACs."""
         if number not in self._experts:
             self._experts[number] = TrialLog(self._storage, _name_of_expert(self._name, number), EXPERT_OBJECTIVES, number)
         return self._experts[number]
 
     def rung(self, number: int) -> "Study":
-        """The trials trained to the rung that is ``number`` below proxy length: studies of their own in the same journal, as
-        their scores compare with no others."""
+        """Return the study of the rung that is ``number`` below proxy length, in the same journal.
+
+        Its Optuna studies are separate, because scores of different rungs cannot be compared.
+        """
         if not number:
             return self
         if number not in self._rungs:
@@ -101,19 +103,19 @@ class Study:
         return self._rungs[number]
 
     def audit(self) -> TrialLog:
-        """The trials that train some configurations longer: a study of its own in the same journal."""
+        """Return the trials that train some configurations longer: a separate Optuna study in the same journal."""
         return self._other("audit")
 
     def finalists(self) -> TrialLog:
-        """The trials that score winner and yardsticks with fresh noise: likewise."""
+        """Return the trials that score the winner and the yardsticks again with fresh noise."""
         return self._other("finalists")
 
     def confirmation(self) -> TrialLog:
-        """Return the trials that train winner and hand-made pattern with fresh seeds: a study of its own in the same journal."""
+        """Return the trials that train winner and hand-made pattern with fresh seeds."""
         return self._other("confirmation")
 
     def probabilities(self) -> TrialLog:
-        """Return the trials that score the winner with other p: a study of its own in the same journal."""
+        """Return the trials that score the winner with other p."""
         return self._other("probabilities")
 
     def _other(self, name: str) -> TrialLog:
@@ -122,23 +124,25 @@ class Study:
         return self._others[name]
 
     def finish(self, outcome: Outcome) -> TrialRecord:
-        """Record what a running trial came to. A second outcome of one trial is ignored: the first one stands."""
+        """Record the outcome of a running trial. A second outcome of the same trial is ignored."""
         return (self.experts(outcome.expert) if outcome.expert else self.ensembles).finish(outcome)
 
     def importance(self) -> dict[str, float]:
-        """Share of the first objective's variation that each choice explains, largest first; empty with too few trials to
-        tell."""
+        """Return the share of the first objective's variance that each choice explains, largest first.
+
+        The result is empty with fewer than ``LEAST_FOR_IMPORTANCE`` scored trials.
+        """
         searched = [trial for trial in self.frozen_trials() if trial.state == TrialState.COMPLETE and trial.params]
         if len(searched) < LEAST_FOR_IMPORTANCE:
             return {}
         study = optuna.create_study()
-        for trial in searched:  # without the yardsticks outside the space: fANOVA wants every choice in every trial
+        for trial in searched:  # without yardsticks outside the space, because fANOVA needs every choice in every trial
             params, distributions = trial.params, trial.distributions
             study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=trial.values[0]))
         return dict(optuna.importance.get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0)))
 
     def _check(self, settings: dict[str, Any]) -> None:
-        """Nothing is written before this: a study that is refused stays as it was."""
+        """Raise ``UserError`` unless the study was made with ``settings``. Nothing is written before this check."""
         if not place_of(self.folder).exists and (self.folder / TRIALS).exists():
             raise UserError(f"study: {self.folder} holds trials but no {JOURNAL}; delete it or give another --study")
         found = recorded_settings(self.folder)
@@ -151,20 +155,19 @@ class Study:
 
 
 def _compared(key: str, value: Any) -> Any:
-    """What of a setting must stay: of data and features the id of their content, which comes after their name. Folders of images
-    are moved and renamed."""
+    """Return the part of a setting that must not change: for data and features the id after their name, as folders may move."""
     return value.rpartition(" ")[2] if key in NAMED and isinstance(value, str) else value
 
 
 def recorded_settings(folder: Path) -> dict[str, str | int | float | None]:
-    """The settings the study in ``folder`` was made with; empty where there is none."""
+    """Return the settings that the study in ``folder`` was made with; empty if there is no study."""
     study = _load(place_of(folder))
     found = study.user_attrs.get("settings") if study else None
     return UNRECORDED | found if found else {}
 
 
 def read_trials(folder: Path) -> list[TrialRecord]:
-    """The trials of a study, for reading beside a search that may be running; ``UserError`` where there is no study."""
+    """Return the trials of a study, also while a search runs. Raises ``UserError`` if there is no study."""
     place = place_of(folder)
     study = _load(place)
     if study is None:
@@ -174,7 +177,7 @@ def read_trials(folder: Path) -> list[TrialRecord]:
 
 
 def read_everything(folder: Path) -> list[TrialRecord]:
-    """As ``read_trials``, with the trials that train single experts, those of the audit and of finalists."""
+    """Return the trials of a study with those of single experts, rungs and all stages after the search."""
     trials = read_trials(folder)
     place = place_of(folder)
     with readable(place):
@@ -191,13 +194,13 @@ def _name_of_expert(study: str, number: int) -> str:
 
 
 def _expert_of(name: str, study: str) -> int:
-    """Whose trainings the Optuna study of this name records; 0: ensembles."""
+    """Return the expert whose trainings the Optuna study ``name`` records; 0 for ensembles."""
     _, is_expert, number = name.removeprefix(study).rpartition(_name_of_expert("", 0).removesuffix("0"))  # a rung may precede it
     return int(number) if is_expert else 0
 
 
 def _load(place: Place) -> optuna.Study | None:
-    """The study, or None where there is none: also where a kill came before it was created in its journal or database."""
+    """Return the Optuna study; None if there is none, also if a kill preceded its creation in the journal or database."""
     if not place.exists:
         return None
     with readable(place):
@@ -207,7 +210,7 @@ def _load(place: Place) -> optuna.Study | None:
 
 
 def _claim(folder: Path) -> FolderLock:
-    """Make sure that ``folder`` can be written and that no other process searches in it."""
+    """Lock ``folder``. Raises ``UserError`` if it can't be written or another process searches in it."""
     refusal = f"study: another search is running in {folder} ({{holder}}); give another --study or wait for it"
     try:
         return FolderLock(folder / LOCK, refusal)

@@ -1,4 +1,4 @@
-"""What passes between the search and its engines: a task to run, and what came of it. No torch."""
+"""Task and outcome, the messages between a search and its engines. No torch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -8,96 +8,96 @@ from meme.config.schema import Config
 from meme.errors import UserError
 from meme.support.files import NO_ROOM
 
-CONFIRMATION = "confirmation"  # the kind of a task that trains winner or hand-made pattern with a seed that chose neither
-PROBABILITIES = "probabilities"  # the kind of a task that scores the winner with another p of one expert
-FINALIST = "finalist"  # the kind of a task that scores an ensemble again, and leaves nothing but its score
+CONFIRMATION = "confirmation"  # kind of a task that trains winner or hand-made pattern with a seed that chose neither
+PROBABILITIES = "probabilities"  # kind of a task that scores the winner with another p of one expert
+FINALIST = "finalist"  # kind of a task that scores an ensemble again and keeps neither weights nor samples
 
 
 class SearchFault(UserError):
-    """What no trial of a search can run with, whatever its candidate: it ends the search, and no trial is recorded for it."""
+    """Fault that every trial of a search would meet, whatever its candidate. It ends the search without recording a trial."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One trial to run: train and score ``config``."""
+    """One trial to run: training and score of ``config``."""
 
     number: int
     config: Config
     kind: str
-    """``candidate``, the yardstick it is (``hand-made``, ``multi-expert``, ``single-model``), ``expert``, ``audit``,
-    ``confirmation`` or ``finalist``."""
+    """``candidate``, the kind of a yardstick (``hand-made``, ``multi-expert``, ``single-model``), ``expert``, ``audit``,
+    ``probabilities``, ``confirmation`` or ``finalist``."""
     expert: int = 0
-    """Train this expert alone, and score nothing; 0: train what is missing of all experts, and score the ensemble."""
+    """Number of the only expert to train, without a score. 0: train all experts that the bank lacks, and score the ensemble."""
     seeds: tuple[int, ...] = (0,)
-    """Training seeds; what is scored is their mean."""
+    """Training seeds. The score is the mean over them."""
     rung: int = 0
-    """How many rungs below proxy length it trains; 0: at proxy length."""
+    """Number of rungs below proxy length; 0 at proxy length."""
 
     @property
     def name(self) -> str:
-        """Legible in a dashboard, and no other task's: number, kind and architecture."""
+        """Unique readable name for a dashboard: number, kind and architecture."""
         return f"{self.number:03d}-{self.kind}{self.expert or ''}-{self.config.architecture_id}"
 
     def failed(self, reason: str) -> "Outcome":
-        """What to record where no outcome came back."""
+        """Return the outcome of a task that failed for ``reason``."""
         return Outcome(self.number, expert=self.expert, rung=self.rung, failure=reason)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a task came to: scores, or the reason why there are none."""
+    """Result of a task: scores, or the reason of its failure."""
 
     number: int
     expert: int = 0
-    """As the task's."""
+    """The task's ``expert``."""
     rung: int = 0
-    """As the task's."""
+    """The task's ``rung``."""
     failure: str | None = None
     fid: float | None = None
     """Mean over the training seeds."""
     fids: tuple[float, ...] = ()
-    """What the search minimises first, FID or KID, one a training seed."""
+    """First objective, FID or KID, for each training seed."""
     kid: float | None = None
     loss: float | None = None
-    """Of one expert: mean squared error over its interval on held-out images, mean over the training seeds."""
+    """Interval loss of a single expert: mean squared error on held-out images, averaged over the training seeds."""
     loss_error: float | None = None
     steps: int | None = None
-    """Training steps an expert."""
+    """Training steps of an expert."""
     macs: float | None = None
     params: int | None = None
     latency_ms: float | None = None
     latency_device: str | None = None
-    """Kind of device that ``latency_ms`` was measured on; None in records from before it was noted."""
+    """Kind of device on which ``latency_ms`` was measured; None in older records."""
     features: str | None = None
     begun_at: float | None = None
-    """Unix time at which its work began, worker started and data opened."""
+    """Unix time at which the work began, after the start of the worker and the opening of the data."""
     training_seconds: float = 0.0
     sampling_seconds: float = 0.0
     scoring_seconds: float = 0.0
     training_passes: int | None = None
-    """Forward passes of one image through one expert that its trainings were worth, a step's gradient being worth two; what the
-    bank had costs none. None in studies that did not count."""
+    """Cost of its trainings in forward passes of one image through one expert, where a step's gradient counts as two. Trainings
+    found in the bank count 0. None in older records."""
     scoring_passes: int | None = None
-    """Forward passes that drawing its samples took; what earlier cascades had drawn of their way costs none."""
+    """Forward passes for drawing its samples. Sampler steps shared with earlier cascades count 0. None in older records."""
 
     @property
     def metric(self) -> str:
-        """fid or kid, whichever the search minimises."""
+        """First objective of the search, fid or kid."""
         return "kid" if self.fid is None and self.kid is not None else "fid"
 
     @property
     def quality(self) -> float | None:
-        """What the search minimises first."""
+        """Value of the first objective."""
         return self.kid if self.metric == "kid" else self.fid
 
     @property
     def seconds(self) -> float:
-        """Time spent in training, sampling and scoring."""
+        """Seconds spent in training, sampling and scoring."""
         return self.training_seconds + self.sampling_seconds + self.scoring_seconds
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Outcome":
-        """The inverse of ``to_dict``; other keys are ignored."""
+        """Return the outcome that ``to_dict`` turned into ``content``. Unknown keys are ignored."""
         known = {field.name: content[field.name] for field in fields(cls) if field.name in content}
         return cls(**known | {"fids": tuple(known.get("fids", ()))})
 
@@ -109,9 +109,9 @@ class Outcome:
 
 
 def attempt(objective: Callable[[Task], Outcome], task: Task) -> Outcome:
-    """What every engine runs in its workers: an exception becomes an outcome with its reason, and the search goes on.
+    """Return the outcome of ``task``. An exception becomes a failed outcome with its reason. Engines call this in workers.
 
-    A full disk is no candidate's fault, and would fail all that follow: ``SearchFault``, which ends the search.
+    Raises ``SearchFault`` for a full disk, which is no candidate's fault and would fail all later trials.
     """
     try:
         return replace(objective(task), expert=task.expert, rung=task.rung)

@@ -1,4 +1,4 @@
-"""One Optuna study as a list of trials: each one record when it starts, and told its values when it ends."""
+"""List of the trials of one Optuna study. A trial is recorded when it starts, and its values when it ends."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ _STATES = {
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial as the study has it."""
+    """One recorded trial."""
 
     number: int
     state: str
@@ -36,31 +36,31 @@ class TrialRecord:
     config: Config
     choices: Choices
     reason: str
-    """Why it failed or was refused; empty otherwise."""
+    """Reason of a failure or refusal; else empty."""
     outcome: Outcome | None
     ended_at: float | None = None
-    """Unix time at which it was recorded as finished."""
+    """Unix time at which the end was recorded."""
     expert: int = 0
-    """Of a trial that trains one expert alone: which; 0 of a trial that scores an ensemble."""
+    """Number of the expert that the trial trains; 0 if it scores an ensemble."""
     candidates: int = 0
-    """Of a trial that puts banked experts together: of how many candidates of each expert it was chosen; else 0."""
+    """Number of candidates of each expert from which a cascade was chosen; 0 for other trials."""
 
     @cached_property
     def architecture_id(self) -> str:
-        """Its config's, worked out once: every proposal asks it of all trials before."""
+        """Id of the config's architecture. It is cached, because every proposal compares it with all earlier trials."""
         return self.config.architecture_id
 
     def is_same(self, other: "TrialRecord | None") -> bool:
-        """Return whether ``other`` is this trial, perhaps with other p or scores than it was searched with."""
+        """Return True if ``other`` is this trial. Its p and scores may differ from those of the search."""
         return other is not None and (self.number, self.kind) == (other.number, other.kind)
 
     def is_same_config(self, other: "TrialRecord") -> bool:
-        """Return whether ``other`` is this trial with the same experts, so that scores of one are scores of the other."""
+        """Return True if ``other`` is this trial with the same experts, so that scores of one hold for the other."""
         return self.is_same(other) and self.config.experts == other.config.experts
 
     @property
     def scored(self) -> Outcome:
-        """The outcome, of a trial that has one; ``ValueError`` of one that is running or was refused."""
+        """Outcome of the trial. Raises ``ValueError`` if it is running or was refused."""
         if self.outcome is None:
             raise ValueError(f"trial {self.number} has no outcome: it is {self.state}")
         return self.outcome
@@ -75,12 +75,12 @@ class TrialRecord:
 
     @property
     def in_space(self) -> bool:
-        """Return whether the config is of the searched space, in which not all yardsticks are."""
+        """True if the config is in the searched space. Some yardsticks are not."""
         return bool(self.choices)
 
 
 class TrialLog:
-    """The trials of one Optuna study, opened or created under ``name`` in ``storage`` with the values ``objectives``."""
+    """Trials of the Optuna study ``name`` in ``storage``, opened or created, with the values ``objectives``."""
 
     def __init__(self, storage: BaseStorage, name: str, objectives: Sequence[str], expert: int = 0):
         self.objectives, self.expert = tuple(objectives), expert
@@ -93,13 +93,13 @@ class TrialLog:
         self.running: set[int] = set()
         """Numbers of the trials that are not finished."""
         self.refused = 0
-        """How many trials were refused before training."""
+        """Number of trials that were refused before training."""
         self.architecture_ids: set[str] = set()
         for trial in self.frozen():
             self._take_in(record_of(trial, expert))
 
     def frozen(self) -> list[FrozenTrial]:
-        """All trials as Optuna has them, in order."""
+        """Return all trials as Optuna objects, in order."""
         return self.optuna_study.get_trials(deepcopy=False)
 
     def start(
@@ -113,8 +113,8 @@ class TrialLog:
     ) -> TrialRecord:
         """Record a new trial as running, or as ``refused`` for that reason.
 
-        It is one record of the journal: a kill leaves all of it or nothing, and a running trial is found as such when the study
-        is opened again.
+        It is one record of the journal, so that a kill leaves all of it or nothing. A trial that is running then is still
+        recorded as running when the study is opened again.
         """
         attributes: dict[str, Any] = {
             "kind": kind,
@@ -133,7 +133,7 @@ class TrialLog:
         return self.records[-1]
 
     def finish(self, outcome: Outcome) -> TrialRecord:
-        """Record what a running trial came to. A second outcome of one trial is ignored: the first one stands."""
+        """Record the outcome of a running trial. A second outcome of the same trial is ignored."""
         number = outcome.number
         if self.records[number].finished:
             return self.records[number]
@@ -148,11 +148,11 @@ class TrialLog:
 
     @property
     def finished(self) -> int:
-        """How many trials are."""
+        """Number of finished trials."""
         return len(self.records) - len(self.running)
 
     def _take_in(self, trial: TrialRecord) -> None:
-        """One more; what proposals and displays ask for is counted here, so that none of them looks through all trials."""
+        """Append a trial and update the counts, so that proposals and displays need not iterate over all trials."""
         self.records.append(trial)
         self.architecture_ids.add(trial.architecture_id)
         self.refused += trial.state == "refused"

@@ -1,4 +1,4 @@
-"""What an earlier study hands to a new one: its Pareto front, the best first, as far as the new space has it."""
+"""Warm start of a study: the points of an earlier study's Pareto front that are in the new space, best first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ class WarmStart:
 
     points: tuple[Choices, ...] = ()
     said: str | None = None
-    """How much of the earlier front the points are, in a sentence; None without a warm start."""
+    """Sentence on the number of points taken from the earlier front; None without a warm start."""
 
 
 def warm_start(folder: Path, space: Space, objectives: Sequence[str]) -> WarmStart:
-    """Return the front of the study in ``folder`` over the costs among ``objectives``, those of its trials that ``space`` has.
+    """Return the Pareto front of the study in ``folder`` over score and the costs in ``objectives``, limited to ``space``.
 
-    First come those within the costs of the earlier hand-made pattern, which a winner must keep, then the others; each part by
-    score, so that the first one is the earlier winner. ``UserError`` where ``folder`` holds no study.
+    Trials within the costs of the earlier hand-made pattern, which limit a winner, are first. Both parts are sorted by score, so
+    that the first trial is the earlier winner. Raises ``UserError`` if ``folder`` holds no study.
     """
     trials = read_trials(folder)
     measured = ("quality", *objectives[1:])  # the earlier study may have minimised the other of FID and KID
@@ -38,7 +38,7 @@ def warm_start(folder: Path, space: Space, objectives: Sequence[str]) -> WarmSta
             reasons[reason] = None
             continue
         point = {name: trial.choices[name] for name in space.domains}
-        if point not in points:  # those that differ in what is no longer searched are one
+        if point not in points:  # trials that differ only in dimensions no longer searched give one point
             points.append(point)
     fitting = sum(not _misfit(trial.choices, space) for trial in best)
     return WarmStart(tuple(points), _said(folder, len(best), fitting, len(points), list(reasons)))
@@ -50,7 +50,7 @@ def _rank(trial: TrialRecord, objectives: Sequence[str], limits: Sequence[float]
 
 
 def _misfit(choices: Choices, space: Space) -> str | None:
-    """Return what ``space`` lacks of ``choices`` or the other way round; None where they fit."""
+    """Return the reason why ``choices`` are not in ``space``; None if they are."""
     for name, domain in space.domains.items():
         if name not in choices:
             return f"the earlier study did not search {name}"

@@ -1,1 +1,1 @@
-"""The report that a person opens."""
+"""HTML report of a search."""

@@ -1,7 +1,7 @@
-"""Sentences that compare configurations: each states its test, or says what it leaves open. Plain text, never HTML.
+"""Sentences that compare configurations. Each states its test, or what it leaves open. Plain text, never HTML.
 
-Architectures are compared over training seeds that chose neither side, by a paired interval. What is known of one training only
-is said of these weights, and claims nothing of architectures.
+Architectures are compared over training seeds that chose neither side, by a paired interval. A result of one training is stated
+for its weights only and claims nothing about architectures.
 """
 
 import math
@@ -14,8 +14,8 @@ from meme_nas.report.summary import Summary
 from meme_nas.rescoring.findings import Agreement, Confirmed, Judged, Regret
 from meme_nas.settings import MOST_AUDITED
 
-LEAST_JUDGED = 6  # configurations; fewer are often ordered alike by chance, and then the interval has no width
-TOLERATED = 0.05  # of log FID; one training seed's luck on digits, results/README.md
+LEAST_JUDGED = 6  # configurations; fewer often agree in order by chance, and then the interval has no width
+TOLERATED = 0.05  # of log FID; the deviation between training seeds on digits, results/README.md
 PATTERN_WON = "No longer training was made: the search found nothing better than the hand-made pattern."
 NOT_CONFIRMED = (
     "Not confirmed: the best that the search found, by short trainings. They can rank configurations the other way round than "
@@ -32,12 +32,12 @@ SPREAD_NOTE = (
 
 
 def unconfirmed_words(best: TrialRecord) -> str:
-    """Return what is said of a winner that was not trained longer."""
+    """Return the sentence on a winner that was not trained longer."""
     return PATTERN_WON if best.kind == "hand-made" else NOT_CONFIRMED
 
 
 def confirmed_words(confirmed: Confirmed, metric: str) -> str:
-    """Return what longer trainings said of the winner, and so which config is recommended, in two sentences."""
+    """Return the result of the confirmation and the recommended config, in two sentences."""
     difference, seeds = confirmed.difference, len(confirmed.winner.scores)
     length = f"{confirmed.steps:,} steps an expert"
     length += f" after {confirmed.trunk_steps:,} of the trunk" if confirmed.trunk_steps else ""
@@ -52,7 +52,7 @@ def confirmed_words(confirmed: Confirmed, metric: str) -> str:
 
 
 def judged_words(judged: Judged, metric: str) -> str:
-    """Return what the audit's seeds that did not choose its winner say of it."""
+    """Return the sentence on the audit's winner, by the audit's seeds that did not choose it."""
     seeds = f"{judged.difference.count} training seeds that did not choose it"
     return f"In the audit, with {seeds}, the winner (trial {judged.winner.number}) {_compared(judged.difference, metric)}"
 
@@ -68,7 +68,7 @@ def _compared(difference: Interval, metric: str) -> str:
 
 
 def weights_difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """Return how two ensembles of fixed weights differ, paired over sampling seeds; empty where there is no interval."""
+    """Return the difference of two ensembles of fixed weights, paired over sampling seeds; empty if there is no interval."""
     ratios = log_ratios(ours, theirs) if len(ours) == len(theirs) > 1 else None
     if ratios is None:
         return ""
@@ -78,14 +78,14 @@ def weights_difference(ours: Sequence[float], theirs: Sequence[float]) -> str:
 
 
 def audit_words(summary: Summary) -> list[str]:
-    """Return what the audit says of the search's choice, which matters most, and of its ranking."""
+    """Return the audit's sentences on the search's choice, if there is one, and on its ranking."""
     seeds = len(summary.audited[0].scores)
     words = [regret_words(summary.regret, summary.metric)] if summary.regret else []
     return [*words, agreement_words(summary.agreements, seeds)]
 
 
 def regret_words(regret: Regret, metric: str) -> str:
-    """Return how the search's own choice compares with the best of the audited."""
+    """Return the sentence that compares the search's own choice with the best audited configuration."""
     behind, picked = regret.behind, f"trial {regret.picked.number}"
     if behind.count < 2:
         return _regret_of_weights(regret, metric)
@@ -116,7 +116,7 @@ def _regret_of_weights(regret: Regret, metric: str) -> str:
 
 
 def agreement_words(found: Sequence[Agreement], seeds: int) -> str:
-    """Return how far longer training ranks the audited as the search did; ``seeds``: training seeds of the audit."""
+    """Return the sentence on the rank agreement of search and longer training. ``seeds`` is the audit's number of seeds."""
     if not found:
         return "Too few configurations were audited to say how far the proxy's ranking can be trusted."
     score, best = found[0], found[0].among_best
@@ -144,7 +144,7 @@ def _tau(found: Agreement) -> str:
 
 
 def dominant_words(found: Dominant, metric: str) -> str:
-    """Return which kind of choice explains most of the spread of scores, and what that means."""
+    """Return the sentences on the kind of choice that explains most of the spread of scores."""
     others = " and ".join(filter(None, (", ".join(found.others[:-1]), found.others[-1])))
     name, rest = metric.upper(), f"{100 * max(0.0, found.share_of_others):.0f}%"
     said = (
@@ -161,12 +161,12 @@ def dominant_words(found: Dominant, metric: str) -> str:
 
 
 def interval_text(difference: Interval) -> str:
-    """Return the interval of a difference of logarithms."""
+    """Return the interval of a difference of logarithms as text, in percent."""
     return f"95% interval {_percent(difference.low)} to {_percent(difference.high)}"
 
 
 def _percent(log_ratio: float) -> str:
-    """Return a difference of logarithms as ``4.1% lower``, ``12% higher``."""
+    """Return a difference of logarithms as text such as ``4.1% lower`` or ``12% higher``."""
     percent = 100 * math.expm1(min(log_ratio, 700.0))
     if percent > 1e6:
         return "any amount higher"

@@ -1,4 +1,4 @@
-"""Costs as the report says them: those that the search minimises, whichever these are."""
+"""Text for costs in the report. The costs shown are those that the search minimises."""
 
 import math
 from collections.abc import Sequence
@@ -10,34 +10,34 @@ AXES = {"macs": "MACs an image and step", "params": "parameters", "latency_ms": 
 
 
 def costs_of(objectives: Sequence[str]) -> tuple[str, ...]:
-    """Return the costs to show: those among ``objectives``, or MACs where none is minimised."""
+    """Return the kinds of cost to show: those among ``objectives``, or MACs if none is minimised."""
     return tuple(objectives[1:]) or ("macs",)
 
 
 def cost_of(trial: TrialRecord, kind: str) -> float:
-    """Return one kind of cost of a complete trial; NaN where it is not known."""
+    """Return one kind of cost of a complete trial; NaN if it is unknown."""
     value = trial.scored.values([kind])[0]
     return math.nan if value is None else float(value)
 
 
 def named(objectives: Sequence[str]) -> str:
-    """Return the costs to show as ``MACs``, ``MACs and parameters``."""
+    """Return the names of the costs to show, such as ``MACs and parameters``."""
     return listed([NAMES[kind] for kind in costs_of(objectives)])
 
 
 def at_no_more(objectives: Sequence[str]) -> str:
-    """Return `` at no more MACs``; nothing where no cost is minimised."""
+    """Return text such as `` at no more MACs``; empty if no cost is minimised."""
     return f" at no more {named(objectives)}" if objectives[1:] else ""
 
 
 def compared(trial: TrialRecord, other: TrialRecord, objectives: Sequence[str]) -> str:
-    """Return ``2% fewer MACs and equal parameters``: the costs of ``trial`` beside those of ``other``."""
+    """Return the costs of ``trial`` relative to those of ``other``, such as ``2% fewer MACs and equal parameters``."""
     found = [(kind, cost_of(trial, kind), cost_of(other, kind)) for kind in costs_of(objectives)]
     return listed([_difference(*each) for each in found])
 
 
 def listed(parts: Sequence[str]) -> str:
-    """Return ``a``, ``a and b``, ``a, b and c``."""
+    """Return the parts as a list in a sentence: ``a``, ``a and b``, ``a, b and c``."""
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
 

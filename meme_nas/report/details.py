@@ -1,4 +1,4 @@
-"""What opens when a trial of the report is chosen: its pattern and its samples; and pictures as a page holds them."""
+"""Details of single trials in the report: splits, samples and denoising films, with pictures as data URLs."""
 
 import base64
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from meme_nas.report import words
 from meme_nas.report.patterns import pattern
 from meme_nas.report.summary import Portrait, Summary
 
-MOST_SAMPLES = 24 * 2**20  # bytes of pictures in the details of all trials together; beyond it the page says where they lie
+MOST_SAMPLES = 24 * 2**20  # bytes of pictures in the details of all trials; further pictures are only linked
 
 
 def details(summary: Summary, first: Sequence[TrialRecord] = ()) -> list[dict[str, Any]]:
-    """Of every trial, in order; should pictures be too many, those of the trials in ``first`` are shown before others'."""
+    """Return the details of every trial, in order. If not all pictures fit, the trials in ``first`` get theirs first."""
     hand_made = words.yardstick(summary, words.HAND_MADE)
     pictures = _pictures(summary, [*first, *summary.trials])
     return [
@@ -34,7 +34,7 @@ def details(summary: Summary, first: Sequence[TrialRecord] = ()) -> list[dict[st
 
 
 def _facts(summary: Summary, trial: TrialRecord) -> list[str]:
-    """Scores and costs, or why there are none."""
+    """Return scores and costs of a trial as text, or the reason why it has none."""
     if trial.state != "complete":
         return [": ".join(filter(None, (trial.state, trial.reason)))]
     outcome, final = trial.scored, words.final_score(summary, trial)
@@ -50,7 +50,7 @@ def _samples_file(summary: Summary, trial: TrialRecord) -> Path:
 
 
 def _pictures(summary: Summary, trials: Sequence[TrialRecord]) -> dict[int, str]:
-    """Samples by trial number, until there are too many bytes of them."""
+    """Return samples as data URLs by trial number, at most ``MOST_SAMPLES`` bytes in all."""
     found: dict[int, str] = {}
     left = MOST_SAMPLES
     for trial in trials:
@@ -62,7 +62,7 @@ def _pictures(summary: Summary, trials: Sequence[TrialRecord]) -> dict[int, str]
 
 
 def films(summary: Summary) -> list[dict[str, Any]]:
-    """Portraits as rows of pictures: the noise, then the frames of every expert's run."""
+    """Return the portraits as rows of pictures: the noise, then the frames of every expert's run of steps."""
     return [
         {
             "title": f"Winner, trial {portrait.trial.number}" if portrait.trial is summary.winner else "Hand-made pattern",
@@ -83,7 +83,7 @@ def _runs(portrait: Portrait) -> list[dict[str, Any]]:
 
 
 def embedded(path: Path) -> str | None:
-    """A PNG as a data URL; None where it can't be read."""
+    """Return a PNG as a data URL; None if it can't be read."""
     try:
         return png_url(path.read_bytes())
     except OSError:

@@ -1,6 +1,7 @@
-"""The report's plots as plotly.js figures: plain dicts, so that colours can be names of CSS variables.
+"""Plots of the report as plotly.js figures.
 
-Text that starts with ``--`` is replaced in the browser by the variable of that name, so figures follow light and dark.
+Figures are plain dicts. Text that starts with ``--`` names a CSS variable. The browser inserts its value, so that figures follow
+the light or dark theme.
 """
 
 import html
@@ -36,8 +37,8 @@ from meme_nas.report.words import (
 
 Figure = dict[str, Any]
 
-LOG_FROM = 8  # from this ratio of largest to smallest score on, a linear axis would press the good ones together
-# Symbol, size and colour; a triangle looks smaller than other symbols of its size.
+LOG_FROM = 8  # ratio of largest to smallest score above which the axis is logarithmic
+# Symbol, size and colour. A triangle looks smaller than other symbols of its size.
 _MARKS = {
     HAND_MADE: ("diamond", 13, "--hand-made"),
     "multi-expert": ("square", 12, "--multi-expert"),
@@ -49,17 +50,16 @@ _SHORT_NAMES = {"single-model": "single model", "candidate": "other finalists"}
 
 
 def pareto_figures(summary: Summary) -> dict[str, Figure | None]:
-    """Return one figure for each cost that is minimised, by its place in the page."""
+    """Return one figure for each minimised cost, by the id of its place in the page."""
     kinds = costs_of(summary.objectives)
     return {f"pareto-{kind}" if place else "pareto": pareto_figure(summary, kind) for place, kind in enumerate(kinds)}
 
 
 def pareto_figure(summary: Summary, kind: str) -> Figure | None:
-    """FID or KID against one kind of cost: all complete trials, the front over all objectives, yardsticks and winner; None while
-    there are none.
+    """Return the plot of FID or KID against one kind of cost: complete trials, front, yardsticks and winner.
 
-    Points and front are the search's own scores. Symbols are the scores that are quoted: mean and deviation where
-    a trial was scored again, so that the distance to its point shows by how much chance had flattered it.
+    None while no trial is complete. Points and front show the search's own scores. Symbols show the quoted scores: mean and
+    deviation if a trial was scored again. The distance of a symbol to its point is the selection bias of the search's score.
     """
     cost = partial(cost_of, kind=kind)
     complete = [trial for trial in _complete(summary) if math.isfinite(cost(trial))]
@@ -78,8 +78,10 @@ def pareto_figure(summary: Summary, kind: str) -> Figure | None:
 
 
 def progress_figure(summary: Summary) -> Figure | None:
-    """The search's own scores over trial numbers, and the best so far of the space that is searched, in which not all yardsticks
-    are; None while no trial is complete."""
+    """Return the plot of the search's own scores over trial numbers, with the best score so far; None if no trial is complete.
+
+    The best score is over the searched space, which does not contain all yardsticks.
+    """
     complete = _complete(summary)
     if not complete:
         return None
@@ -96,10 +98,10 @@ def progress_figure(summary: Summary) -> Figure | None:
 
 
 def hypervolume_figure(summary: Summary) -> Figure | None:
-    """How much better than the hand-made pattern the searched trials are together, over trial numbers: the share of the
-    space between nothing and the hand-made pattern's values of all objectives (with some room) that their front beats.
+    """Return the plot of the front's hypervolume over trial numbers.
 
-    None where the hand-made pattern has no score.
+    The volume is a share of the box from 0 to ``ROOM`` times the hand-made pattern's values of all objectives. None if the
+    hand-made pattern has no score.
     """
     searched = [trial for trial in _complete(summary) if trial.in_space]
     hand_made = yardstick(summary, HAND_MADE)
@@ -127,7 +129,10 @@ def hypervolume_figure(summary: Summary) -> Figure | None:
 
 
 def spectra_figure(summary: Summary) -> Figure | None:
-    """Every expert's spectrum in the middle of its interval: the winner's drawn through, the hand-made pattern's dotted."""
+    """Return the plot of every expert's spectrum in the middle of its interval; None without portraits.
+
+    Lines of the winner are solid, those of the hand-made pattern are dotted.
+    """
     if not summary.portraits:
         return None
     traces = [
@@ -145,7 +150,7 @@ def _spectrum(trial: TrialRecord, spectrum: Spectrum, experts: int, dotted: bool
     return {
         "type": "scatter",
         "name": f"expert {spectrum.expert}",
-        "showlegend": not dotted,  # it has the same colours
+        "showlegend": not dotted,  # dotted lines have the colours of the solid ones
         "mode": "lines+markers",
         "x": list(spectrum.frequencies),
         "y": list(spectrum.relative_log_amplitude),
@@ -155,13 +160,13 @@ def _spectrum(trial: TrialRecord, spectrum: Spectrum, experts: int, dotted: bool
     }
 
 
-ROOM = 1.1  # times the hand-made pattern's FID and costs, up to which volume is counted: so that the pattern itself counts
+ROOM = 1.1  # reference point of the hypervolume, times the hand-made pattern's values: so that the pattern itself has volume
 _EXPERT_COLOURS = ("--expert-1", "--expert-2", "--expert-3", "--expert-4")  # from least noise to most
 _POINT = {"color": "--muted", "size": 8, "opacity": 0.75}
 
 
 def _front(summary: Summary, cost: Callable[[TrialRecord], float]) -> Figure:
-    """The front over all objectives; its points are joined where these are two, which a plot has axes for."""
+    """Return the trace of the front over all objectives. Its points are joined only if there are two objectives."""
     best = [trial for trial in front(summary.trials, summary.objectives) if math.isfinite(cost(trial))]
     trace = _points("Pareto front", best, cost, {"color": "--accent", "size": 8})
     line = {"mode": "lines+markers", "line": {"shape": "hv", "color": "--accent", "width": 2}}
@@ -169,7 +174,7 @@ def _front(summary: Summary, cost: Callable[[TrialRecord], float]) -> Figure:
 
 
 def _marked(summary: Summary, finalists: bool = True) -> list[TrialRecord]:
-    """The trials that get a symbol of their own, the winner last and so on top."""
+    """Return the trials that get a symbol of their own, the winner last and so on top."""
     marked = [trial for trial in yardsticks(summary) if trial.state == "complete"]
     if finalists:
         marked += [trial for trial in _complete(summary) if not trial.is_yardstick and final_score(summary, trial)]
@@ -223,7 +228,7 @@ def _points(name: str, trials: list[TrialRecord], x_of: Callable[[TrialRecord], 
 
 
 def _hover(trial: TrialRecord) -> str:
-    """Plotly reads a subset of HTML, so everything that is not ours is escaped."""
+    """Return the hover text of a trial. Plotly reads a subset of HTML, so all text from elsewhere is escaped."""
     outcome = trial.scored
     lines = [
         f"{outcome.metric.upper()} {score_text(outcome.quality)}",
@@ -236,7 +241,7 @@ def _hover(trial: TrialRecord) -> str:
 
 
 def _labels(summary: Summary, cost: Callable[[TrialRecord], float], x_axis: Figure, y_axis: Figure) -> list[Figure]:
-    """Names with leader lines beside yardsticks and winner; the page leaves them out where it is narrow."""
+    """Return labels with leader lines for yardsticks and winner. A narrow page omits them."""
     marked = [trial for trial in _marked(summary) if trial.is_yardstick or _won(summary, trial)]
     marked = [trial for trial in marked if math.isfinite(cost(trial))]
     texts = ["winner" if _won(summary, trial) else _short_name(trial) for trial in marked]
@@ -254,14 +259,14 @@ def _labels(summary: Summary, cost: Callable[[TrialRecord], float], x_axis: Figu
 
 
 def _place(cost: Callable[[TrialRecord], float], y_axis: Figure, trial: TrialRecord, score: Score) -> tuple[float, float]:
-    """Cost and score as annotations take them: on a log axis by exponent."""
+    """Return cost and score as coordinates of an annotation, the score as its exponent on a log axis."""
     return cost(trial), math.log10(score.mean) if y_axis.get("type") == "log" else score.mean
 
 
 def _bar_of(
     place: Callable[[TrialRecord, Score], tuple[float, float]], trial: TrialRecord, score: Score
 ) -> list[tuple[float, float]]:
-    """Places along a score's error bar."""
+    """Return points along a score's error bar."""
     shifts = (-1, -0.5, 0.5, 1)
     return [place(trial, replace(score, mean=score.mean + shift * score.deviation)) for shift in shifts]
 
@@ -305,7 +310,7 @@ def _interval_ends(summary: Summary) -> list[float]:
 
 
 def _padded(values: Iterable[float]) -> list[float]:
-    """Room around ``values`` for symbols and labels."""
+    """Return the range of ``values`` with a margin for symbols and labels."""
     low, high = min(values), max(values)
     room = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
     return [low - room, high + room]
@@ -360,9 +365,9 @@ def _number(trial: TrialRecord) -> int:
 
 
 def lengths_figure(summary: Summary) -> Figure | None:
-    """Return the scores of finalists and yardsticks against the length of their trainings, one line a config.
+    """Return the plot of scores of audited and confirmed configs against the length of training, one line for each config.
 
-    None where nothing was trained longer. Lines that cross are rankings that turn.
+    None if nothing was trained longer. Crossing lines show that the ranking changes with the length.
     """
     lines: list[tuple[TrialRecord, list[AtLength]]] = []
     for trial in _at_several_lengths(summary):

@@ -1,4 +1,4 @@
-"""Where the names of points go in a plot, so that they cover neither points nor each other."""
+"""Placement of point labels in a plot, so that they cover neither points nor each other."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ Point = tuple[float, float]
 
 PLOT_SIZE = (1080, 340)  # pixels of the plot on a wide page; on a narrow one there are no labels
 _LETTER_WIDTH, _LINE_HEIGHT = 7.5, 20
-_SYMBOL = 10  # pixels around a point that a label should leave free
+_SYMBOL = 10  # pixels around a point that labels should not cover
 _OFFSETS = tuple(
     (round(reach * math.cos(angle)), round(0.8 * reach * math.sin(angle)))
     for reach in (42, 64, 90)
@@ -17,7 +17,10 @@ _OFFSETS = tuple(
 
 
 def offsets(anchors: Sequence[Point], texts: Sequence[str], obstacles: Sequence[Point]) -> list[tuple[int, int]]:
-    """Pixels from each anchor to the middle of its label. Positions: shares of the plot from its lower left corner."""
+    """Return the offset in pixels from each anchor to the middle of its label.
+
+    Anchors and obstacles are shares of the plot's width and height, from its lower left corner.
+    """
     blocks = [_pixels(point) for point in obstacles]
     taken: list[tuple[Point, float]] = []
     chosen = []
@@ -30,7 +33,7 @@ def offsets(anchors: Sequence[Point], texts: Sequence[str], obstacles: Sequence[
 
 
 def along_steps(corners: Sequence[Point], parts: int = 16) -> list[Point]:
-    """Points along the step line that goes through ``corners`` by first moving right, then down."""
+    """Return points along the step line through ``corners``, which moves right first, then down."""
     points = []
     for (x, y), (next_x, next_y) in pairwise(corners):
         for part in range(parts + 1):
@@ -39,7 +42,7 @@ def along_steps(corners: Sequence[Point], parts: int = 16) -> list[Point]:
 
 
 def _cost(middle: Point, width: float, offset: Point, blocks: Sequence[Point], taken: Sequence) -> float:
-    """Outside the plot is worst, then on another label, then on points; of the rest the nearest is best."""
+    """Return the penalty of a label: high outside the plot, lower on other labels, lower on points; then by distance."""
     x, y = middle
     outside = not (width / 2 <= x <= PLOT_SIZE[0] - width / 2 and _LINE_HEIGHT / 2 <= y <= PLOT_SIZE[1] - _LINE_HEIGHT / 2)
     on_labels = sum(
@@ -52,7 +55,7 @@ def _cost(middle: Point, width: float, offset: Point, blocks: Sequence[Point], t
 
 
 def _pixels(point: Point) -> Point:
-    """From the upper left corner, as offsets are counted."""
+    """Return a point in pixels from the upper left corner."""
     return point[0] * PLOT_SIZE[0], (1 - point[1]) * PLOT_SIZE[1]
 
 

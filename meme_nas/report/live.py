@@ -1,7 +1,7 @@
 """``--watch``: the report served on this machine alone while a search runs.
 
-The page is made when a browser asks for it and trials have ended since, in a thread of the server: a search that nobody looks at
-pays nothing, and whatever fails here is the browser's answer, not the search's end.
+The page is rendered on request, and only if trials have ended since the last request. It is rendered in a thread of the server.
+So a search without readers has no extra cost, and an error here is an answer to the browser and does not end the search.
 """
 
 import json
@@ -21,9 +21,9 @@ _OURS = ("127.0.0.1", "localhost")
 
 
 class Watch(AbstractContextManager["Watch", None]):
-    """Serves ``page()`` until closed, made anew whenever ``version()`` has changed. Port 0 is any free one.
+    """HTTP server of ``page()`` until closed. The page is rendered again when ``version()`` has changed. Port 0 is any free one.
 
-    ``UserError`` where the port is taken.
+    Raises ``UserError`` if the port is taken.
     """
 
     def __init__(self, page: Callable[[], str], version: Callable[[], int], port: int = 0):
@@ -33,7 +33,7 @@ class Watch(AbstractContextManager["Watch", None]):
             self._server = ThreadingHTTPServer((LOOPBACK, port), _handler(self))
         except (OSError, OverflowError) as error:
             raise UserError(f"watch_port: {port} can't be listened on ({error})") from None
-        self._server.daemon_threads = True  # a browser that holds a connection does not hold the search
+        self._server.daemon_threads = True  # an open connection does not keep the process alive
         self.address = f"http://{LOOPBACK}:{self._server.server_address[1]}/"
         threading.Thread(target=self._server.serve_forever, args=(0.2,), name="watch", daemon=True).start()
 
@@ -46,9 +46,9 @@ class Watch(AbstractContextManager["Watch", None]):
         return self._version()
 
     def page(self) -> bytes:
-        """The page as of now; browsers that ask at once share one."""
+        """Return the current page, encoded. Simultaneous requests share one rendering."""
         with self._lock:
-            version = self._version()  # before the page: what ends while it is made belongs to the next one
+            version = self._version()  # read before rendering: trials that end meanwhile appear on the next page
             if self._made is None or self._made[0] != version:
                 self._made = version, self._page().encode()
             return self._made[1]
@@ -66,7 +66,7 @@ def _handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
         timeout = 30  # seconds that a silent connection is kept
 
         def do_GET(self) -> None:
-            # A page from elsewhere may point a name of its own at this machine; it can't change what its browser says here.
+            # DNS rebinding: a foreign page can resolve its name to this machine, but the browser still sends that name as host.
             if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in _OURS:
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif (path := urlsplit(self.path).path) not in contents:
@@ -89,6 +89,6 @@ def _handler(watch: Watch) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, *message: object) -> None:
-            """Nothing: the search's own lines are what is read there."""
+            """Log nothing, so that the console holds only the search's own lines."""
 
     return Handler

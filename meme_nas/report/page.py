@@ -1,4 +1,4 @@
-"""The report a person opens after a search: one HTML file that needs no network."""
+"""Report of a search as one HTML file that needs no network."""
 
 import json
 import math
@@ -21,17 +21,19 @@ from meme_nas.report.summary import Summary
 from meme_nas.rescoring.findings import Agreement
 
 TEMPLATE = "report.html.j2"
-MOST_BARS = 16  # choices shown by importance; with many experts the rest explain next to nothing
+MOST_BARS = 16  # choices shown by importance; with many experts, the others explain next to nothing
 
 
 def write_report(summary: Summary, path: Path) -> None:
-    """Write ``summary`` to ``path`` as one page with everything in it; the file appears whole or not at all."""
+    """Write ``summary`` to ``path`` as one self-contained page. The write is atomic."""
     write_text(path, page(summary))
 
 
 def page(summary: Summary, *, live: bool = False) -> str:
-    """The report as HTML with everything in it; ``live``: with plotly.js beside it, and made to follow
-    ``meme_nas.report.live``."""
+    """Return the report as self-contained HTML.
+
+    With ``live`` the page loads plotly.js from the server of ``meme_nas.report.live`` and reloads when the search progresses.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # titles, reasons and file names come from elsewhere
@@ -74,12 +76,12 @@ def page(summary: Summary, *, live: bool = False) -> str:
 
 
 def _script_json(content: Any) -> str:
-    """JSON that can stand in a script element: no ``<``, so nothing in it can close the element or open a comment."""
+    """Return ``content`` as JSON without ``<``, so that it cannot close its script element or open a comment."""
     return json.dumps(content, ensure_ascii=True).replace("<", "\\u003c")
 
 
 def _patterns(summary: Summary) -> list[dict[str, Any]]:
-    """The winner's splits and, unless it is the same, the hand-made pattern's, to be drawn alike."""
+    """Return the tables of splits of the winner and, unless it is the winner, of the hand-made pattern."""
     hand_made = words.yardstick(summary, words.HAND_MADE)
     shown = []
     if summary.winner and not summary.winner.is_yardstick:
@@ -92,7 +94,7 @@ def _patterns(summary: Summary) -> list[dict[str, Any]]:
 
 
 def _samples(summary: Summary) -> list[dict[str, Any]]:
-    """A picture and its scores for the winner and each yardstick."""
+    """Return samples and scores of the winner and of each yardstick."""
     winner = summary.winner
     shown = [(f"Winner, trial {winner.number}", winner)] if winner and not winner.is_yardstick else []
     for trial in words.yardsticks(summary):
@@ -120,7 +122,7 @@ def _cost(trial: TrialRecord) -> str:
 
 
 def _audit(summary: Summary) -> dict[str, Any] | None:
-    """What the section on the proxy shows; None without an audit."""
+    """Return the content of the section on the proxy; None without an audit."""
     if not summary.audited:
         return None
     ranked = sorted(summary.audited, key=lambda each: each.mean)
@@ -139,14 +141,14 @@ def _audit(summary: Summary) -> dict[str, Any] | None:
 
 
 def _tau(found: Agreement | None) -> str:
-    """Return tau with its interval where there are configurations enough for one."""
+    """Return tau as text, with its interval if there are enough configurations for one."""
     if found is None:
         return words.NONE
     return f"{found.tau:.2f}" + (f" ({found.low:.2f} to {found.high:.2f})" if found.count >= LEAST_JUDGED else "")
 
 
 def _bars(importance: dict[str, float]) -> list[dict[str, Any]]:
-    """The most important choices first, each with its share and its length relative to the longest."""
+    """Return the most important choices, each with its share and the length of its bar relative to the longest."""
     ranked = sorted(((name, share) for name, share in importance.items() if math.isfinite(share)), key=lambda pair: -pair[1])
     longest = max((share for _, share in ranked), default=0.0) or 1.0
     return [
@@ -156,12 +158,12 @@ def _bars(importance: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def _choice_name(name: str) -> str:
-    """``expert2.level1.low`` as a person says it; other names as they are."""
+    """Return a readable name, such as ``expert 2, level 1, split`` for ``expert2.level1.low``."""
     parts = re.sub(r"(expert|level|interval)(\d)", r"\1 \2", name).replace("_", " ").split(".")
     return ", ".join("split" if part == "low" else part for part in parts)
 
 
-# Title and whether it holds numbers, which are right-aligned and sorted as such.
+# Title of each column, and True if it holds numbers, which are right-aligned and sorted as numbers.
 _COLUMNS = (
     ("Trial", True),
     ("Kind", False),
@@ -177,7 +179,7 @@ _COLUMNS = (
 
 
 def _row(trial: TrialRecord, winner: TrialRecord | None, on_front: bool) -> dict[str, Any]:
-    """A table row: every cell as (text, what it is sorted by)."""
+    """Return a table row. Every cell is a pair (text, sort key)."""
     outcome = trial.outcome
     names = ("quality", "macs", "params", "latency_ms")
     score, macs, params, latency = outcome.values(names) if outcome else (None,) * len(names)

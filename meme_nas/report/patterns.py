@@ -1,4 +1,4 @@
-"""Who attends where, as the report draws it: a table of an ensemble's experts and levels."""
+"""Splits of an ensemble between convolution and attention, as a table of experts and levels for the report."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ class Cell:
     low: int
     width: int
     change: int
-    """C_l here less C_l of the pattern it is compared with."""
+    """C_l less that of the pattern it is compared with."""
 
     @property
     def share(self) -> float:
@@ -36,9 +36,9 @@ class Cell:
 
 
 def pattern(title: str, config: Config, compared: Config | None) -> dict[str, Any] | None:
-    """``config``'s splits, with what differs from ``compared`` where the two have the same levels and experts.
+    """Return the table of ``config``'s splits, with differences from ``compared`` if both have the same levels and experts.
 
-    None for networks without splits.
+    None for a network without splits.
     """
     network = config.network
     if compared and (compared.network.widths != network.widths or len(compared.experts) != len(config.experts)):
@@ -62,7 +62,7 @@ def _cells(expert: ExpertConfig, other: ExpertConfig, widths: tuple[int, ...]) -
 
 
 def colour_of(share: float) -> str:
-    """Between the two nearest of the scale's colours."""
+    """Return the CSS colour of an attention ``share`` in [0, 1], interpolated between the scale's colours."""
     place = min(max(share, 0.0), 1.0) * (len(_SHARE_COLOURS) - 1)
     index = min(int(place), len(_SHARE_COLOURS) - 2)
     below, above, part = _SHARE_COLOURS[index], _SHARE_COLOURS[index + 1], place - index

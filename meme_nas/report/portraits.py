@@ -1,4 +1,4 @@
-"""What a configuration does, to be looked at: its images on their way from noise to data, and the spectra of its experts."""
+"""Portrait of a configuration: some of its images at several steps from noise to data, and the spectra of its experts."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -18,25 +18,25 @@ from meme.support.grids import grid
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.summary import Frame, Portrait, Spectrum
 
-IMAGES = 5  # that are followed from noise to data
-FRAMES = 3  # an expert, the last at its hand-over
-ANALYSED = 256  # images that spectra are averaged over
+IMAGES = 5  # images shown from noise to data
+FRAMES = 3  # frames of each expert, the last at its hand-over
+ANALYSED = 256  # images over which spectra are averaged
 
 
 def portrait(trial: TrialRecord, ensemble: Ensemble, data: Data, seed: int, device: torch.device | str = "cpu") -> Portrait:
-    """Of ``trial``, whose trained ``ensemble`` this is; the images are the first ones of those drawn with ``seed``."""
+    """Return the portrait of ``trial`` from its trained ``ensemble``. Its images are the first of those drawn with ``seed``."""
     return Portrait(trial, tuple(_film(ensemble, seed, device)), tuple(_spectra(ensemble, data, seed)))
 
 
 def portrait_macs(config: Config) -> float:
-    """What a portrait takes."""
+    """Return the MACs of one portrait of ``config``."""
     passes = IMAGES * config.sampling.steps + ANALYSED * len(config.experts)
     return passes * ensemble_cost(config).macs
 
 
 @torch.inference_mode()
 def _film(ensemble: Ensemble, seed: int, device: torch.device | str) -> Iterator[Frame]:
-    """States on the way, in the order of denoising: the noise, then a few of every expert's run."""
+    """Yield frames in the order of denoising: the noise, then a few states of every expert's run of steps."""
     config = ensemble.config
     timesteps = sampling_timesteps(config.diffusion, config.sampling)
     next_to = dict(pairwise([*timesteps, 0]))  # the noise level that a step leaves
@@ -50,13 +50,13 @@ def _film(ensemble: Ensemble, seed: int, device: torch.device | str) -> Iterator
 
 
 def _parts(run: Sequence[int], count: int) -> list[Sequence[int]]:
-    """``run`` cut into up to ``count`` parts of about equal length."""
+    """Return ``run`` cut into up to ``count`` parts of about equal length."""
     ends = sorted({round(len(run) * part / count) for part in range(count + 1)})
     return [run[first:end] for first, end in pairwise(ends)]
 
 
 def _png(x: Tensor) -> bytes:
-    """Images in [-1, 1] beneath each other."""
+    """Return a PNG of images ``x`` (B, C, H, W) in [-1, 1], one below the other."""
     pixels = grid(to_uint8(x).cpu(), columns=1).numpy()
     target = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(target, format="PNG")
@@ -64,7 +64,7 @@ def _png(x: Tensor) -> bytes:
 
 
 def _spectra(ensemble: Ensemble, data: Data, seed: int) -> Iterator[Spectrum]:
-    """Of what every expert's last stage hands to the output, in the middle of the expert's interval."""
+    """Yield the spectrum of every expert's last stage in the middle of the expert's interval."""
     middles = [sum(expert.interval) // 2 for expert in ensemble.config.experts]
     table = features(ensemble, data, middles, count=ANALYSED, seed=seed)
     last = table[table["depth"] == table["depth"].max()]

@@ -1,7 +1,8 @@
-"""Which kind of choice explains the spread of a search's scores.
+"""Share of the spread of a search's scores that one kind of choice explains.
 
-Least squares of the logarithm of the score on all choices of one kind, each with its square, or on its options where they are no
-numbers. R² is adjusted for the number of terms, so a kind that explains nothing has about 0, however many choices it has.
+The logarithm of the score is regressed on all choices of one kind by least squares. A numeric choice has a linear and a square
+term, another choice one term for each option except the first. R² is adjusted for the number of terms, so that a kind which
+explains nothing has about 0, whatever its number of choices.
 """
 
 import math
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 from meme_nas.record.trial_log import TrialRecord
 
-MOST = 0.5  # of the spread
-LITTLE = 1 / 3  # of what the kind explains
-LEAST_FREE = 10  # configurations beyond the number of terms; with fewer, R² is luck
+MOST = 0.5  # share of the spread that a dominant kind explains at least
+LITTLE = 1 / 3  # largest share of the other kinds together, relative to the dominant kind's
+LEAST_FREE = 10  # configurations beyond the number of terms; with fewer, R² is chance
 KIND_NAMES = {"low": "split", "length": "boundaries"}
 
 
@@ -29,15 +30,15 @@ class Dominant:
     others: tuple[str, ...]
     """The other kinds that were searched."""
     share_of_others: float
-    """Adjusted R² of them together."""
+    """Adjusted R² of the other kinds together."""
     count: int
-    """Scored configurations."""
+    """Number of scored configurations."""
 
 
 def dominant(trials: Sequence[TrialRecord], objective: str) -> Dominant | None:
-    """Return the kind that alone explains more than ``MOST`` of the spread, where all others explain less than a third as much.
+    """Return the kind that alone explains more than ``MOST`` of the spread, if all others explain less than a third as much.
 
-    None where there is no such kind, only one was searched, or too few configurations are scored.
+    None if there is no such kind, if only one was searched, or if too few configurations are scored.
     """
     scored = [trial for trial in trials if trial.state == "complete" and trial.choices]
     scores = np.array([trial.scored.values([objective])[0] for trial in scored], dtype=float)
@@ -55,13 +56,13 @@ def dominant(trials: Sequence[TrialRecord], objective: str) -> Dominant | None:
 
 
 def kind_of(choice: str) -> str:
-    """Return ``split`` for ``expert2.level1.low``, ``p`` for ``expert2.p``."""
+    """Return the kind of a choice by its name: ``split`` for ``expert2.level1.low``, ``p`` for ``expert2.p``."""
     last = choice.rpartition(".")[2]
     return KIND_NAMES.get(last, last.replace("_", " "))
 
 
 def _columns_by_kind(scored: Sequence[TrialRecord]) -> dict[str, list[NDArray[np.float64]]]:
-    """Return the terms of every kind, (T, ...) for T trials; choices that only some trials have are left out."""
+    """Return the regression terms (T, ...) of every kind for T trials, without choices that only some trials have."""
     names = [name for name in (scored[0].choices if scored else ()) if all(name in trial.choices for trial in scored)]
     found: dict[str, list[NDArray[np.float64]]] = {}
     for name in names:
@@ -72,7 +73,10 @@ def _columns_by_kind(scored: Sequence[TrialRecord]) -> dict[str, list[NDArray[np
 
 
 def _terms(values: Sequence[object]) -> NDArray[np.float64]:
-    """Return value and square of numbers, one column an option but the first of others; none where all are alike."""
+    """Return the regression terms (T, ...) of one choice: value and square if numeric, else a column for each further option.
+
+    There are none if all values are equal, and only the value if there are two.
+    """
     options = list(dict.fromkeys(values))
     if len(options) == 1:
         return np.empty((len(values), 0))
@@ -85,7 +89,7 @@ def _terms(values: Sequence[object]) -> NDArray[np.float64]:
 
 
 def _explained(terms: NDArray[np.float64], values: NDArray[np.float64]) -> float:
-    """Return adjusted R²; nan where too few configurations are left over, or all scores are alike."""
+    """Return adjusted R²; NaN with fewer than ``LEAST_FREE`` free configurations, or if all scores are equal."""
     design = np.hstack([np.ones((len(values), 1)), terms])
     fitted, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
     free, total = len(values) - int(rank), float(np.square(values - values.mean()).sum())

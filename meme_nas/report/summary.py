@@ -1,4 +1,4 @@
-"""What a search came to, gathered for the report and the console."""
+"""Summary of a search's results for the report and the console."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,99 +14,98 @@ from meme_nas.rescoring.findings import Agreement, Confirmed, Judged, Regret, Re
 
 @dataclass(frozen=True)
 class Frame:
-    """Some images on their way from noise to data."""
+    """Some images at one step between noise and data."""
 
     expert: int
-    """Whose step left them so; 0: nobody's, it is the noise."""
+    """Number of the expert that made the last step; 0 for the initial noise."""
     timestep: int
-    """The noise level they are at; 0: they are done."""
+    """Noise level of the images; 0 at the end."""
     png: bytes
-    """The images beneath each other; the same ones in every frame."""
+    """The images one below the other, the same ones in every frame."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Relative log amplitude by frequency of what an expert's last stage puts out."""
+    """Relative log amplitude by frequency of the output of an expert's last stage."""
 
     expert: int
     timestep: int
-    """The middle of its interval, at which it was asked."""
+    """Timestep of the measurement, the middle of the expert's interval."""
     frequencies: tuple[float, ...]
-    """In units of pi."""
+    """Frequencies in units of pi."""
     relative_log_amplitude: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Portrait:
-    """How one trial's images come about."""
+    """Denoising film and spectra of one trial."""
 
     trial: TrialRecord
     film: tuple[Frame, ...]
-    """In the order of denoising."""
+    """Frames in the order of denoising."""
     spectra: tuple[Spectrum, ...]
-    """One an expert."""
+    """One spectrum for each expert."""
 
 
 @dataclass(frozen=True)
 class AtLength:
-    """The score of one trial's config after trainings of one length."""
+    """Score of one trial's config after trainings of one length."""
 
     steps: int
-    """Of an expert, after those of the trunk."""
+    """Training steps of an expert, after those of the trunk."""
     score: float
     seeds: int
-    """Training seeds behind it."""
+    """Number of training seeds in the mean."""
     samples: int
-    """Images behind each score: FIDs of different numbers do not compare."""
+    """Number of images behind each score. FIDs of different numbers cannot be compared."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One study, as a person is shown it."""
+    """Results of one study, as report and console show them."""
 
     title: str
     folder: Path
     objectives: tuple[str, ...] = field(kw_only=True)
-    """What is minimised: fid or kid first, then costs."""
+    """Minimised quantities: fid or kid first, then costs."""
     trials: list[TrialRecord]
     winner: TrialRecord | None
-    """The best of the searched space that has no more of any minimised cost than the hand-made pattern."""
+    """Best trial of the searched space among those that cost no more than the hand-made pattern in any minimised cost."""
     finalists: list[Rescored] = field(default_factory=list)
     """Winner and yardsticks scored again; empty while the search runs."""
     importance: dict[str, float] = field(default_factory=dict)
     """Share of the first objective's variation that each choice explains, by Optuna; empty while there are too few trials."""
     facts: dict[str, str] = field(default_factory=dict)
-    """What a reader must know beside the scores: command, data, feature space, samples, proxy length, versions, hardware."""
+    """Facts that a reader needs beside the scores: command, data, feature space, samples, proxy length, versions, hardware."""
     audited: list[Rescored] = field(default_factory=list)
     """Configurations trained longer, with several seeds; empty without an audit."""
     agreements: list[Agreement] = field(default_factory=list)
-    """How well what the search knew ranks them as that did, its score first; empty where there are too few."""
+    """Rank agreement of the search's signals with the audit, the score first; empty if too few configurations were audited."""
     regret: Regret | None = None
-    """How much the search's choice among the audited costs; None without an audit."""
+    """Regret of the search's choice against the best audited configuration; None without an audit."""
     judged: Judged | None = None
-    """The audit's winner judged by seeds that did not choose it; None where none were kept for that."""
+    """Comparison of the audit's winner with the hand-made pattern; None if the audit kept no seeds for it."""
     dominant: Dominant | None = None
-    """The kind of choice that explains most of the spread of the search's scores, if one does."""
+    """Kind of choice that explains most of the spread of the search's scores; None if no kind does."""
     portraits: list[Portrait] = field(default_factory=list)
-    """Of the winner and the hand-made pattern; while the search runs, where that takes a moment."""
+    """Portraits of the winner and the hand-made pattern; while the search runs, only those that are quickly made."""
     effort: Effort | None = None
-    """What the search took, its audit and all that follows it left out; None while it runs."""
+    """Effort of the search, without its audit and later stages; None while it runs."""
     confirmed: Confirmed | None = None
-    """Winner and hand-made pattern trained longer; None where that was not done."""
+    """Comparison of winner and hand-made pattern after longer training; None without a confirmation."""
 
     @property
     def metric(self) -> str:
-        """What is minimised first, fid or kid."""
+        """First objective, fid or kid."""
         return self.objectives[0]
 
     def folder_of(self, trial: TrialRecord) -> Path:
-        """Return the folder of the trial's samples: after its longest training."""
+        """Return the folder of the trial's samples after its longest training."""
         longer = self.confirmed.folder_of(trial) if self.confirmed else None
         return longer or trial_folder(self.folder, trial.number)
 
     def lengths_of(self, trial: TrialRecord) -> list[AtLength]:
-        """Return the scores of ``trial``'s config at each length it was trained to, shortest first: in the search, the audit and
-        the confirmation."""
+        """Return the scores of ``trial``'s config in search, audit and confirmation, ordered by length of training."""
         searched = next((each for each in self.trials if each.is_same_config(trial) and each.state == "complete"), None)
         found = []
         if searched:
@@ -122,12 +121,12 @@ class Summary:
 
     @property
     def recommended(self) -> TrialRecord | None:
-        """The trial whose config is ``winner.yaml``."""
+        """Trial whose config is ``winner.yaml``."""
         return self.confirmed.recommended if self.confirmed else self.winner
 
 
 def as_record(summary: Summary) -> dict[str, Any]:
-    """What a script wants of a search: where it lies, how its trials ended, the winner, and the finalists' fresh scores."""
+    """Return the results for scripts: folder, number of trials by state, winner, comparisons and the finalists' fresh scores."""
     states = [trial.state for trial in summary.trials]
     best, confirmed = summary.recommended, summary.confirmed
     return {

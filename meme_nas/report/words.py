@@ -1,4 +1,4 @@
-"""What the report says: numbers as a person writes them, and sentences that can be quoted. Plain text, never HTML."""
+"""Text of the report: numbers in readable form, and sentences that can be quoted. Plain text, never HTML."""
 
 import math
 from collections import Counter
@@ -43,16 +43,16 @@ SEARCH_SCORE_NOTE = (
 
 @dataclass(frozen=True)
 class Score:
-    """A trial's FID or KID as it is quoted: rescored over sampling seeds, or the search's own."""
+    """FID or KID of a trial as the report quotes it: rescored over sampling seeds, or the search's own."""
 
     mean: float
     deviation: float
     seeds: int
     rescored: bool
     samples: int | None = None
-    """Where they are others than the search's."""
+    """Number of images, if it differs from the search's; else None."""
     values: tuple[float, ...] = ()
-    """Of the sampling seeds, where it was scored again."""
+    """Score with each sampling seed if the trial was scored again; else empty."""
 
     @property
     def has_spread(self) -> bool:
@@ -66,18 +66,18 @@ class Score:
 
 
 def score_of(trial: TrialRecord) -> float:
-    """What the search scored a complete trial by."""
+    """Return the first objective of a complete trial in the search; NaN if it has none."""
     score = trial.scored.quality
     return math.nan if score is None else score
 
 
 def search_score(trial: TrialRecord) -> Score:
-    """The score that the search gave a complete trial."""
+    """Return the search's own score of a complete trial."""
     return Score(score_of(trial), 0.0, 1, rescored=False)
 
 
 def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
-    """The score of ``trial`` as a finalist, if it is one."""
+    """Return the score of ``trial`` as a finalist; None if it is none or a score is not finite."""
     for finalist in summary.finalists:
         if finalist.trial.is_same_config(trial) and finalist.scores and all(map(math.isfinite, finalist.scores)):
             scores = finalist.scores
@@ -86,12 +86,12 @@ def final_score(summary: Summary, trial: TrialRecord) -> Score | None:
 
 
 def best_score(summary: Summary, trial: TrialRecord) -> Score:
-    """Of a complete trial: the finalist's score where there is one, else the search's."""
+    """Return the score of a complete trial as a finalist if it is one, else the search's score."""
     return final_score(summary, trial) or search_score(trial)
 
 
 def yardstick(summary: Summary, kind: str) -> TrialRecord | None:
-    """The trial that ran the yardstick ``kind``."""
+    """Return the trial of the yardstick ``kind``; None if there is none."""
     return next((trial for trial in summary.trials if trial.kind == kind), None)
 
 
@@ -100,7 +100,7 @@ def yardsticks(summary: Summary) -> list[TrialRecord]:
 
 
 def state_line(summary: Summary) -> str:
-    """``50 of 50 trials: 48 complete, 1 failed, 1 refused``."""
+    """Return a line such as ``50 of 50 trials: 48 complete, 1 failed, 1 refused``."""
     states = Counter(trial.state for trial in summary.trials)
     total, running = len(summary.trials), states["running"]
     if not total:
@@ -113,7 +113,7 @@ def state_line(summary: Summary) -> str:
 
 
 def verdict(summary: Summary) -> list[str]:
-    """What the search came to, the most important sentence first."""
+    """Return the sentences on the result of the search, the most important first."""
     if summary.winner is None:
         return [_no_winner(summary)]
     if summary.confirmed:
@@ -124,7 +124,7 @@ def verdict(summary: Summary) -> list[str]:
 
 
 def _searched_words(summary: Summary, winner: TrialRecord) -> list[str]:
-    """Return what the scores at proxy length say of the winner against each yardstick."""
+    """Return the sentences that compare the winner with each yardstick by scores at proxy length."""
     if winner.kind == HAND_MADE:
         sentences = [_nothing_better(summary, winner)]
     else:
@@ -135,7 +135,7 @@ def _searched_words(summary: Summary, winner: TrialRecord) -> list[str]:
 
 
 def notes(summary: Summary) -> list[str]:
-    """How to read the verdict's numbers."""
+    """Return the notes that explain the verdict's numbers."""
     devices = [said] if (said := _latency_devices(summary)) else []
     if summary.winner is None:
         return devices
@@ -156,18 +156,18 @@ def _latency_devices(summary: Summary) -> str:
 
 
 def metric_name(summary: Summary) -> str:
-    """``FID`` or ``KID``."""
+    """Return the name of the first objective, ``FID`` or ``KID``."""
     return summary.metric.upper()
 
 
 def feature_spaces(summary: Summary) -> str:
-    """Name of the space the scores are measured in, ``classifier(digits)``; empty while nothing is scored."""
+    """Return the feature space of the scores, such as ``classifier(digits)``; empty while nothing is scored."""
     names = {trial.scored.features: None for trial in summary.trials if trial.state == "complete"}
     return " / ".join(name for name in names if name)
 
 
 def quantity(value: float | None) -> str:
-    """``4.03M``; a dash for None."""
+    """Return a number as text such as ``4.03M``; a dash for None."""
     if value is None or not math.isfinite(value):
         return NONE
     for limit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -177,18 +177,18 @@ def quantity(value: float | None) -> str:
 
 
 def score_text(value: float | None) -> str:
-    """Three significant digits; a dash for None."""
+    """Return a score with three significant digits; a dash for None."""
     return NONE if value is None or not math.isfinite(value) else _three_digits(value)
 
 
 def costs_text(trial: TrialRecord, kinds: Sequence[str]) -> str:
-    """``4.03M MACs and 660k parameters`` of a complete trial; latency is that of an image."""
+    """Return the costs of a complete trial, such as ``4.03M MACs and 660k parameters``. Latency is per image."""
     texts = {"macs": "{} MACs", "params": "{} parameters", "latency_ms": "{} ms an image"}
     return listed([texts[kind].format(quantity(cost_of(trial, kind))) for kind in kinds])
 
 
 def effort_text(effort: Effort) -> str:
-    """Return what a search took, in one line."""
+    """Return the effort of a search in one line."""
     share = 100 * effort.scoring / max(1, effort.passes)
     return (
         f"{effort.made:.0f} trainings of an expert of {effort.charged:.0f} that the budget counts; {quantity(effort.training)} "
@@ -201,7 +201,7 @@ def latency_text(milliseconds: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``41 s``, ``3.2 min``, ``1.5 h``, ``4.2 days``; a dash for None."""
+    """Return a duration as text such as ``41 s``, ``3.2 min``, ``1.5 h``, ``4.2 days``; a dash for None."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
     if seconds < 100:
@@ -212,9 +212,9 @@ def duration(seconds: float | None) -> str:
 
 
 def splits_text(trial: TrialRecord) -> str:
-    """``8·16@0.8  16·24@0.4``: C_l at every level, finest first, at p_n; one group an expert.
+    """Return the splits of all experts, such as ``8·16@0.8  16·24@0.4``: for each expert C_l of all levels, finest first, @ p_n.
 
-    In brackets, what else makes an expert: its interval where intervals are uneven, and how it differs from the paper's block.
+    Brackets hold an expert's interval if intervals are uneven, and its differences from the paper's block.
     """
     config = trial.config
     if not config.network.splits_channels:
@@ -258,9 +258,10 @@ def _unrivalled(summary: Summary, winner: TrialRecord) -> str:
 
 
 def _against(summary: Summary, winner: TrialRecord, kind: str) -> str | None:
-    """Return how the winner's weights compare with one yardstick's: rescored where both are, else both as searched.
+    """Return the sentence that compares the winner's weights with one yardstick's; None if the yardstick has no score.
 
-    None without a score. The weights are those that chose the winner, so this claims nothing of architectures.
+    The scores are the finalists' if both have one, else the search's. The winner was chosen by these weights, so the sentence
+    claims nothing about architectures.
     """
     rival = yardstick(summary, kind)
     if rival is None or rival.state != "complete":
@@ -278,7 +279,7 @@ def _subject(winner: TrialRecord) -> str:
 
 
 def _basis(summary: Summary, winner: TrialRecord, score: Score) -> str:
-    """What a score is worth nothing without: feature space, number of samples, seeds."""
+    """Return the conditions of a score, without which it cannot be compared: feature space, number of samples, seeds."""
     seeds = f"{score.seeds} sampling seed{'s' * (score.seeds > 1)}" + ("" if score.rescored else ", as searched")
     seeds += f", at proxy length ({winner.config.training.steps:,} steps)" if summary.confirmed else ""
     features = winner.scored.features or "unnamed"
@@ -286,7 +287,7 @@ def _basis(summary: Summary, winner: TrialRecord, score: Score) -> str:
 
 
 def _said_once(sentences: list[str], basis: str) -> list[str]:
-    """``sentences`` with the basis they share in the first one only."""
+    """Return ``sentences`` with their common ``basis`` in the first one only."""
     return [sentences[0], *(sentence.replace(f" ({basis}).", ".") for sentence in sentences[1:])]
 
 
@@ -299,7 +300,7 @@ def _capital(text: str) -> str:
 
 
 def _decimals(value: float) -> int:
-    """Decimals that show the first digit of ``value`` that counts, and the second after a 1."""
+    """Return the number of decimals that shows one significant digit of ``value``, or two if the first is a 1."""
     exponent = math.floor(math.log10(value))
     return min(8, max(0, -exponent + (value / 10**exponent < 1.95)))
 

@@ -1,1 +1,1 @@
-"""What doubts a search's result: audit, choice of p, confirmation, last scores."""
+"""Checks of a search's result by further trainings and scores: audit, choice of p, confirmation, last scores."""

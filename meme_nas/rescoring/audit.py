@@ -1,13 +1,13 @@
-"""How far the proxy's ranking can be trusted: some configurations trained longer, with several seeds, and ranked anew.
+"""Audit of a search: some configurations are trained longer, with several seeds, to test the ranking at proxy length.
 
 The finalists and a random sample of other candidates, drawn evenly over the range of their scores, are trained ``audit_factor``
-times as long as in the search: with the seed they were searched with, where their experts go on from the bank, and with fresh
-seeds, each with sampling noise of its own, where the settings say so.
+times as long as in the search. One training uses the seed of the search, and its experts resume from the bank. The settings can
+add fresh training seeds, each with its own sampling noise.
 
-What chose does not judge. The audit chooses the winner, and ``meme_nas.rescoring.confirmation`` judges it with other seeds. Where
-there is no confirmation, the last of the audit's seeds judge and have no part in the choice. What the search knew of the
-configurations is compared with how they turned out with the fresh seeds, if there are any: by Kendall's tau, over the whole range
-and among the best, and by how much the search's own choice costs.
+Seeds that choose a winner do not judge it. The audit chooses the winner, and ``meme_nas.rescoring.confirmation`` judges it with
+other seeds. Without a confirmation, the last of the audit's seeds judge and have no part in the choice. The search's predictions
+are compared with the scores of the fresh seeds, or of its own seed if there are none: by Kendall's tau, over all configurations
+and among the best, and by the regret of the search's own choice.
 """
 
 import math
@@ -32,12 +32,12 @@ from meme_nas.strategies.base import Strategy
 
 FINALISTS = 3
 BOOTSTRAPS = 2_000
-FIRST_SAMPLING_SEED = 4_001  # of noise that no other score has; each fresh training seed has its own
-LEAST_JUDGES = 2  # training seeds; one has no spread
+FIRST_SAMPLING_SEED = 4_001  # sampling noise that no other score uses; each fresh training seed has its own
+LEAST_JUDGES = 2  # training seeds; a single one has no spread
 
 
 class Audit(Rescoring):
-    """The longer trainings: each is of a configuration with one seed."""
+    """Longer trainings of the audited configurations. Each task is one configuration with one training seed."""
 
     unit = "audits"
     kind = "audit"
@@ -47,13 +47,13 @@ class Audit(Rescoring):
 
     @property
     def seeds(self) -> range:
-        """The search's last one and others."""
+        """Training seeds: the last one of the search, then fresh ones."""
         first = self.settings.seed + self.settings.training_seeds - 1
         return range(first, first + self.settings.audit_seeds)
 
     @cached_property
     def chosen(self) -> list[TrialRecord]:
-        """Hand-made pattern and winner, the best others, and a random sample of the rest, evenly over the range of scores."""
+        """Hand-made pattern, winner, best others, and a random sample of the rest, spread evenly over the range of scores."""
         return pick(self._search.study.trials, self.settings)
 
     def _ways(self, trial: TrialRecord) -> list[Config]:
@@ -66,29 +66,29 @@ class Audit(Rescoring):
 
     @property
     def choosers(self) -> int:
-        """Return how many of the seeds, the first ones, choose the winner: all, unless the others must judge it."""
+        """Number of seeds, the first ones, that choose the winner: all, unless the others must judge it."""
         return choosers_of(self.settings)
 
     def _seeds(self, config: Config) -> tuple[int, ...]:
         return (config.training.seed,)
 
     def _stands(self, record: TrialRecord) -> bool:
-        """Studies from before every seed was a trial of its own have some that are the mean of all."""
+        """Return True if ``record`` counts. Records of old studies do not if they are the mean over several seeds."""
         return super()._stands(record) and (record.outcome is None or len(record.outcome.fids) <= 1)
 
 
 def choosers_of(settings: SearchSettings) -> int:
-    """Return how many of the audit's seeds choose the winner: half where no confirmation follows and there are three or more."""
+    """Return the number of audit seeds that choose the winner: half of three or more if no confirmation follows, else all."""
     count = settings.audit_seeds
     return count if settings.confirm_share or count <= LEAST_JUDGES else count // 2
 
 
 def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialRecord]:
-    """What to audit, the same whenever it is asked: of complete trials of the searched space."""
+    """Return the trials to audit, from the complete trials of the searched space. Equal arguments give the same result."""
     scored = [trial for trial in trials if trial.state == "complete" and trial.choices]
     ranked = sorted(scored, key=lambda trial: (trial.scored.values(settings.objectives)[0], trial.number))
     best = winner(trials, settings.objectives)
-    most = min(FINALISTS, settings.audited // 2 - 1)  # and room is left for the others
+    most = min(FINALISTS, settings.audited // 2 - 1)  # at most half, so that the sample has room
     first = [trial for trial in scored if trial.kind == "hand-made"] + ([best] if best else []) + ranked[:most]
     finalists = list({trial.number: trial for trial in first}.values())
     rest = [trial for trial in ranked if trial not in finalists]
@@ -97,8 +97,10 @@ def pick(trials: Sequence[TrialRecord], settings: SearchSettings) -> list[TrialR
 
 
 def _spread(ranked: Sequence[TrialRecord], count: int, objectives: Sequence[str], source: random.Random) -> list[TrialRecord]:
-    """``count`` of the trials at random, but evenly over the range of their scores as far as there are such: most of what a
-    search has scored is nearly as good as its best, and how those rank among each other is chance."""
+    """Return ``count`` random trials, one from each of ``count`` equal parts of the range of scores where a part has any.
+
+    A uniform sample would mostly hold trials nearly as good as the best, whose order is chance.
+    """
     if not count:
         return []
     scores = [trial.scored.values(objectives)[0] for trial in ranked]
@@ -110,15 +112,16 @@ def _spread(ranked: Sequence[TrialRecord], count: int, objectives: Sequence[str]
 
 
 def fresh(audited: Sequence[Rescored]) -> list[Rescored]:
-    """Return the scores of the training seeds that the search has not used; where it has used all, those of its own."""
+    """Return ``audited`` with only the scores of fresh training seeds, or of the search's own seed if there are no others."""
     return [replace(each, scores=each.scores[1:] or each.scores) for each in audited]
 
 
 def agreements(audited: Sequence[Rescored], signals: Mapping[str, Sequence[float]]) -> list[Agreement]:
-    """Return Kendall's tau of every signal (one value a configuration, lower is better) with the mean score of longer training.
+    """Return Kendall's tau of every signal with the mean score of longer training.
 
-    Scores of fresh seeds count, if there are any: the search's own share their luck with its signals. The better half is that
-    of the first signal. Empty with fewer than ``LEAST_AUDITED`` configurations.
+    A signal has one value for each configuration, lower is better. Scores of fresh seeds are used if there are any, because the
+    search's own seed shares its luck with the signals. The first signal defines the better half. The result is empty with fewer
+    than ``LEAST_AUDITED`` configurations.
     """
     if len(audited) < LEAST_AUDITED:
         return []
@@ -131,14 +134,14 @@ def agreements(audited: Sequence[Rescored], signals: Mapping[str, Sequence[float
 
 
 def _agreement(name: str, values: NDArray[np.float64], truth: NDArray[np.float64]) -> Agreement:
-    """Return tau with its bootstrap interval; samples in which all are equal are left out."""
+    """Return tau with its 95% bootstrap interval. Bootstrap samples in which all values are equal are left out."""
     draws = np.random.default_rng(0).integers(0, len(truth), (BOOTSTRAPS, len(truth)))
     low, high = np.nanquantile(_taus(values[draws], truth[draws]), (0.025, 0.975))
     return Agreement(name, float(_taus(values, truth)), float(low), float(high), len(truth))
 
 
 def _taus(values: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Kendall's tau-b along the last axis, nan where one side is all alike."""
+    """Return Kendall's tau-b along the last axis; NaN if all values of one side are equal."""
     first, second = np.triu_indices(values.shape[-1], 1)
     ours, theirs = (np.sign(each[..., first] - each[..., second]) for each in (values, truth))
     with np.errstate(invalid="ignore"):
@@ -148,10 +151,10 @@ def _taus(values: NDArray[np.float64], truth: NDArray[np.float64]) -> NDArray[np
 def regret(
     audited: Sequence[Rescored], picked: TrialRecord | None, objectives: Sequence[str], limits: Sequence[float]
 ) -> Regret | None:
-    """Return how much worse than the best of the audited is ``picked``, the search's choice, after longer training.
+    """Return the regret of ``picked``, the search's choice: its log score after longer training, less the best one.
 
-    Compared are those within ``limits``, the costs of the hand-made pattern. None where ``picked`` is not among them, or a score
-    is not above 0, as an unbiased KID can be.
+    Only configurations within ``limits``, the costs of the hand-made pattern, are compared. None if ``picked`` is not among
+    them, or if a score is not above 0, which an unbiased KID can be.
     """
     costs = [each.trial.scored.values(objectives)[1:] for each in audited]
     fits = [all(a <= b for a, b in zip(own, limits, strict=True)) for own in costs]
@@ -165,9 +168,9 @@ def regret(
 
 
 def judged(audited: Sequence[Rescored], best: TrialRecord | None, choosers: int) -> Judged | None:
-    """Return the audit's winner ``best`` against the hand-made pattern, over the training seeds that did not choose it.
+    """Return the comparison of the audit's winner ``best`` with the hand-made pattern, over seeds that did not choose it.
 
-    None where fewer than two seeds were kept for that, the pattern won, or a score is not above 0.
+    None if fewer than two seeds were reserved for that, if the pattern won, or if a score is not above 0.
     """
     place = next((place for place, each in enumerate(audited) if each.trial.is_same(best)), None)
     rival = next((place for place, each in enumerate(audited) if each.trial.kind == "hand-made"), None)
@@ -180,7 +183,7 @@ def judged(audited: Sequence[Rescored], best: TrialRecord | None, choosers: int)
 
 
 def signals_of(audited: Sequence[Rescored], search: Strategy) -> dict[str, list[float]]:
-    """What the search knew of each configuration: its score, what the surrogate says, the sum of its experts' interval losses."""
+    """Return the search's predictors of quality, by name: the score, the surrogate's prediction, the sum of interval losses."""
     trials = [each.trial for each in audited]
     signals = {"score at proxy length": [trial.scored.values(search.settings.objectives)[0] for trial in trials]}
     for name, values in search.other_signals(trials).items():
@@ -191,10 +194,10 @@ def signals_of(audited: Sequence[Rescored], search: Strategy) -> dict[str, list[
 def audited_winner(
     audited: Sequence[Rescored], objectives: Sequence[str], limits: Sequence[float], choosers: int | None = None
 ) -> TrialRecord | None:
-    """Return the finalist that turned out best on average, within ``limits``; None without an audit.
+    """Return the audited trial with the best mean score within ``limits``; None without an audit.
 
-    ``limits``: costs of the hand-made pattern, which need not have come through the audit. ``choosers``: how many of the training
-    seeds, the first ones, have a say. None: all.
+    ``limits`` are the costs of the hand-made pattern, whose own audit may have failed. The mean is over the first ``choosers``
+    training seeds, or over all if that is None.
     """
     longer = [_as_audited(replace(each, scores=each.scores[:choosers]), objectives[0]) for each in audited]
     best = winner(longer, objectives, limits)
@@ -202,6 +205,6 @@ def audited_winner(
 
 
 def _as_audited(each: Rescored, objective: str) -> TrialRecord:
-    """The trial as if the search had scored it as the longer training did."""
+    """Return the trial with the score of the longer training in place of the search's."""
     scores: dict[str, Any] = {objective: each.mean}
     return replace(each.trial, outcome=replace(each.trial.scored, **scores))

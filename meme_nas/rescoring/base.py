@@ -1,4 +1,4 @@
-"""Work that comes after a search: some of its trials scored anew, each in several ways that are known beforehand."""
+"""Base class of the stages after a search, which score some of its trials again under a fixed list of configs."""
 
 from collections import Counter
 from functools import cached_property
@@ -11,16 +11,19 @@ from meme_nas.rescoring.findings import Rescored
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.base import Strategy
 
-ATTEMPTS = 2  # of a scoring in one command: what failed once may have had no memory left by its neighbours
+ATTEMPTS = 2  # tries of a scoring in one command: the first may fail because its neighbours took the memory
 
 
 class Rescoring:
-    """Hands the scorings out to an engine, as a strategy hands out trials: each is a task of its own, so that many workers share
-    them, and what an earlier command has scored is not scored again."""
+    """Source of scoring tasks for an engine, with the interface of a strategy.
+
+    Every scoring is a task of its own, so that workers share them. Scorings of an earlier command are not repeated.
+    """
 
     unit: str
+    """Noun for what ``spent`` counts."""
     kind: str
-    """Of its tasks."""
+    """Kind of the tasks."""
 
     def __init__(self, settings: SearchSettings, search: Strategy, log: TrialLog):
         self.settings, self._search, self._log = settings, search, log
@@ -30,33 +33,33 @@ class Rescoring:
 
     @property
     def chosen(self) -> list[TrialRecord]:
-        """The trials to score anew."""
+        """Trials to score again."""
         raise NotImplementedError
 
     def _ways(self, trial: TrialRecord) -> list[Config]:
-        """What is scored of ``trial``: its config with other seeds, trained longer or scored with more samples."""
+        """Return the configs to score for ``trial``: its own with other seeds, longer training or more samples."""
         raise NotImplementedError
 
     def _seeds(self, config: Config) -> tuple[int, ...]:
-        """Training seeds whose mean scores ``config``."""
+        """Return the training seeds over which the score of ``config`` is averaged."""
         raise NotImplementedError
 
     def _stands(self, record: TrialRecord) -> bool:
-        """Return whether a scoring that was started, now or by an earlier command, takes the place of another.
+        """Return True if ``record`` counts, so that its scoring is not started again.
 
-        One that failed in an earlier command does not: its worker may have died of what was wrong then. Neither does the first
-        failure of a scoring in this command.
+        Scorings that failed in an earlier command do not count, because the cause may be gone. Neither does the first failure of
+        a scoring in this command.
         """
         return record.number not in self._to_repeat
 
     @cached_property
     def _planned(self) -> list[tuple[TrialRecord, dict[Any, Config]]]:
-        """Every chosen trial with what is scored of it."""
+        """Every chosen trial with its configs to score, by key."""
         return [(trial, {key_of(way, way.architecture_id): way for way in self._ways(trial)}) for trial in self.chosen]
 
     @property
     def _begun(self) -> dict[Any, TrialRecord]:
-        """Scorings that were started, the last of each."""
+        """The last started record of every scoring, by key."""
         return {key_of(record.config, record.architecture_id): record for record in self._log.records if self._stands(record)}
 
     @property
@@ -66,13 +69,13 @@ class Rescoring:
 
     @property
     def spent(self) -> tuple[int, int]:
-        """Scorings that are done, and all that are to be."""
+        """Number of finished scorings, and the number planned."""
         begun, planned = self._begun, [key for _, ways in self._planned for key in ways]
         return sum(key in begun and begun[key].finished for key in planned), len(planned)
 
     @property
     def under_way(self) -> int:
-        """Scorings that workers have."""
+        """Number of scorings that workers run now."""
         return len(self._log.running) - len(self._interrupted)
 
     def next_task(self) -> Task | None:
@@ -90,7 +93,7 @@ class Rescoring:
         return Task(record.number, record.config, self.kind, seeds=self._seeds(record.config))
 
     def record(self, outcome: Outcome) -> TrialRecord:
-        """Take what a scoring came to; one that failed is started again, ``ATTEMPTS`` times in all."""
+        """Record the outcome of a scoring. A failed one is started again, up to ``ATTEMPTS`` tries in all."""
         record = self._log.finish(outcome)
         if record.state == "failed":
             key = key_of(record.config, record.architecture_id)
@@ -100,7 +103,7 @@ class Rescoring:
         return record
 
     def results(self) -> list[Rescored]:
-        """Of the trials that were scored in every way."""
+        """Return the scores of every trial whose scorings are all complete."""
         begun, found = self._begun, []
         for trial, ways in self._planned:
             complete = [begun[key] for key in ways if key in begun and begun[key].state == "complete"]
@@ -112,5 +115,5 @@ class Rescoring:
 
 
 def key_of(config: Config, architecture_id: str) -> Any:
-    """Equal for equal scorings; the id is handed in, as a record knows its own."""
+    """Return a key that is equal for equal scorings. The caller passes the id, which records have cached."""
     return architecture_id, config.sampling, config.evaluation

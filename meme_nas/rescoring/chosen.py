@@ -1,4 +1,4 @@
-"""Which trial is the winner, as far as the work after the search has chosen it."""
+"""The winner as chosen by search, audit and choice of p."""
 
 from functools import cached_property
 
@@ -12,9 +12,9 @@ from meme_nas.strategies.base import Strategy
 
 
 class Chosen:
-    """The winner: the search's, or the audit's where there is one, with the p that were chosen for it.
+    """The winner of the search, or of the audit if there is one, with the p chosen for it.
 
-    Each part is to be asked when what it follows from is done.
+    Results are cached, so each property must only be read after the stages it depends on are done.
     """
 
     def __init__(self, settings: SearchSettings, search: Strategy, audit: Audit | None):
@@ -23,33 +23,33 @@ class Chosen:
 
     @cached_property
     def audited(self) -> list[Rescored]:
-        """Return what came of the audit; empty without one."""
+        """Results of the audit; empty without one."""
         return self._audit.results() if self._audit else []
 
     @cached_property
     def searched(self) -> TrialRecord | None:
-        """Return the search's winner, whatever the audit says."""
+        """The search's winner, without regard to the audit."""
         return winner(self._search.study.trials, self._settings.objectives)
 
     @cached_property
     def regret(self) -> Regret | None:
-        """Return how much the search's winner costs against the best of the audited; None without an audit."""
+        """Regret of the search's winner against the best audited trial; None without an audit."""
         return regret(self.audited, self.searched, self._settings.objectives, self._limits)
 
     @cached_property
     def judged(self) -> Judged | None:
-        """Return the audit's judgement of its winner, by seeds that did not choose it; None where it left none."""
+        """Comparison of the audit's winner with the hand-made pattern; None if the audit kept no seeds for it."""
         return judged(self.audited, self.found, self._audit.choosers) if self._audit and self.audited else None
 
     @cached_property
     def found(self) -> TrialRecord | None:
-        """Return the audit's winner, else the search's."""
+        """The audit's winner, or the search's without an audit."""
         choosers = self._audit.choosers if self._audit else None
         return audited_winner(self.audited, self._settings.objectives, self._limits, choosers) or self.searched
 
     @cached_property
     def best(self) -> TrialRecord | None:
-        """Return the same with the best p of each expert."""
+        """The trial ``found`` with the best p of each expert."""
         return self.probabilities.applied() if self.probabilities else self.found
 
     @property

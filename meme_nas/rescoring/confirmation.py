@@ -1,8 +1,8 @@
-"""The winner confirmed: trained longer beside the hand-made pattern, with training seeds and noise that chose neither.
+"""Confirmation of the winner: longer trainings of it and the hand-made pattern, with seeds and noise that chose neither.
 
-Short trainings can rank two configurations the other way round than full ones do, and what chose a winner flatters it. So the
-search recommends what is better here, and says how sure that is: differences of log FID are paired, since both sides share data
-order, noise and initial weights of each training seed.
+Short trainings can rank two configurations in another order than full ones, and the scores that chose a winner are biased in its
+favour. So the search recommends the configuration that is better here, with a confidence interval. Differences of log FID are
+paired, because both sides share data order, noise and initial weights of each training seed.
 """
 
 import statistics
@@ -22,8 +22,8 @@ from meme_nas.rescoring.findings import Confirmed, Rescored
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.base import Strategy
 
-FIRST_TRAINING_SEED = 1_000  # after the search's own seed: none that search or audit train with
-FIRST_SAMPLING_SEED = 2_001  # of noise that no other score has
+FIRST_TRAINING_SEED = 1_000  # added to the search's seed, so that neither search nor audit trains with it
+FIRST_SAMPLING_SEED = 2_001  # sampling noise that no other score uses
 SAMPLINGS = 2  # sampling seeds for each training seed
 
 
@@ -36,7 +36,7 @@ class Way:
 
 
 class Confirmation(Rescoring):
-    """Trains the winner and the hand-made pattern with every seed. To be asked when search and audit are done."""
+    """Trainings of winner and hand-made pattern with every seed. It may only be used when search and audit are done."""
 
     unit = "confirmations"
     kind = CONFIRMATION
@@ -47,18 +47,18 @@ class Confirmation(Rescoring):
 
     @property
     def seeds(self) -> range:
-        """Return the training seeds."""
+        """Training seeds of the confirmation."""
         first = self.settings.seed + FIRST_TRAINING_SEED
         return range(first, first + self.settings.confirm_seeds)
 
     @property
     def steps(self) -> int:
-        """Return the training steps of an expert, after those of the trunk."""
+        """Training steps of an expert, after those of the trunk."""
         return self.settings.trained_to(self._search.space.base, self.settings.confirm_share).training.steps
 
     @cached_property
     def chosen(self) -> list[TrialRecord]:
-        """Return hand-made pattern and winner; nothing where there is only one of them, or the pattern itself won."""
+        """Hand-made pattern and winner; empty if one is missing or the pattern itself won."""
         trials, best = self._search.study.trials, self._chosen.best
         hand_made = next((trial for trial in trials if trial.kind == "hand-made" and trial.state == "complete"), None)
         return [hand_made, best] if hand_made and best and best is not hand_made else []
@@ -79,7 +79,7 @@ class Confirmation(Rescoring):
         return (config.training.seed,)
 
     def result(self) -> Confirmed | None:
-        """Return the comparison; None before it is complete, or where a score is not above 0."""
+        """Return the comparison; None before it is complete, or if a score is not above 0."""
         results = self.results()
         if len(results) < len(self.chosen) or not results:
             return None
@@ -92,16 +92,16 @@ class Confirmation(Rescoring):
         return Confirmed(winner, hand_made, difference, config.training.steps, config.training.trunk_steps, *folders)
 
     def _folder_of(self, trial: TrialRecord) -> Path:
-        """Return the folder that the first scoring of ``trial`` left its samples in."""
+        """Return the folder with the samples of the first scoring of ``trial``."""
         first = self._ways(trial)[0]
         number = self._begun[key_of(first, first.architecture_id)].number
         return trial_folder(self._search.study.folder, number, self.kind)
 
 
 def seed_pairs(training_seeds: Sequence[int]) -> list[Way]:
-    """Return all pairs of seeds; training seeds change fastest, so that workers side by side train different experts.
+    """Return all pairs of seeds. Training seeds change fastest, so that parallel workers train different experts.
 
-    Each training seed has sampling seeds of its own: its difference has the luck of both, and so has their interval.
+    Each training seed has its own sampling seeds. So the differences, and their interval, include the variance of both.
     """
     return [
         Way(training, FIRST_SAMPLING_SEED + SAMPLINGS * place + again)
@@ -111,9 +111,9 @@ def seed_pairs(training_seeds: Sequence[int]) -> list[Way]:
 
 
 def compared(hand_made: Rescored, winner: Rescored, pairs: Sequence[Way]) -> tuple[Rescored, Rescored, Interval] | None:
-    """Return both with one score a training seed, and the interval of log winner less log hand-made pattern.
+    """Return both sides with one score for each training seed, and the interval of log winner less log hand-made pattern.
 
-    Their scores have the order of ``pairs``. None where a score is not above 0, as an unbiased KID can be.
+    Scores are in the order of ``pairs``. None if a score is not above 0, which an unbiased KID can be.
     """
     if min(*hand_made.scores, *winner.scores) <= 0:
         return None
@@ -122,7 +122,7 @@ def compared(hand_made: Rescored, winner: Rescored, pairs: Sequence[Way]) -> tup
 
 
 def _by_training_seed(each: Rescored, pairs: Sequence[Way]) -> Rescored:
-    """Return one score a training seed: the geometric mean over the sampling seeds."""
+    """Return ``each`` with one score for each training seed, the geometric mean over its sampling seeds."""
     scores: dict[int, list[float]] = {}
     for way, score in zip(pairs, each.scores, strict=True):
         scores.setdefault(way.training_seed, []).append(score)

@@ -1,4 +1,4 @@
-"""Winner and yardsticks scored again with fresh noise: the winner was picked for its score with the old one."""
+"""Last scores of winner and yardsticks with fresh noise, because the noise that chose the winner favours it."""
 
 from functools import cached_property
 
@@ -10,12 +10,14 @@ from meme_nas.rescoring.chosen import Chosen
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.base import Strategy
 
-FRESH_SEEDS = (1_001, 1_002, 1_003)  # of sampling noise that no trial was scored with
+FRESH_SEEDS = (1_001, 1_002, 1_003)  # sampling noise that no trial was scored with
 
 
 class Finalists(Rescoring):
-    """The last scores: each is of a configuration with one sampling seed, and with as many samples as its full training would be
-    scored by. To be asked when search and audit are done."""
+    """Last scores of winner and yardsticks. It may only be used when search and audit are done.
+
+    Each task is one configuration with one sampling seed, scored with the number of samples of a full training.
+    """
 
     unit = "finalists"
     kind = FINALIST
@@ -26,7 +28,7 @@ class Finalists(Rescoring):
 
     @cached_property
     def chosen(self) -> list[TrialRecord]:
-        """Yardsticks and winner, in the order of their trials."""
+        """Complete yardsticks and the winner, in the order of their trials."""
         trials, best = self._search.study.trials, self._chosen.best
         found = [trial for trial in trials if trial.state == "complete" and trial.is_yardstick]
         return found if best is None or any(trial is best for trial in found) else [*found, best]

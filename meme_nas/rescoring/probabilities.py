@@ -1,11 +1,11 @@
-"""The winner's expertization probabilities, chosen one expert at a time at a length that tells.
+"""Choice of the winner's expertization probabilities p, one expert at a time, at a longer training than the proxy's.
 
-Which p is best depends on the length of the training more than on the architecture: short trainings from scratch favour p near 1,
-short ones from a trunk favour p near 0 (docs/proxy.md). So
-the search looks for splits at the hand-made p, and here half and twice each expert's p are tried in its winner.
+The best p depends on the length of the training more than on the architecture: short trainings from scratch favour p near 1,
+short ones from a trunk favour p near 0 (docs/proxy.md). The search therefore uses the hand-made p. Then half and twice each
+expert's p are tried in its winner.
 
-The logarithm of FID is nearly a sum over experts: each alternative is scored in place of the winner's own expert, beside the
-winner's other experts, with noise common to all, and the best of each expert are put together.
+The logarithm of FID is nearly a sum over experts. So each alternative replaces one of the winner's experts and is scored beside
+the others, with the same noise, and the best p of every expert are combined.
 """
 
 import math
@@ -23,30 +23,30 @@ from meme_nas.settings import SearchSettings
 from meme_nas.strategies.base import Strategy
 
 FACTORS = (0.5, 2.0)
-SAMPLING_SEEDS = (3_001, 3_002)  # of noise that no other score has
-LEAST_GAIN = 0.005  # of log FID; an alternative that gains less is not taken
+SAMPLING_SEEDS = (3_001, 3_002)  # sampling noise that no other score uses
+LEAST_GAIN = 0.005  # of log FID; an alternative with a smaller gain is ignored
 
 
 class Probabilities(Rescoring):
-    """Trains and scores the alternatives. To be asked when search and audit are done."""
+    """Trainings and scores of the alternative p. It may only be used when search and audit are done."""
 
     unit = "probabilities"
     kind = PROBABILITIES
 
     def __init__(self, settings: SearchSettings, search: Strategy, found: Callable[[], TrialRecord | None]):
-        """``found`` returns the winner of search and audit."""
+        """Take ``found``, a function that returns the winner of search and audit."""
         super().__init__(settings, search, search.study.probabilities())
         self._found = found
 
     @cached_property
     def chosen(self) -> list[TrialRecord]:
-        """Return the winner, if it has several experts."""
+        """The winner, if it has several experts; else nothing."""
         best = self._found()
         return [best] if best and len(best.config.experts) > 1 else []
 
     @cached_property
     def alternatives(self) -> list[tuple[int, float]]:
-        """Return (expert, p) of every alternative."""
+        """Pairs (expert, p) of all alternatives."""
         return [
             (number, p)
             for trial in self.chosen
@@ -63,9 +63,10 @@ class Probabilities(Rescoring):
         return self.settings.seeds[:1]
 
     def gains(self) -> dict[tuple[int, float], float]:
-        """Return for every alternative log FID with it less log FID without, the mean over the sampling seeds.
+        """Return log FID with each alternative less log FID without it, averaged over the sampling seeds.
 
-        Empty before all are scored, and where one could not be; without those of which a KID is not above 0.
+        The result is empty until all are scored, and if one could not be scored. Alternatives with a KID that is not above 0 are
+        left out.
         """
         results = self.results()
         if not results:
@@ -80,7 +81,7 @@ class Probabilities(Rescoring):
         return found
 
     def said(self) -> str:
-        """Return which p were changed and by how much log FID gained, as a line for the report."""
+        """Return a line for the report: the changed p, and the change of FID that each brought."""
         changed, trial = self.applied(), self._found()
         if changed is None or trial is None or not self.alternatives:
             return "as hand-made: none was tried"
@@ -98,7 +99,7 @@ class Probabilities(Rescoring):
         return f"{', '.join(parts)}; chosen at {steps:,} steps an expert"
 
     def applied(self) -> TrialRecord | None:
-        """Return the winner with the best p of each expert: a candidate of its own, unless its own p were best."""
+        """Return the winner with the best p of each expert, as a candidate; the winner itself if its own p are best."""
         best: dict[int, tuple[float, float]] = {}
         for (number, p), gain in self.gains().items():
             if gain < min(-LEAST_GAIN, best.get(number, (0.0, 0.0))[0]):
@@ -112,7 +113,7 @@ class Probabilities(Rescoring):
 
 
 def _with_p(config: Config, probabilities: dict[int, float]) -> Config:
-    """Return ``config`` with other p of some experts."""
+    """Return ``config`` with p replaced for the experts in ``probabilities``."""
     experts = [expert.model_dump() for expert in config.experts]
     for number, p in probabilities.items():
         experts[number - 1]["p"] = p

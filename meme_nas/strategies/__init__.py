@@ -1,1 +1,1 @@
-"""What to train and score next."""
+"""Search strategies: the choice of the trials to train and score next."""

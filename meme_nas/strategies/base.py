@@ -1,4 +1,4 @@
-"""What all strategies share: yardsticks first, interrupted trials again, limits on costs, the record of every outcome."""
+"""Base class of all strategies: run yardsticks first, repeat interrupted trials, keep cost limits, record every outcome."""
 
 import math
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from search_spaces.space import Space, build_space
 
 
 class Strategy:
-    """Hands out tasks and takes outcomes; every answer follows from the study on disk and the settings alone.
+    """Source of tasks and recorder of outcomes. Every answer is a function of the study on disk and the settings.
 
-    An engine calls ``next_task`` whenever it has room, ``record`` whenever a task has ended, until ``done``.
+    Until ``done``, an engine calls ``next_task`` whenever a worker is free, and ``record`` whenever a task has ended.
     """
 
     unit = "trials"
-    """What ``spent`` counts."""
+    """Noun for what ``spent`` counts."""
     rung = 0
-    """How many rungs below proxy length its trials are trained."""
+    """Number of rungs below proxy length at which trials are trained."""
 
     def __init__(
         self,
@@ -35,8 +35,10 @@ class Strategy:
         yardsticks: Sequence[tuple[str, Config]] | None = None,
         latency: Latency | None = None,
     ):
-        """``space`` and ``yardsticks`` (kind and config) take the place of those that the settings name. ``latency`` measures
-        it; it may be None where latency is neither minimised nor limited."""
+        """Search ``space`` with ``yardsticks`` (kind and config). The defaults are those that the settings name.
+
+        ``latency`` measures latencies. It may be None if latency is neither minimised nor limited.
+        """
         self.settings, self.study = settings, study
         self.space = space or proxy_space(settings)
         self.costs = Costs(settings, self.space, latency)
@@ -44,20 +46,20 @@ class Strategy:
         self.distributions = {name: distribution(domain) for name, domain in self.space.domains.items()}
         self._interrupted = [trial for trial in study.trials if not trial.finished]
         self.repeats = 0
-        """Proposals that had been tried before, and so cost nothing."""
+        """Number of proposals that were rejected because they had been tried before. They cost no training."""
         found = warm_start(settings.warm_start, self.space, settings.objectives) if settings.warm_start else WarmStart()
         self.warm, self.warm_said = found.points, found.said
-        """Points of an earlier study that are proposed first, and a sentence on how many of its front they are."""
+        """Points of an earlier study that are proposed first, and a sentence on their number."""
 
     def next_task(self) -> Task | None:
-        """A task to run now, or None: then wait for an outcome, or stop if ``done``."""
+        """Return a task to run now. None means: wait for an outcome, or stop if ``done``."""
         if self._interrupted:
             return self._task(self._interrupted.pop(0))
         trial = self._next()
         return None if trial is None else self._task(trial)
 
     def record(self, outcome: Outcome) -> TrialRecord:
-        """Take what a task came to; a score that is not a finite number is a failure."""
+        """Record the outcome of a task. A score that is not a finite number makes it a failure."""
         names = ("loss", "macs") if outcome.expert else self.settings.objectives
         if outcome.failure is None and not all(map(_finite, outcome.values(names))):
             said = ", ".join(f"{name} {value}" for name, value in zip(names, outcome.values(names), strict=True))
@@ -65,26 +67,26 @@ class Strategy:
         return self.study.finish(outcome)
 
     def other_signals(self, trials: Sequence[TrialRecord]) -> dict[str, list[float]]:
-        """What else, beside their scores, the strategy knows of complete trials: by name a value each, lower is better."""
+        """Return further predictors of quality, beside the score: by name, one value a trial in ``trials``, lower is better."""
         return {}
 
     @property
     def exhausted(self) -> bool:
-        """Whether the budget pays for more than the space holds: points that are new and keep the limits."""
+        """True if the space has fewer new points within the limits than the budget pays for."""
         raise NotImplementedError
 
     @property
     def done(self) -> bool:
-        """Whether the budget is spent (or the space exhausted) and every trial finished."""
+        """True if every trial is finished and the budget is spent or the space exhausted."""
         raise NotImplementedError
 
     @property
     def spent(self) -> tuple[int, int]:
-        """How much of the budget is spent, and all of it, counted in ``unit``."""
+        """The spent part of the budget and the whole budget, counted in ``unit``."""
         raise NotImplementedError
 
     def _next(self) -> TrialRecord | None:
-        """The next trial to run, started; None where there is none now."""
+        """Start and return the next trial; None if there is none to start now."""
         raise NotImplementedError
 
     def _next_yardstick(self) -> TrialRecord | None:
@@ -100,12 +102,12 @@ class Strategy:
 
 
 def proxy_space(settings: SearchSettings) -> Space:
-    """What is searched, around the hand-made pattern at proxy length."""
+    """Return the space of the searched dimensions around the hand-made pattern at proxy length."""
     return build_space(settings.as_proxy(settings.full_config()), settings.searched)
 
 
 def yardsticks_of(settings: SearchSettings) -> list[tuple[str, Config]]:
-    """Kind and config, at proxy length; the hand-made pattern first."""
+    """Return kind and config of every yardstick at proxy length, the hand-made pattern first."""
     named = yardsticks(settings.preset_name)
     return [(kind, settings.as_proxy(settings.applied_to(config))) for kind, config in named.items()]
 

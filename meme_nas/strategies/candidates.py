@@ -1,4 +1,4 @@
-"""One expert's candidates, each found by what it is without looking through the others: there may be thousands."""
+"""Index of one expert's candidates, with lookups by choices and by expert in constant time: there may be thousands."""
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -11,11 +11,11 @@ from meme_nas.surrogate.costs import Array, Costs
 from meme_nas.surrogate.kernel import Candidates, Indices
 from search_spaces.domain import Choices, Domain, encoded, points, size
 
-MOST_LISTED = 500  # choices of an expert; of more, no search trains all
+MOST_LISTED = 500  # points of an expert's space; a larger space is never trained completely, so its points are not listed
 
 
 class Roster:
-    """The trials of ``log``, those that it gets later included. Candidates are counted from 0, as trials are."""
+    """Index of the trials of ``log``. It follows the log as that grows. Candidates are numbered from 0, like the trials."""
 
     def __init__(self, log: TrialLog, number: int, domains: Mapping[str, Domain], costs: Costs):
         self.log, self.number, self.domains, self._costs = log, number, domains, costs
@@ -31,40 +31,42 @@ class Roster:
 
     @property
     def finished(self) -> int:
-        """How many, from the first, are finished."""
+        """Number of candidates before the first unfinished one."""
         while self._finished < len(self.trials) and self.trials[self._finished].finished:
             self._finished += 1
         return self._finished
 
     def place(self, choices: Choices) -> int | None:
-        """The first candidate with these choices."""
+        """Return the index of the first candidate with these choices; None if there is none."""
         self._catch_up()
         return self._first.get(self._key(choices))
 
     def has(self, config: Config) -> bool:
-        """Whether a candidate is the same expert as that of ``config``."""
+        """Return True if a candidate is the same expert as that of ``config``."""
         self._catch_up()
         return config.canonical_expert(self.number) in self._experts
 
     @property
     def limit(self) -> int:
-        """How many candidates there are: different experts that can keep the limits. Where choices are too many to list, all."""
+        """Number of different experts that can keep the limits. If the space is too large to list, its number of points."""
         return len(self._listed) if self._listed else size(self.domains)
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is no choice left that no candidate has."""
+        """True if every point of the space that can keep the limits has been a candidate."""
         return len(self._first) >= size(self.domains) or (bool(self._listed) and next(self.untried(), None) is None)
 
     def untried(self) -> Iterator[Choices]:
-        """Yield the choices that no candidate has, where they are not too many to list."""
+        """Yield the choices that no candidate has; nothing if the space is too large to list."""
         self._catch_up()
         return (choices for expert, choices in self._listed.items() if expert not in self._experts)
 
     @cached_property
     def _listed(self) -> dict[ExpertConfig, Choices]:
-        """Every expert that can keep the limits, with choices that make it; the hand-made one in any case. Empty where they are
-        too many, or their latency would have to be measured."""
+        """Choices of every expert that can keep the limits, and of the hand-made expert in any case.
+
+        Empty if the space is too large to list, or if the limits would need latency measurements.
+        """
         if size(self.domains) > MOST_LISTED or "latency_ms" in self._costs.settings.limits:
             return {}
         space = self._costs.space
@@ -76,18 +78,18 @@ class Roster:
         return found
 
     def usable(self, end: int) -> Indices:
-        """Which of the first ``end`` are trained, each the first of its choices."""
+        """Return the indices of the first ``end`` candidates that are trained, without repeats of the same choices."""
         trials = self.trials[:end]
         return np.array([i for i, t in enumerate(trials) if t.state == "complete" and self.place(t.choices) == i], dtype=int)
 
     def known(self, end: int) -> Candidates:
-        """Choices and interval losses of the first ``end``."""
+        """Return the choices and interval losses of the first ``end`` candidates."""
         self._catch_up()
         losses = [trial.scored.loss if trial.state == "complete" else np.nan for trial in self.trials[:end]]
         return Candidates(np.array(self._encoded[:end]), np.array(losses))
 
     def costs(self, end: int) -> Array:
-        """(end, K) what the first ``end`` add to the costs of a cascade."""
+        """Return the costs (end, K) that the first ``end`` candidates add to a cascade."""
         self._catch_up()
         return np.array(self._cost_rows[:end])
 

@@ -1,12 +1,12 @@
 """Search expert by expert: train candidates for every expert, then look for the best cascade of those that are trained.
 
-The loss of a multi-expert model splits over the intervals, so M candidates of each of N experts give M^N cascades for the price
-of M ensembles. FID does not split exactly, so cascades are scored together, those first of which a surrogate expects most.
+The loss of a multi-expert model is a sum over the intervals, so M candidates of each of N experts give M^N cascades for the price
+of M ensembles. FID is not exactly a sum. Cascades are therefore scored as a whole, in the order that a surrogate predicts.
 
-It goes in rounds. The candidates of a round are proposed from what the surrogate credits earlier ones with, its cascades chosen
-from all candidates so far, the second half of them when the first is scored. So that no worker waits, a round is proposed while
-the one before is being trained and scored: it knows what the round before that came to. Every answer follows from the study on
-disk and the settings alone.
+The search runs in rounds. Each round proposes candidates from the surrogate's credit for earlier ones, trains them, and scores
+cascades of all candidates so far. The second half of a round's cascades is chosen when the first half is scored. Round r is
+proposed while round r - 1 is trained and scored, so that no worker waits: its proposals use the results of rounds 0 to r - 2.
+Every answer is a function of the study on disk and the settings.
 """
 
 import random
@@ -30,25 +30,25 @@ from meme_nas.surrogate.choose_cascades import Assembly, Cascade
 from meme_nas.surrogate.model import Surrogate
 from search_spaces.domain import Choices, draw
 
-KEPT = 2  # one of so many candidates goes on to the next rung, to so many times the steps
-ROUND = 2  # trainings of an expert in a round, for each that runs at a time: with fewer, workers wait
-ROUND_GROWTH = 16  # candidates of each expert, for each so many that there are: later ones change what is known by less
-WAVES = 2  # in which the cascades of a round are chosen
-ATTEMPTS = 60  # to propose a candidate that is new
-CREDULOUS_ATTEMPTS = 10  # of them by the proposer, before chance takes over
-MOST_CASCADES = 800  # that the surrogate is fitted to
-EVERY_ROUND, MILESTONES = 16, 1.25  # rounds, and by what their number grows until the surrogate's kernel is chosen anew
-RECENT = 4  # rounds whose surrogates may be asked again
-LEAST_KNOWN = 2  # candidates of an expert; a surrogate of fewer knows no choice from another
+KEPT = 2  # half of a rung's candidates are promoted to the next rung, where they train for twice the steps
+ROUND = 2  # trainings in a round for each that can run at a time; with fewer, workers wait
+ROUND_GROWTH = 16  # a round adds at least one candidate for every 16 of an expert: later ones change the surrogate less
+WAVES = 2  # the cascades of a round are chosen in two halves
+ATTEMPTS = 60  # seeds tried to propose a new candidate
+CREDULOUS_ATTEMPTS = 10  # of these seeds, the first are the proposer's; the others draw at random
+MOST_CASCADES = 800  # cascades that the surrogate is fitted to
+EVERY_ROUND, MILESTONES = 16, 1.25  # hyperparameters are refitted after rounds 0 to 16, then at growing intervals
+RECENT = 4  # rounds whose surrogates are kept in memory
+LEAST_KNOWN = 2  # candidates of an expert; with fewer, a surrogate cannot distinguish choices
 
 
 class Factorised(Strategy):
-    """Hands out trainings of single experts and scorings of cascades, and takes their outcomes."""
+    """Strategy that trains single experts and scores cascades of them."""
 
     unit = "experts"
 
     def __init__(self, settings: SearchSettings, study: Study, rung: int = 0, **replaced):
-        """``rung``: how many rungs below proxy length candidates are trained."""
+        """Train candidates at ``rung``, the number of rungs below proxy length."""
         super().__init__(settings, study.rung(rung), **replaced)
         self.rung, self.steps = rung, steps_at(rung, self.space.base.training.steps)
         if self.space.shared:
@@ -61,19 +61,19 @@ class Factorised(Strategy):
             for n in self.numbers
         }
         self._minimised = [column for column, kind in enumerate(self.costs.kinds) if kind in settings.objectives]
-        """Columns of costs that are minimised, among those that are minimised or limited."""
+        """Indices of the minimised kinds of cost, among the kinds that are minimised or limited."""
         self._round = -(-ROUND * (settings.proposal_lag or LEAST_LAG) // len(self.numbers))
         self._rosters = {n: Roster(self.study.experts(n), n, self._own[n], self.costs) for n in self.numbers}
         self._ends: list[int] = []
-        self._places: list[Cascade | None] = []  # of every trial, which candidates it put together
-        self._by_round: dict[int, list[int]] = {}  # numbers of cascades, by how many candidates they were chosen from
+        self._places: list[Cascade | None] = []  # the cascade of every trial
+        self._by_round: dict[int, list[int]] = {}  # numbers of cascades, by the number of candidates they were chosen from
         self._rounds_over = 0
         self._waves: dict[tuple[int, int], list[Cascade]] = {}
         self._models: dict[tuple[int, int], Surrogate | None] = {}
         self._interrupted += [trial for n in self.numbers for trial in self._log(n) if not trial.finished]
 
     def other_signals(self, trials: Sequence[TrialRecord]) -> dict[str, list[float]]:
-        """What the surrogate says, and the sum of the experts' interval losses."""
+        """Return the surrogate's predictions for ``trials`` and their sums of interval losses; empty if one has no prediction."""
         last, end = len(self.rounds) - 1, self.rounds[-1]
         model = self._model(last, end)
         cascades = [cascade for trial in trials if (cascade := self._cascade(trial, end))]
@@ -87,31 +87,31 @@ class Factorised(Strategy):
 
     @property
     def candidates(self) -> int:
-        """Candidates that each expert gets, beside the yardsticks: as many as the budget pays for, or all that there are. The
-        hand-made pattern is the first."""
+        """Number of candidates of each expert: as many as the budget pays for beside the yardsticks, or all that there are. The
+        first candidate is the hand-made pattern's expert."""
         return min(self.affordable, self.most)
 
     @property
     def exhausted(self) -> bool:
-        """Whether the budget pays for more candidates than there are."""
+        """True if the budget pays for more candidates than there are."""
         return self.most < self.affordable
 
     @property
     def affordable(self) -> int:
-        """Candidates of each expert that the budget pays for."""
+        """Number of candidates of each expert that the budget pays for."""
         return candidates_in_full(self.settings, len(self.yardsticks))
 
     @property
     def most(self) -> int:
-        """Candidates that there are, of the expert that has most."""
+        """Number of possible candidates of the expert that has most."""
         return max(roster.limit for roster in self._rosters.values())
 
     @property
     def rounds(self) -> list[int]:
-        """How many candidates each expert has at the end of every round.
+        """Number of candidates of each expert at the end of every round.
 
-        Rounds of the study stay as they were when the budget is raised. One in which there was no cascade to choose, such as that
-        of the first candidates, left no trial.
+        Rounds that the study has recorded stay as they were when the budget is raised. A round without a cascade to choose, such
+        as that of the first candidates, has recorded no trial.
         """
         if not self._ends:
             recorded, last = sorted(self._cascades), 0
@@ -123,7 +123,7 @@ class Factorised(Strategy):
 
     @property
     def spent(self) -> tuple[int, int]:
-        """Expert trainings that are done, and all that are to be."""
+        """Number of finished expert trainings, and the number planned."""
         (trained, planned), (extra, all_extra) = self._candidates_spent, self._yardsticks_spent
         return trained + extra, planned + all_extra
 
@@ -134,7 +134,7 @@ class Factorised(Strategy):
 
     @property
     def _yardsticks_spent(self) -> tuple[int, int]:
-        """The same for yardsticks, but for the hand-made pattern, whose experts are candidates."""
+        """The same for yardsticks, except the hand-made pattern, whose experts are candidates."""
         each, others = len(self.numbers), len(self.yardsticks) - 1
         return each * sum(trial.finished for trial in self.study.trials[1 : len(self.yardsticks)]), each * others
 
@@ -147,7 +147,7 @@ class Factorised(Strategy):
 
     @property
     def _cascades(self) -> dict[int, list[int]]:
-        """Numbers of the trials that are cascades, by how many candidates they were chosen from."""
+        """Numbers of the trials that are cascades, by the number of candidates they were chosen from."""
         seen = len(self.yardsticks) + sum(map(len, self._by_round.values()))
         for trial in self.study.trials[seen:]:
             self._by_round.setdefault(trial.candidates, []).append(trial.number)
@@ -159,17 +159,20 @@ class Factorised(Strategy):
         return len(trials) == len(self.yardsticks) and all(trial.finished for trial in trials)
 
     def _trained(self, place: int) -> bool:
-        """Whether the candidates of rounds 0 to ``place`` are finished."""
+        """Return True if the candidates of rounds 0 to ``place`` are finished."""
         return place < 0 or min(roster.finished for roster in self._rosters.values()) >= self.rounds[place]
 
     def _scored(self, place: int) -> bool:
-        """Whether the cascades of rounds 0 to ``place`` are finished."""
+        """Return True if the cascades of rounds 0 to ``place`` are finished."""
         while self._rounds_over < len(self.rounds) and self._is_over(self._rounds_over):
             self._rounds_over += 1
         return place < self._rounds_over
 
     def _is_over(self, place: int) -> bool:
-        """Of the round after those that are. What it chose need not be found out again where a later one has begun."""
+        """Return True if round ``place``, the first that is not known to be over, is over.
+
+        A later round that has begun proves it, without choosing the round's cascades again.
+        """
         if max(self._cascades, default=0) > self.rounds[place]:
             return True
         if not (self._yardsticks_done and self._trained(place)):
@@ -178,7 +181,7 @@ class Factorised(Strategy):
         return is_whole and self._ended(place, len(batch))
 
     def _ended(self, place: int, count: int) -> bool:
-        """Whether the first ``count`` cascades of round ``place`` are finished."""
+        """Return True if the first ``count`` cascades of round ``place`` are finished."""
         started = self._of_round(place)[:count]
         return len(started) == count and all(trial.finished for trial in started)
 
@@ -191,7 +194,7 @@ class Factorised(Strategy):
         return self._next_yardstick() or self._next_cascade() or self._next_expert()
 
     def _next_expert(self) -> TrialRecord | None:
-        """Start the next candidate, experts in turn, if what its proposal must know is known."""
+        """Start the next candidate, experts in turn, if the results that its proposal uses are complete."""
         counts = {n: len(self._log(n)) for n in self.numbers}
         index = min(counts.values())
         place = next((place for place, end in enumerate(self.rounds) if end > index), None)
@@ -203,7 +206,7 @@ class Factorised(Strategy):
         return self.study.experts(number).start(config, "expert", choices, self.distributions)
 
     def _informed(self, place: int) -> bool:
-        """Whether all is known that the candidates of round ``place`` are proposed from."""
+        """Return True if the results that the candidates of round ``place`` are proposed from are complete."""
         return self._trained(0) if place == 1 else self._scored(place - 2)
 
     def _next_cascade(self) -> TrialRecord | None:
@@ -222,8 +225,11 @@ class Factorised(Strategy):
     # --- Candidates of one expert -----------------------------------------------------------------
 
     def _candidate(self, number: int, index: int, place: int) -> Choices:
-        """Choices of candidate ``index`` of expert ``number``: first the hand-made ones, then those of a warm start, then
-        proposals; where nothing new is found, the last proposal, which costs nothing."""
+        """Return the choices of candidate ``index`` of expert ``number``.
+
+        The first candidate is the hand-made one. The choices of a warm start follow, then proposals. If no proposal is new, the
+        last one is returned, which costs no training.
+        """
         given = [self._part(number, choices) for choices in (self.space.choices(self.space.base), *self.warm)]
         for choices in given if index else given[:1]:
             if self._rosters[number].place(choices) is None:
@@ -235,7 +241,7 @@ class Factorised(Strategy):
         return choices
 
     def _proposals(self, number: int, index: int, place: int) -> Iterator[Choices]:
-        """For candidate ``index`` of expert ``number``: first the proposer's, then points drawn by chance."""
+        """Yield choices for candidate ``index`` of expert ``number``: the proposer's, then random ones, then all untried ones."""
         seeds = [derive_seed(self.settings.seed, "candidate", number, index, attempt) for attempt in range(ATTEMPTS)]
         if self.settings.proposer == "model":
             yield from self._prospects(number, place).ranked(random.Random(seeds[0]))
@@ -247,7 +253,7 @@ class Factorised(Strategy):
         yield from self._rosters[number].untried()
 
     def _prospects(self, number: int, place: int) -> Prospects:
-        """What is known when candidates of expert ``number`` are proposed for round ``place``."""
+        """Return the results that candidates of expert ``number`` are proposed from in round ``place``."""
         end = self._known_end(place)
         model = self._model(place - 2, end) if place >= 2 and end >= LEAST_KNOWN else None
         kinds = [column for column, kind in enumerate(self.costs.kinds) if kind in self.costs.counted_kinds]
@@ -260,18 +266,21 @@ class Factorised(Strategy):
         )
 
     def _known_end(self, place: int) -> int:
-        """How many candidates of an expert have an outcome that the proposals for round ``place`` may use."""
+        """Return the number of candidates of an expert whose outcomes the proposals for round ``place`` may use."""
         return self.rounds[max(0, place - 2)] if place else 0
 
     def _is_new(self, number: int, choices: Choices) -> bool:
-        """Whether no earlier candidate is the same expert, and a cascade with it can keep the limits."""
+        """Return True if no earlier candidate is the same expert and a cascade with it can keep the limits."""
         config = self._with({number: choices}, "")
         return not self._rosters[number].has(config) and self.costs.may_fit(config, number)
 
     @cache  # noqa: B019 (one strategy lives as long as its command)
     def _signals(self, number: int, place: int) -> list[Point]:
-        """Candidates that are known when round ``place`` is proposed, with what a proposal learns from: the surrogate's credit,
-        or before there is any the interval loss; and the costs that are minimised. Those that failed have none of it."""
+        """Return the candidates whose outcomes round ``place`` may use, each with its objectives, or None if it failed.
+
+        The objectives are the surrogate's credit and the minimised costs. Before there is a surrogate, the interval loss replaces
+        the credit.
+        """
         end = self._known_end(place)
         trials, model = self._log(number)[:end], self._model(place - 2, end)
         credit = model.credit(number) if model else self._rosters[number].known(end).losses
@@ -282,8 +291,10 @@ class Factorised(Strategy):
         ]
 
     def ranked(self, number: int, place: int) -> list[Choices]:
-        """Trained candidates of expert ``number`` after the cascades of round ``place``, best first: by non-dominated rank over
-        the surrogate's credit and the costs that are minimised, within a rank by credit."""
+        """Return the trained candidates of expert ``number`` after the cascades of round ``place``, best first.
+
+        They are sorted by non-dominated rank over the surrogate's credit and the minimised costs, and by credit within a rank.
+        """
         end, roster = self.rounds[place], self._rosters[number]
         usable, model = roster.usable(end), self._model(place, end)
         if not len(usable):
@@ -296,9 +307,10 @@ class Factorised(Strategy):
     # --- Cascades ---------------------------------------------------------------------------------
 
     def _batch(self, place: int) -> tuple[list[Cascade], bool]:
-        """The cascades of round ``place`` as far as they can be chosen by now, and whether those are all.
+        """Return the cascades of round ``place`` that can be chosen by now, and True if these are all.
 
-        They come in waves: what a wave came to, among it the first scores of the round's own candidates, the next one knows.
+        They are chosen in waves. The choice of a wave uses the scores of the wave before it, among them the first scores of the
+        round's own candidates.
         """
         chosen: list[Cascade] = []
         for wave in range(WAVES):
@@ -308,7 +320,7 @@ class Factorised(Strategy):
         return chosen, True
 
     def _wave(self, place: int, wave: int, before: list[Cascade]) -> list[Cascade]:
-        """Cascades of one wave of round ``place``, given those of the rounds and of the waves ``before`` it."""
+        """Return the cascades of one wave of round ``place``. ``before`` holds the cascades of the round's earlier waves."""
         end = self.rounds[place]
         if (end, wave) not in self._waves:
             earlier = [trial for trial in self.study.trials if trial.choices and trial.candidates < end]
@@ -324,7 +336,7 @@ class Factorised(Strategy):
                 model = self._fitted(place, end, model, len(before))
             started = [self._cascade(trial, end) for trial in self._of_round(place)[len(before) :][:count]]
             chosen = [cascade for cascade in assembly.choose(count, known, model, source, scores) if cascade not in started]
-            # What was started stands, though an earlier version of the program chose it otherwise.
+            # Started cascades are kept, even if this version of the program would choose others.
             self._waves[end, wave] = [cascade for cascade in started if cascade] + chosen[: count - len(started)]
         return self._waves[end, wave]
 
@@ -336,13 +348,16 @@ class Factorised(Strategy):
         return Assembly(ready, costs, self.costs.winner_limits, self.costs.limits, minimised)
 
     def _scores(self, trials: Sequence[TrialRecord], end: int) -> dict[Cascade, float]:
-        """The first objective of the cascades among ``trials``, as far as they are scored."""
+        """Return the first objective of the scored cascades among ``trials``."""
         scored = [trial for trial in trials if trial.state == "complete"]
         found = [(self._cascade(trial, end), trial.scored.values(self.settings.objectives)[0]) for trial in scored]
         return {cascade: score for cascade, score in found if cascade}
 
     def _model(self, place: int, end: int) -> Surrogate | None:
-        """Fitted to the cascades of rounds 0 to ``place``, over the first ``end`` candidates; None where none is scored."""
+        """Return the surrogate of the first ``end`` candidates, fitted to the cascades of rounds 0 to ``place``.
+
+        None if no cascade is scored.
+        """
         if place < 0:
             return None
         if (place, end) not in self._models:
@@ -354,7 +369,7 @@ class Factorised(Strategy):
         return self._models[place, end]
 
     def _fitted(self, place: int, end: int, like: Surrogate | None, newest: int | None = None) -> Surrogate | None:
-        """To the cascades of rounds 0 to ``place``, of the last of them the first ``newest``."""
+        """Return a surrogate fitted to the cascades of rounds 0 to ``place``, only the first ``newest`` of round ``place``."""
         earlier = [trial for trial in self.study.trials if trial.choices and trial.candidates < self.rounds[place]]
         rows = [*self._scores(earlier + self._of_round(place)[:newest], end).items()]
         if not rows:
@@ -363,15 +378,18 @@ class Factorised(Strategy):
         return Surrogate([self._rosters[n].known(end) for n in self.numbers], cascades, scores, like)
 
     def _milestones(self, place: int) -> list[int]:
-        """Rounds up to ``place`` after which the surrogate's kernel is chosen anew: at first all, then ever fewer, as what has
-        been learned from so many cascades hardly changes by some more."""
+        """Return the rounds up to ``place`` after which the surrogate's hyperparameters are refitted.
+
+        These are rounds 0 to EVERY_ROUND, and later ones at intervals that grow by MILESTONES: the more cascades are scored, the
+        less a round changes the fit.
+        """
         found = list(range(min(place, EVERY_ROUND) + 1))
         while (later := int(found[-1] * MILESTONES)) <= place and found[-1] >= EVERY_ROUND:
             found.append(later)
         return found
 
     def _cascade(self, trial: TrialRecord, end: int) -> Cascade | None:
-        """Which candidates ``trial``, one of the study's, put together; None if some are not among the first ``end``."""
+        """Return the candidates that ``trial`` of the study combines, as indices; None if one is not among the first ``end``."""
         self._places += [None] * (len(self.study.trials) - len(self._places))
         if self._places[trial.number] is None:
             places = [self._rosters[n].place(trial.choices) for n in self.numbers]
@@ -384,7 +402,7 @@ class Factorised(Strategy):
         return {name: choices[name] for name in self._own[number]}
 
     def _with(self, candidates: dict[int, Choices], name: str) -> Config:
-        """The hand-made pattern with some experts' choices replaced."""
+        """Return the hand-made pattern with the choices of some experts replaced."""
         config = self.space.base
         for number, own in candidates.items():
             config = self.space.with_expert(config, number, own)
@@ -392,8 +410,7 @@ class Factorised(Strategy):
 
 
 def _informative(rows: list[tuple[Cascade, float]]) -> list[tuple[Cascade, float]]:
-    """Of cascades and their scores, in order: all, or where these are too many the best half and the latest half of as many as
-    the surrogate takes in."""
+    """Return at most ``MOST_CASCADES`` of the scored cascades ``rows``, in order: the latest half, and the best of the others."""
     if len(rows) <= MOST_CASCADES:
         return rows
     latest = len(rows) - MOST_CASCADES // 2
@@ -402,11 +419,13 @@ def _informative(rows: list[tuple[Cascade, float]]) -> list[tuple[Cascade, float
 
 
 def steps_at(rung: int, proxy_steps: int) -> int:
-    """Training steps of an expert that many rungs below proxy length."""
+    """Return the training steps of an expert at ``rung``, the number of rungs below proxy length."""
     return proxy_steps // KEPT**rung
 
 
 def candidates_in_full(settings: SearchSettings, yardsticks: int) -> int:
-    """Candidates of each expert that the budget pays for at proxy length, beside the yardsticks; the hand-made pattern is the
-    first of both."""
+    """Return the number of candidates of each expert that the budget pays for at proxy length, beside the yardsticks.
+
+    The hand-made pattern counts as a candidate and not as a yardstick.
+    """
     return max(1, settings.budget // settings.training_seeds - (yardsticks - 1))

@@ -1,4 +1,4 @@
-"""The joint strategy: a trial is a whole configuration, proposed from all configurations before it."""
+"""Joint strategy: every trial is a whole configuration, proposed from the configurations before it."""
 
 import random
 
@@ -10,12 +10,12 @@ from meme_nas.strategies.base import Strategy
 from meme_nas.strategies.optuna_proposer import Proposer
 from search_spaces.domain import Choices, draw, neighbours
 
-REPEATS_BEFORE_WALK = 10  # proposals seen before in a row, after which an unseen neighbour is taken instead
-REFUSALS_BEFORE_WALK = 20  # proposals over a limit in a row, after which a cheaper point is sought directly
+REPEATS_BEFORE_WALK = 10  # repeated proposals in a row, after which a random walk looks for a new point
+REFUSALS_BEFORE_WALK = 20  # refused proposals in a row, after which a random walk looks for a point within the limits
 
 
 class Joint(Strategy):
-    """Hands out whole configurations to train and score, and takes their outcomes."""
+    """Strategy that trains and scores whole configurations."""
 
     def __init__(self, settings: SearchSettings, study: Study, **replaced):
         super().__init__(settings, study, **replaced)
@@ -24,12 +24,12 @@ class Joint(Strategy):
 
     @property
     def counted(self) -> int:
-        """How many trials the budget has paid for: all but those refused before training."""
+        """Number of trials that the budget has paid for: all except those refused before training."""
         return len(self.study.trials) - self.study.ensembles.refused
 
     @property
     def budget(self) -> int:
-        """Trials, each of which the budget pays for as often as there are training seeds."""
+        """Number of trials that the budget pays for. A trial costs one training for each training seed."""
         return max(1, self.settings.budget // self.settings.training_seeds)
 
     @property
@@ -52,7 +52,7 @@ class Joint(Strategy):
         return None
 
     def _start_next(self) -> TrialRecord | None:
-        """Start (or refuse) the next trial; None where a proposal still lacks a result it must know."""
+        """Start or refuse the next trial and return it. None if its proposal needs a result that is not there yet."""
         if (yardstick := self._next_yardstick()) is not None:
             return yardstick
         number = len(self.study.trials)
@@ -67,7 +67,11 @@ class Joint(Strategy):
         return self.study.start(config, "candidate", choices, self.distributions, refused=self.costs.refusal(config))
 
     def _unseen_choices(self, number: int, known: list) -> Choices | None:
-        """The proposal for trial ``number``; where it repeats an architecture, another one, at no cost."""
+        """Return the choices of trial ``number``, of an architecture not tried before; None if none is found.
+
+        Choices of a warm start are first, then proposals. If these only repeat earlier trials, a random walk finds a new point.
+        Repeats cost no training.
+        """
         seen = self.study.ensembles.architecture_ids
         source = random.Random(derive_seed(self.settings.seed, "walk", number))
         for choices in self.warm:
@@ -84,7 +88,7 @@ class Joint(Strategy):
         return self._walk(choices, seen, source)
 
     def _walk(self, start: Choices, seen: set[str], source: random.Random) -> Choices | None:
-        """The first unseen point that keeps the limits on a random walk from ``start``, with jumps; None if there is none."""
+        """Return the first unseen point within the limits on a random walk with jumps from ``start``; None if none is found."""
         domains, point = self.space.domains, start
         for step in range(2_000):
             config = self.space.config(point, "")

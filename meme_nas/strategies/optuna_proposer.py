@@ -1,7 +1,7 @@
 """Optuna as the proposer: the next point as a function of (seed, trial number, finished trials before it).
 
-The sampler works on a study in memory that holds exactly the trials a proposal may know. So a resumed search proposes what the
-unbroken one would have, and the proposals do not depend on the order in which parallel trials finish.
+The sampler works on a study in memory that holds exactly the trials that a proposal may use. So a resumed search makes the same
+proposals as an unbroken one, and proposals do not depend on the order in which parallel trials finish.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search_spaces.domain import Choice, Choices, Domain, Integer
 
-STARTUP_TRIALS = 10  # drawn at random before TPE has a model
+STARTUP_TRIALS = 10  # random trials before TPE fits a model
 
 Point = tuple[Choices, Sequence[float] | None]
-"""Choices and their values; None where they have none, because the trial failed or was refused."""
+"""Choices and their objective values; None if the trial failed or was refused."""
 
 
 def distribution(domain: Domain) -> BaseDistribution:
-    """Optuna's form of one dimension."""
+    """Return the Optuna distribution of one dimension."""
     if isinstance(domain, Choice):
         return CategoricalDistribution(domain.options)
     if isinstance(domain, Integer):
@@ -29,7 +29,7 @@ def distribution(domain: Domain) -> BaseDistribution:
 
 
 class Proposer:
-    """Proposes points of ``domains`` for some objectives to minimise."""
+    """Proposer of points in ``domains`` that minimise a number of objectives."""
 
     _points: Sequence[Point] | None
     _seen: int
@@ -42,7 +42,10 @@ class Proposer:
         self._forget()
 
     def propose(self, known: Sequence[FrozenTrial], seed: int) -> Choices:
-        """Return a point, given the finished trials ``known`` of one study, in order. A call with more of them costs least."""
+        """Return a point, given the finished trials ``known`` of one study, in order.
+
+        A call that extends the list of the call before is cheapest: only new trials are added.
+        """
         if len(known) < self._seen:
             self._forget()
         for trial in known[self._seen :]:
@@ -52,7 +55,7 @@ class Proposer:
         return self._next(seed)
 
     def propose_after(self, points: Sequence[Point], seed: int) -> Choices:
-        """Return a point, given others with their values, which may be others at every call."""
+        """Return a point, given other ``points`` with their values, which may change from call to call."""
         if points is not self._points:
             self._forget()
             self._points = points
@@ -65,8 +68,8 @@ class Proposer:
         self._known, self._added = optuna.create_study(directions=["minimize"] * self._objectives), 0
 
     def _add(self, choices: Choices, values: Sequence[float] | None) -> None:
-        """Add a point to what the sampler learns from; one without values violates a constraint."""
-        # NSGA-II looks for a trial's generation where it would have put it itself.
+        """Add a point to the sampler's study. A point without values violates a constraint."""
+        # NSGA-II reads a trial's generation from the attribute that it writes itself.
         generation = {_OrderedNSGAII._get_generation_key(): self._added // STARTUP_TRIALS}
         self._added += 1
         self._known.add_trial(
@@ -82,18 +85,18 @@ class Proposer:
     def _next(self, seed: int) -> Choices:
         self._known.sampler = _sampler(self._sampler, seed)
         asked = self._known.ask(self._distributions)
-        # A sampler ignores what is told to have failed: the result arrives as a trial of its own.
+        # Samplers ignore failed trials. The result is added later as a trial of its own.
         self._known.tell(asked, state=TrialState.FAIL)
         return {name: _on_grid(domain, asked.params[name]) for name, domain in self.domains.items()}
 
 
 def _on_grid(domain: Domain, value):
-    """The grid's own number for a value that arithmetic may have moved by a rounding error."""
+    """Return the grid's number nearest to ``value``, which may have a rounding error."""
     return value if isinstance(domain, Choice) else min(domain.values, key=lambda other: abs(other - value))
 
 
 def _sampler(kind: str, seed: int) -> BaseSampler:
-    seed %= 2**32  # what numpy's generators take
+    seed %= 2**32  # the range of numpy's seeds
     if kind == "random":
         return RandomSampler(seed=seed)
     if kind == "nsga2":
@@ -102,9 +105,9 @@ def _sampler(kind: str, seed: int) -> BaseSampler:
 
 
 class _OrderedNSGAII(NSGAIISampler):
-    """NSGA-II whose proposals do not depend on what was proposed before.
+    """NSGA-II sampler whose proposals do not depend on earlier calls.
 
-    Optuna's own draws parents from a list that is sorted by crowding when a generation begins, and by number later on.
+    Optuna's sampler draws parents from a list that is sorted by crowding when a generation begins, and by number later.
     """
 
     def get_parent_population(self, study: optuna.Study, generation: int) -> list[FrozenTrial]:

@@ -1,9 +1,9 @@
-"""Candidates of one expert that were not tried yet, the most promising first.
+"""Ranking of one expert's untried candidates, best first.
 
-In most turns they are ranked by the surrogate's posterior mean (a draw from it would pick what is least known), in every
-``FRONT_TURN``-th by what they would add to the volume that the expert's own front beats: a cascade on the front of all cascades
-has parts that are on the fronts of their experts. Before there is a surrogate, those come first that are farthest from what was
-tried. Each worth is multiplied by the probability that the candidate can be trained at all.
+Most turns rank by the surrogate's posterior mean. A draw from the posterior would favour the candidates with the largest
+variance. Every ``FRONT_TURN``-th turn ranks by the hypervolume that a candidate would add to the expert's own front, because
+every part of a cascade on the front is on the front of its expert. Before there is a surrogate, candidates farthest from the
+tried ones are first. Each worth is multiplied by the probability that the candidate can be trained.
 """
 
 import random
@@ -21,25 +21,25 @@ from meme_nas.surrogate.kernel import Array, Indices
 from meme_nas.surrogate.model import Surrogate
 from search_spaces.domain import Choices, draw, encoded, neighbours
 
-POOL, PARENTS = 200, 4  # points drawn by chance, and candidates whose neighbours join them
-FRONT_TURN = 4  # one of so many candidates is proposed for the front, and not for the winner
-COSTED = 16  # points drawn by chance, and as many of the most expected, that are looked at for it: to count costs takes time
-MOST = 10  # that are returned
+POOL, PARENTS = 200, 4  # random points, and candidates whose neighbours join them
+FRONT_TURN = 4  # every fourth candidate is proposed to extend the Pareto front, the others to find the winner
+COSTED = 16  # random points, and points with the best mean, whose costs are counted for the front: counting takes time
+MOST = 10  # points returned
 
 
 @dataclass(frozen=True)
 class Prospects:
-    """What is known when a candidate of one expert is proposed."""
+    """Results from which a candidate of one expert is proposed."""
 
     roster: Roster
     end: int
-    """How many of its first candidates have an outcome that the proposal may use."""
+    """Number of the roster's first candidates whose outcomes the proposal may use."""
     model: Surrogate | None
-    """Of these candidates; None where no cascade is scored."""
+    """Surrogate of these candidates; None if no cascade is scored."""
     minimised: Sequence[int]
-    """Which columns of the roster's costs are minimised and can be counted without timing."""
+    """Columns of the roster's costs that are minimised and can be counted without timing."""
     costs_of: Callable[[Choices], Array]
-    """(len(minimised),) what these choices of the expert add to the costs of a cascade."""
+    """Function from the expert's choices to the costs (len(minimised),) that they add to a cascade."""
 
     def ranked(self, chance: random.Random) -> list[Choices]:
         """Return at most ``MOST`` untried candidates, best first."""
@@ -61,14 +61,14 @@ class Prospects:
         return [pool[index] for index in order[:MOST]]
 
     def _untried(self, chance: random.Random) -> list[Choices]:
-        """Return points drawn by chance, and neighbours of the candidates that are credited most."""
+        """Return random points and neighbours of the candidates with the best credit, without those that were tried."""
         own, trials, number = self.roster.domains, self.roster.trials, self.roster.number
         best = [trials[index].choices for index in np.argsort(self.model.credit(number))[:PARENTS]] if self.model else []
         pool = [draw(own, chance) for _ in range(POOL)] + [near for choices in best for near in neighbours(own, choices)]
         return [choices for choices in pool if self.roster.place(choices) is None]
 
     def _gains(self, pool: Sequence[Choices], expected: Array) -> Array:
-        """(len(pool),) what each adds to the volume that the front of this expert's trained candidates beats."""
+        """Return the hypervolume (len(pool),) that each point adds to the front of this expert's trained candidates."""
         assert self.model is not None
         usable = self.roster.usable(self.end)
         costs = self.roster.costs(self.end)[usable][:, list(self.minimised)]
@@ -78,5 +78,5 @@ class Prospects:
 
 
 def _best_first(worth: Array, feasible: Array) -> Indices:
-    """Return places by worth, over the least of all, times the probability that it comes to anything."""
+    """Return indices sorted by worth above the lowest worth, times the probability that the candidate can be trained."""
     return np.argsort(-(worth - worth.min()) * feasible, kind="stable")

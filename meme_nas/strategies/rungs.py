@@ -1,14 +1,13 @@
-"""Successive halving of experts' candidates: all are trained briefly, the better half goes on from where its training stopped.
+"""Successive halving of experts' candidates: all are trained briefly, and the better half is trained further.
 
-Rungs are lengths of training, each twice the one below; the highest is the proxy length. Every rung is a factorised search of its
-own: its candidates are put together into cascades, which are scored and give every candidate its credit at that length. So
-cascades are compared with others of their rung only. New candidates enter at the lowest rung; the others take the better half of
-the rung below, by non-dominated rank over credit and whatever costs are minimised. What round i of a rung brings follows from the
-rounds up to i of the one below, so neither waits for the other's end, and what is promoted does not depend on who runs it or when
-it ends.
+A rung is a length of training, twice that of the rung below. The highest rung has the proxy length. Every rung is a factorised
+search of its own: the scores of its cascades give every candidate its credit at that length, so cascades are compared only with
+others of their rung. New candidates enter at the lowest rung. Each higher rung takes the better half of the rung below, by
+non-dominated rank over credit and the minimised costs. Round i of a rung depends only on rounds up to i of the rung below. So
+rungs run side by side, and promotions do not depend on the engine or on the order in which trials end.
 
-What an expert has been trained is not trained again: the bank goes on from its state. So the budget, counted in steps, pays for
-more candidates.
+A promoted expert resumes from its state in the bank, so no step is trained twice. The budget, counted in steps, therefore pays
+for more candidates.
 """
 
 import itertools
@@ -34,7 +33,7 @@ def factorised(
     yardsticks: Sequence[tuple[str, Config]] | None = None,
     latency: Latency | None = None,
 ) -> Factorised:
-    """The factorised strategy, with as many rungs as ``settings`` say."""
+    """Return the factorised strategy with the number of rungs in ``settings``."""
     space = space or proxy_space(settings)
     yardsticks = yardsticks_of(settings) if yardsticks is None else yardsticks
     lowest = settings.rungs - 1
@@ -51,24 +50,24 @@ def factorised(
 
 
 def _hand_made(space: Space, rung: int) -> list[tuple[str, Config]]:
-    """At a lower rung one ensemble is scored beside the cascades: that of all first candidates, which takes no more training."""
+    """Return the only yardstick of a lower rung: the ensemble of all first candidates, which needs no further training."""
     return [("hand-made", space.base.with_(training={"steps": steps_at(rung, space.base.training.steps)}))]
 
 
 class LowestRung(Factorised):
-    """Where candidates enter, as many as the budget pays for with what the better ones will be trained further."""
+    """Rung at which candidates enter. Their number leaves enough budget to train the better ones further."""
 
     unit = "training steps"
 
     def __init__(self, settings: SearchSettings, study: Study, rung: int, in_full: int, **replaced):
-        """``in_full``: candidates of each expert that the budget would pay for at proxy length."""
+        """Spend the budget of ``in_full`` candidates of each expert at proxy length."""
         super().__init__(settings, study, rung, **replaced)
         self._in_full = in_full
-        self._round *= KEPT**rung  # the highest rung then gets as many a round as it would without others
+        self._round *= KEPT**rung  # so rounds of the highest rung have the size that they have without lower rungs
 
     @cached_property
     def affordable(self) -> int:
-        """Candidates that may enter, for what those that go on cost too."""
+        """Number of candidates of each expert that the budget pays for, including the further training of promoted ones."""
         proxy_steps = self.space.base.training.steps
         count = self._in_full
         while _steps_for(count + 1, self.rung, proxy_steps) <= self._in_full * proxy_steps:
@@ -77,13 +76,13 @@ class LowestRung(Factorised):
 
     @property
     def spent(self) -> tuple[int, int]:
-        """Training steps."""
+        """Training steps done and planned."""
         done, planned = self._candidates_spent
         return done * self.steps, planned * self.steps
 
 
 class HigherRung(Factorised):
-    """Takes the better half of the rung ``below``."""
+    """Rung that trains the better half of the candidates of the rung ``below`` further."""
 
     unit = "training steps"
 
@@ -92,9 +91,9 @@ class HigherRung(Factorised):
         self.below = below
 
     def next_task(self) -> Task | None:
-        """Of this rung if there is one, so that the first scores at proxy length come early."""
+        """Return a task of this rung if it has one, else of the rung below, so that scores at proxy length come early."""
         task = super().next_task() or self.below.next_task()
-        self.repeats = self.below.repeats  # only there anything is proposed
+        self.repeats = self.below.repeats  # only the lowest rung proposes
         return task
 
     def record(self, outcome: Outcome) -> TrialRecord:
@@ -114,7 +113,7 @@ class HigherRung(Factorised):
 
     @property
     def spent(self) -> tuple[int, int]:
-        """Training steps, those of the rungs below included."""
+        """Training steps done and planned, including those of the rungs below."""
         (trained, planned), (extra, all_extra), below = self._candidates_spent, self._yardsticks_spent, self.below.spent
         further = self.steps - self.below.steps
         done = further * trained + self.steps * extra + below[0]
@@ -126,7 +125,8 @@ class HigherRung(Factorised):
 
     @cached_property
     def _promotions(self) -> list[tuple[int, int]]:
-        """Of every round: how many candidates each expert then has here, and the round of the rung below that it follows from."""
+        """For every round: the number of candidates of each expert at its end, and the round of the rung below that it is
+        promoted from."""
         found: list[tuple[int, int]] = []
         for place, end in enumerate(self.below.rounds):
             if not found or end // KEPT > found[-1][0]:
@@ -134,15 +134,17 @@ class HigherRung(Factorised):
         return found
 
     def _next_yardstick(self) -> TrialRecord | None:
-        """Once the rung below has trained the hand-made pattern, whose training then goes on."""
+        """Start the next yardstick, if the rung below has trained the hand-made pattern, from which training resumes."""
         return super()._next_yardstick() if self.below._trained(0) else None
 
     def _informed(self, place: int) -> bool:
         return self.below._scored(self._promotions[place][1])
 
     def _candidate(self, number: int, index: int, place: int) -> Choices:
-        """The hand-made one, then what is best below and not here yet; where nothing is left, the hand-made one, which costs
-        nothing."""
+        """Return the choices of the best candidate of the rung below that is not at this rung yet.
+
+        The first candidate is the hand-made one. It is also returned if none is left, which costs no training.
+        """
         start = self.rounds[place - 1] if place else 0
         here = [trial.choices for trial in self._log(number)[:start]]
         hand_made = self._part(number, self.space.choices(self.space.base))
@@ -152,7 +154,7 @@ class HigherRung(Factorised):
 
 
 def _steps_for(candidates: int, lowest: int, proxy_steps: int) -> int:
-    """Training steps of each expert if so many candidates enter at the lowest rung."""
+    """Return the training steps of each expert over all rungs if ``candidates`` enter at the rung ``lowest``."""
     steps = [steps_at(rung, proxy_steps) for rung in range(lowest, -1, -1)]
     further = [steps[0], *(after - before for before, after in itertools.pairwise(steps))]
     return sum(max(1, candidates // KEPT**height) * each for height, each in enumerate(further))

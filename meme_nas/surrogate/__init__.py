@@ -1,1 +1,1 @@
-"""What is expected of cascades that were never drawn, and which of them to score."""
+"""Surrogate model of the scores of cascades, and the choice of the cascades to score next."""

@@ -1,4 +1,4 @@
-"""The best cascade where both its value and its costs are sums over experts.
+"""Search for the best cascade within cost limits, when value and costs are sums over experts.
 
 Shapes: ``N`` experts, ``M`` candidates of one expert, ``K`` kinds of cost.
 """
@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-ROUNDS = 40  # of the price search; prices double or halve at first, then settle
+ROUNDS = 40  # iterations of the price search; price changes shrink from one to the next
 
 
 def best_sum(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> tuple[int, ...]:
-    """One candidate of each expert with the least sum of ``values`` (M,) whose ``costs`` (M, K) sum to ``limits`` (K,) or less.
+    """Return one candidate of each expert with a low sum of ``values`` (M,), within the limits on costs.
 
-    Each kind of cost that is over its limit is given a price, which is raised until it no longer is (Lagrange relaxation); then
-    single candidates are exchanged while that is better and keeps the limits, as candidates that are alike change together at a
-    price. So the result is good, and the best wherever no limit is in the way. Where no cascade keeps the limits, it is the one
-    that oversteps them least in proportion.
+    The costs of a cascade are the sum of its rows of ``costs`` (M, K) and must not exceed ``limits`` (K,).
+
+    Lagrange relaxation: a kind of cost that exceeds its limit gets a price, which is raised until the limit is kept. Similar
+    candidates change together at one price, so single candidates are then exchanged while that lowers the sum within the limits.
+    The result is optimal if no limit binds, else approximate. If no cascade keeps the limits, it is the one that exceeds them
+    least in proportion.
     """
     prices = np.zeros(len(limits))
     unit = _spread(values) / np.maximum(_spreads(costs), 1e-12)  # at this price cost matters as much as value
@@ -39,7 +41,7 @@ def best_sum(values: Sequence[Array], costs: Sequence[Array], limits: Array) -> 
 
 
 def _exchanged(values: Sequence[Array], costs: Sequence[Array], limits: Array, chosen: tuple[int, ...]) -> tuple[int, ...]:
-    """``chosen``, with one candidate at a time exchanged for what lowers the sum most within the limits, until nothing does."""
+    """Return ``chosen`` after exchanges of single candidates, each the one that lowers the sum most within the limits."""
     while True:
         total, best = _total(costs, chosen), (0.0, chosen)
         for expert, (value, cost) in enumerate(zip(values, costs, strict=True)):
@@ -54,7 +56,10 @@ def _exchanged(values: Sequence[Array], costs: Sequence[Array], limits: Array, c
 
 
 def _cheapest(values: Sequence[Array], costs: Sequence[Array], prices: Array) -> tuple[int, ...]:
-    """Of equals the one that costs less: else a limit would be in the way of a best cascade that keeps it."""
+    """Return each expert's candidate with the lowest value plus priced costs; of equals, the one with the lowest relative costs.
+
+    Without that rule a limit could exclude a best cascade although an equal one keeps it.
+    """
     relative = [(cost / np.maximum(cost.max(axis=0), 1e-12)).sum(axis=1) for cost in costs]
     priced = [value + cost @ prices for value, cost in zip(values, costs, strict=True)]
     return tuple(int(np.lexsort(each)[0]) for each in zip(relative, priced, strict=True))

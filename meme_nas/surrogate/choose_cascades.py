@@ -1,4 +1,4 @@
-"""Which cascades to score next, out of the candidates that are trained."""
+"""Choice of the cascades to score next, from the candidates that are trained."""
 
 import itertools
 import math
@@ -17,27 +17,27 @@ from meme_nas.surrogate.model import Surrogate
 
 Array = NDArray[np.float64]
 Cascade = tuple[int, ...]
-"""Which candidate each expert is, from 0; expert 1, nearest to the data, first."""
+"""Index of each expert's candidate, from 0. Expert 1, nearest to the data, is first."""
 
-FRONT_TURN = 4  # one of so many cascades looks for the front, and not for the winner
+FRONT_TURN = 4  # every fourth cascade is chosen to extend the Pareto front, the others to find the winner
 ATTEMPTS = 12
-STRANDS = 4  # of cascades that share nothing, so many of which can run at once without waiting
+STRANDS = 4  # groups of cascades without shared sampler steps, so that 4 can run at a time without waiting for each other
 
 
 @dataclass(frozen=True, eq=False)
 class Assembly:
-    """What there is to choose from."""
+    """Trained candidates with their costs, from which cascades are put together."""
 
     ready: tuple[Indices, ...]
-    """For each expert the candidates that are trained."""
+    """Indices of the trained candidates, for each expert."""
     costs: tuple[Array, ...]
-    """(M, K) for each expert: what all its candidates add to the costs of a cascade."""
+    """Costs (M, K) that each candidate adds to a cascade, for each expert."""
     winner_limits: Array
-    """(K,) costs that a winner may have."""
+    """Upper limits (K,) on the costs of a winner."""
     limits: Array
-    """(K,) costs that any cascade may have."""
+    """Upper limits (K,) on the costs of any cascade."""
     minimised: tuple[int, ...] = ()
-    """Which kinds of cost are minimised, and so span the front beside the score."""
+    """Indices of the kinds of cost that are minimised. Together with the score they are the objectives of the front."""
 
     def choose(
         self,
@@ -47,15 +47,20 @@ class Assembly:
         source: np.random.Generator,
         scores: Mapping[Cascade, float] = MappingProxyType({}),
     ) -> list[Cascade]:
-        """At most ``count`` cascades that are not ``known`` and keep the limits: the most promising under ``model``, or without
-        one at random. Neighbours share most of their way from noise to data, but those that run at the same time do not, as
-        they would wait for each other. ``scores`` are those of the known cascades that have one."""
+        """Return at most ``count`` cascades that are not in ``known`` and keep the limits.
+
+        They are the best under draws from ``model``, or random ones without a model. ``scores`` are those of the scored cascades
+        among ``known``.
+
+        The order of the result interleaves ``STRANDS`` groups. Within a group, neighbours share most sampler steps. Cascades that
+        run at the same time are of different groups, so that none waits for the shared steps of another.
+        """
         chosen: dict[Cascade, None] = {}
         for attempt in range(ATTEMPTS):
             missing = min(count, self.size - len(known)) - len(chosen)
             if missing <= 0:
                 break
-            if model is None or attempt:  # the model found no more that is new
+            if model is None or attempt:  # the model found no further new cascade
                 drawn = self._at_random(missing, source)
             else:
                 drawn = self._hopeful(model, missing, {*known}, source, scores)
@@ -74,7 +79,7 @@ class Assembly:
         return bool((total <= limits * (1 + 1e-9)).all())
 
     def _at_random(self, count: int, source: np.random.Generator) -> list[Cascade]:
-        """Every candidate about as often as the others of its expert."""
+        """Return ``count`` random cascades in which each candidate occurs about as often as the others of its expert."""
         columns = [
             np.concatenate([source.permutation(indices) for _ in range(-(-count // len(indices)))])[:count]
             for indices in self.ready
@@ -89,8 +94,10 @@ class Assembly:
         source: np.random.Generator,
         scores: Mapping[Cascade, float],
     ) -> list[Cascade]:
-        """The best under draws from the model (Thompson sampling) that are not ``taken``: most of them for the winner, one of
-        every ``FRONT_TURN`` for the front, counted over all cascades of the search."""
+        """Return the best cascades under ``count`` draws from the model (Thompson sampling) that are not in ``taken``.
+
+        Every ``FRONT_TURN``-th draw, counted over all cascades of the search, looks for the front, the others for the winner.
+        """
         draws, first = model.draws(count, source, self.ready), len(taken)
         lists = [kept for kept, _ in draws]
         front, found = self._front(model, scores), []
@@ -106,7 +113,7 @@ class Assembly:
         return found
 
     def _winner_first(self, lists: Sequence[Indices], values: Sequence[Array]) -> Iterator[Cascade]:
-        """The best cascade within the winner's limits, then those that differ from it in one expert, best first."""
+        """Yield the best cascade within the winner's limits, then those that differ from it in one expert, best first."""
         costs = [cost[kept] for cost, kept in zip(self.costs, lists, strict=True)]
         for places in _best_first(values, best_sum(values, costs, self.winner_limits)):
             cascade = _cascade(lists, places)
@@ -114,7 +121,7 @@ class Assembly:
                 yield cascade
 
     def _front_first(self, lists: Sequence[Indices], values: Sequence[Array], front: Array) -> Iterator[Cascade]:
-        """The cascades that no other beats under ``values``, first what adds most to the volume that ``front`` beats."""
+        """Yield the Pareto front of cascades under ``values``, first those that add most hypervolume to ``front``."""
         parts = [np.column_stack([v, cost[kept]]) for v, cost, kept in zip(values, self.costs, lists, strict=True)]
         chosen, sums = front_of_sums(parts)
         allowed = (sums[:, 1:] <= self.limits * (1 + 1e-9)).all(axis=1)
@@ -124,7 +131,7 @@ class Assembly:
             yield from (_cascade(lists, chosen[place]) for place in np.argsort(-gained, kind="stable"))
 
     def _front(self, model: Surrogate, scores: Mapping[Cascade, float]) -> Array:
-        """(F, 1 + minimised) of the cascades with ``scores``: what contributions add up to, and costs."""
+        """Return the Pareto front (F, 1 + len(minimised)) of the cascades in ``scores``: sum of contributions, then costs."""
         totals = model.totals(np.array([*scores.values()], dtype=float))
         columns = np.array([*scores], dtype=int).reshape(len(totals), len(self.costs)).T
         costs = sum((cost[own] for cost, own in zip(self.costs, columns, strict=True)), np.zeros((len(totals), len(self.limits))))
@@ -133,7 +140,7 @@ class Assembly:
 
     @property
     def _spanning(self) -> list[int]:
-        """Columns of (score, all kinds of cost) that are minimised."""
+        """Indices of the minimised columns among (score, all kinds of cost)."""
         return [0, *(1 + kind for kind in self.minimised)]
 
 
@@ -142,7 +149,7 @@ def _cascade(lists: Sequence[Indices], places: Sequence[int]) -> Cascade:
 
 
 def _best_first(values: Sequence[Array], best: Cascade) -> Iterator[Cascade]:
-    """``best``, then what differs from it in one expert, best first."""
+    """Yield ``best``, then the cascades that differ from it in one expert, best first."""
     yield best
     exchanges = [
         (value[place] - value[best[expert]], expert, place)

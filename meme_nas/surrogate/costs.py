@@ -1,6 +1,6 @@
-"""What candidates cost, known before any training: each kind of cost is a sum over experts, so limits can be kept while choosing.
+"""Costs of candidates, computed before any training. Each kind of cost is a sum over experts, so proposals can keep limits.
 
-MACs and parameters are counted here. Latency is asked of a function that the caller passes in: it is measured where trials run.
+MACs and parameters are counted here. Latency is returned by a function from the caller, which measures where trials run.
 
 Shapes: ``K`` kinds of cost, ``M`` candidates, ``N`` experts.
 """
@@ -22,15 +22,15 @@ Array = NDArray[np.float64]
 Expert = tuple[Config, int]
 """A config, and the number of one of its experts."""
 Latency = Callable[[Sequence[Expert]], Sequence[float]]
-"""Returns the milliseconds an image takes through all sampler steps of each expert: many at a time, as a question may go to
-another process."""
+"""Function that returns the milliseconds an image takes through all sampler steps of each expert. It takes many experts at a
+time, because a call may go to another process."""
 
 
 class Costs:
-    """The kinds of cost that ``settings`` minimise or limit, over ``space``."""
+    """Costs that ``settings`` minimise or limit, over ``space``."""
 
     def __init__(self, settings: SearchSettings, space: Space, latency: Latency | None = None):
-        """``UserError`` where ``settings`` minimise or limit latency, and no ``latency`` measures it."""
+        """Raise ``UserError`` if ``settings`` minimise or limit latency and ``latency`` is None."""
         self.settings, self.space, self._latency = settings, space, latency
         self.kinds = tuple(name for name in ("macs", "params", "latency_ms") if name in {*settings.objectives, *settings.limits})
         self.limits = np.array([settings.limits.get(kind, np.inf) for kind in self.kinds])
@@ -39,37 +39,37 @@ class Costs:
 
     @property
     def counted_kinds(self) -> tuple[str, ...]:
-        """The kinds that are minimised and take no timing."""
+        """Kinds of cost that are minimised and need no timing."""
         return tuple(kind for kind in self.kinds if kind in self.settings.objectives and kind != "latency_ms")
 
     @property
     def winner_limits(self) -> Array:
-        """(K,) limits of a winner: no more than the hand-made pattern of what is minimised, and what the settings allow."""
+        """Limits (K,) on the costs of a winner: those of the settings, and the hand-made pattern's for minimised costs."""
         hand_made = self.total(self.space.base)
         minimised = np.array([kind in self.settings.objectives for kind in self.kinds], dtype=bool)
         return np.minimum(self.limits, np.where(minimised, hand_made, np.inf))
 
     def of(self, config: Config, number: int) -> Array:
-        """(K,) what expert ``number`` adds to the costs of its ensemble."""
+        """Return the costs (K,) that expert ``number`` of ``config`` adds to its ensemble."""
         return self.rows([(config, number)])[0]
 
     def rows(self, experts: Sequence[Expert]) -> Array:
-        """(len(experts), K) what each adds to the costs of its ensemble."""
+        """Return the costs (len(experts), K) that each expert adds to its ensemble."""
         columns = [self._of_kind(kind, experts) for kind in self.kinds]
         return np.column_stack(columns) if columns else np.zeros((len(experts), 0))
 
     def counted(self, config: Config, number: int) -> Array:
-        """(K',) the same, of what is minimised and takes no timing: it can be asked for hundreds of candidates."""
+        """Return the costs of ``counted_kinds`` that expert ``number`` adds: cheap enough for hundreds of candidates."""
         return np.array([self._of_kind(kind, [(config, number)])[0] for kind in self.counted_kinds])
 
     def total(self, config: Config) -> Array:
-        """(K,) of the whole ensemble."""
+        """Return the costs (K,) of the whole ensemble."""
         return np.array([self._total(kind, config) for kind in self.kinds])
 
     def refusal(self, config: Config) -> str | None:
-        """Why ``config`` is not worth training; None where nothing speaks against it.
+        """Return the reason why ``config`` exceeds a limit; None if it keeps all.
 
-        Latency is looked at last, so what another limit refuses is not measured.
+        Latency is checked last, so that a config over another limit is not measured.
         """
         for kind, limit in self._limited:
             if (cost := self._total(kind, config)) > limit:
@@ -77,7 +77,7 @@ class Costs:
         return None
 
     def may_fit(self, config: Config, number: int) -> bool:
-        """Whether expert ``number`` of ``config`` is within the limits beside the cheapest other experts."""
+        """Return True if expert ``number`` of ``config`` keeps the limits together with the cheapest other experts."""
         for kind, limit in self._limited:
             own, others = self._of_kind(kind, [(config, number)])[0], np.delete(self._least(kind), number - 1)
             if own + _sum(others) > limit:
@@ -85,8 +85,10 @@ class Costs:
         return True
 
     def check(self) -> None:
-        """``UserError`` if a limit is below what the cheapest candidate costs. The hand-made pattern, where it keeps a limit, is
-        answer enough."""
+        """Raise ``UserError`` if a limit is below the cost of the cheapest candidate.
+
+        The cheapest candidate is not searched for if the hand-made pattern keeps the limit.
+        """
         for kind, limit in self._limited:
             if self._total(kind, self.space.base) <= limit:
                 continue
@@ -97,11 +99,11 @@ class Costs:
 
     @property
     def _limited(self) -> list[tuple[str, float]]:
-        """Kinds that have a limit, and it."""
+        """Pairs of each limited kind of cost and its limit."""
         return [(kind, float(limit)) for kind, limit in zip(self.kinds, self.limits, strict=True) if limit < np.inf]
 
     def _of_kind(self, kind: str, experts: Sequence[Expert]) -> Array:
-        """(len(experts),) what each adds to one kind of cost."""
+        """Return one kind of cost (len(experts),) that each expert adds."""
         if kind == "latency_ms":
             assert self._latency is not None
             return np.array(self._latency(experts), dtype=np.float64)
@@ -112,11 +114,11 @@ class Costs:
 
     @cache  # noqa: B019 (one of them lives as long as its command)
     def _least(self, kind: str) -> Array:
-        """(N,) for every expert of the base: the least of one kind that descent finds, from the base and both ends of all
-        choices.
+        """Return the lowest cost (N,) of one kind that coordinate descent finds for every expert of the base.
 
-        Each choice is minimised in turn, the others held. All descents take the same step at the same time, so that what they
-        must know for it is asked in one go. An expert whose dimensions have V values in all is asked for at most 3 V networks.
+        Descents start from the base and from both ends of all choices, and minimise one choice at a time. All of them take the
+        same step at the same time, so that one call covers the costs of a step. An expert whose dimensions have V values in all
+        needs the costs of at most 3 V networks.
         """
         numbers = range(1, len(self.space.base.experts) + 1)
         owners = [number for number in numbers for _ in range(3)]
@@ -136,7 +138,7 @@ class Costs:
         return [self.space.expert_choices(self.space.base, number), *ends]
 
     def _costs(self, kind: str, owners: Sequence[int], options: Sequence[Sequence[Choices]]) -> list[Array]:
-        """Return one kind of cost of all options of each expert in ``owners``, asked in one go."""
+        """Return one kind of cost of all options of each expert in ``owners``, computed in one call."""
         base, paired = self.space.base, zip(owners, options, strict=True)
         experts = [(self.space.with_expert(base, number, point), number) for number, own in paired for point in own]
         edges = np.cumsum([len(own) for own in options])[:-1]
@@ -147,7 +149,7 @@ _WORDS = {"macs": "MACs", "params": "parameters", "latency_ms": "ms an image"}
 
 
 def _sum(values: Array) -> float:
-    """Add ``values`` in their order, so that the last bit does not depend on how many there are."""
+    """Return the sum of ``values``, added in their order, so that the last bit does not depend on their number."""
     return float(np.cumsum([0.0, *values])[-1])
 
 

@@ -1,7 +1,7 @@
-"""Probability that a candidate can be trained, learned from those that could and those that failed.
+"""Probability that a candidate can be trained, learned from earlier candidates that were trained or failed.
 
-The model is the surrogate's own Gaussian process over one expert's choices, fitted to 1 for each candidate that was trained and 0
-for each that failed. The mean of such labels is a probability. Far from all candidates it is the share that was trained.
+The model is the surrogate's Gaussian process over one expert's choices. It is fitted to labels: 1 for a candidate that was
+trained, 0 for one that failed. Its posterior mean is the probability. Far from all candidates it is the share that was trained.
 
 Shapes: ``M`` candidates, ``D`` choices, ``P`` points.
 """
@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from meme_nas.surrogate.kernel import Array, Candidates
 from meme_nas.surrogate.model import Surrogate
 
-MOST_LABELS = 256  # of each kind no more than half as many, the latest
-LEAST_CHANCE = 0.01  # so that no place is written off
+MOST_LABELS = 256  # half of them, the latest, of each kind
+LEAST_CHANCE = 0.01  # above 0, so that no region is excluded for good
 
 
 def chances(choices: Array, trained: NDArray[np.bool_], points: Array) -> Array:
-    """Return (P,) the probability that each of ``points`` (P, D) can be trained.
+    """Return the probabilities (P,) that candidates with choices ``points`` (P, D) can be trained.
 
-    ``choices`` (M, D) are those of earlier candidates, ``trained`` (M,) says which of them did not fail. Where none failed, or
-    all did, no place is known to be better than another.
+    ``choices`` (M, D) are those of earlier candidates. ``trained`` (M,) is true for those that did not fail. All probabilities
+    are 1 if no candidate failed, or if all did.
     """
     succeeded, failed = np.flatnonzero(trained), np.flatnonzero(~trained)
     if not len(succeeded) or not len(failed):

@@ -1,7 +1,7 @@
-"""The Pareto front where values and costs are sums over experts, and what points would add to the volume that it beats.
+"""Pareto front of points whose values and costs are sums over experts, and the hypervolume that further points would add.
 
-Weighted sums find only those points of a front that lie on its convex hull. Here the whole front of the sums is built, expert by
-expert: a part of a point on the front is itself on the front of its expert, so what is dominated is dropped at once.
+Weighted sums find only those points of a front that are on its convex hull. This module builds the whole front, expert by expert.
+A part of a point on the front is itself on the front of its expert, so dominated partial sums are dropped at each step.
 
 Shapes: ``N`` experts, ``M`` candidates of one expert, ``K`` objectives, all minimised, ``P`` points, ``F`` points of a front.
 """
@@ -16,14 +16,14 @@ from meme_nas.surrogate.kernel import Indices
 
 Array = NDArray[np.float64]
 
-MOST_SUMS = 256  # partial sums that are carried on; with one kind of cost there are seldom more
-MARGIN = 0.1  # by which the reference point lies beyond the worst of each objective, as a share of its range
+MOST_SUMS = 256  # partial sums that are kept after each expert; with one kind of cost there are seldom more
+MARGIN = 0.1  # distance of the reference point from the worst value of each objective, as a share of its range
 
 
 def front_of_sums(parts: Sequence[Array]) -> tuple[Indices, Array]:
-    """Return the choices (P, N), one candidate of each expert, whose sums (P, K) of ``parts`` (M, K) no other choice beats.
+    """Return the Pareto front of all sums of one row of each of ``parts`` (M, K): candidates (P, N) and sums (P, K).
 
-    The front is whole as long as no partial front has more than ``MOST_SUMS`` points.
+    The front is complete if no partial front has more than ``MOST_SUMS`` points.
     """
     chosen, sums = np.empty((1, 0), dtype=np.int64), np.zeros((1, parts[0].shape[1]))
     for part in parts:
@@ -39,10 +39,10 @@ def front_of_sums(parts: Sequence[Array]) -> tuple[Indices, Array]:
 
 
 def gains(points: Array, front: Array) -> Array:
-    """Return (P,) the volume that each of ``points`` (P, K) alone would add to what ``front`` (F, K) beats, as a share.
+    """Return the hypervolumes (P,) that each of ``points`` (P, K) alone would add to ``front`` (F, K).
 
-    A point that the front beats has the least share of the ranges by which it would have to be better, as a negative number, so
-    that what nearly reaches the front comes before what is far from it.
+    Objectives are scaled to [0, 1] over all points. A dominated point gets a negative number: minus the least improvement, as a
+    share of each objective's range, with which it would reach the front. So points near the front rank above points far from it.
     """
     everything = np.vstack([points, front])
     low, high = everything.min(axis=0), everything.max(axis=0)
@@ -51,7 +51,7 @@ def gains(points: Array, front: Array) -> Array:
     reference = np.full(points.shape[1], 1.0 + MARGIN)
     if not len(front):
         return np.asarray((reference - points).prod(axis=1))
-    behind = (points[:, None] - front).min(axis=2).max(axis=1)  # (P,): over 0, or 0 of an equal, where the front beats it
+    behind = (points[:, None] - front).min(axis=2).max(axis=1)  # (P,): above 0 if dominated, 0 if equal to a point of the front
     before = moocore.hypervolume(front, ref=reference)
     with_each = np.array([moocore.hypervolume(np.vstack([front, point]), ref=reference) for point in points])
     return np.where(behind >= 0, -behind, with_each - before)

@@ -1,8 +1,26 @@
-"""What is believed of the experts' contributions before any is seen, and which belief makes the scores likeliest.
+"""Prior covariance of the experts' contributions to a score, and the choice of its hyperparameters by marginal likelihood.
 
-A Gaussian process' prior covariance. Experts differ in how much they matter, and every choice of every expert has a length of
-its own over which it makes a difference: what expertization does to one expert, a split may do to another, or nothing at all.
-These, the shares and the noise are those under which the scores are likeliest, found by climbing from a coarse grid.
+The model of a cascade s, in which expert n is candidate m_n(s)::
+
+    y_s                   = sum_n c_n(m_n(s)) + e_s
+    cov[c_n(m), c_n(m')]  = a v_n (w_x exp(-1/2 sum_d q_nd (x_md - x_m'd)^2) + w_l l_m l_m' + w_o (m = m'))
+    var[e_s]              = a N r
+
+============  ========================  =====================================================================================
+y_s           ``Scale.standardised``    The score or its logarithm, less its mean, over its standard deviation
+c_n                                     Contribution of a candidate of expert n, independent of the other experts'
+x_md          ``Candidates.choices``    Choice d of candidate m, scaled to [0, 1]
+l_m           ``standardised_losses``   Interval loss of candidate m, standardised over the expert's candidates
+w_x w_l w_o   ``Kernel.shares``         Shares of the variance: smooth in the choices, linear in the loss, the candidate's own
+q_nd          ``Kernel.precisions``     Inverse squared length scale of choice d of expert n
+v_n           ``Kernel.variances``      Variance of the contributions of expert n, relative to the other experts
+r             ``Kernel.noise``          Variance of the residual e_s, divided by N a
+a             ``Fit.amplitude``         Factor of all variances; its maximum-likelihood value has a closed form
+============  ========================  =====================================================================================
+
+Every expert has its own variance, and every choice its own length scale in every expert, because a choice that matters to one
+expert may not matter to another. The hyperparameters maximise the marginal likelihood. They are found on a coarse grid, and then
+by coordinate ascent from its best point.
 
 Shapes: ``N`` experts, ``S`` scored cascades, ``M`` candidates of one expert, ``D`` choices of one expert.
 """
@@ -24,29 +42,29 @@ Indices = NDArray[np.integer]
 _SHARES = ((0.6, 0.2, 0.2), (0.3, 0.5, 0.2), (0.3, 0.2, 0.5))
 _LENGTHS = (0.3, 0.8)
 _NOISES = (1e-3, 1e-2, 1e-1)
-# What climbing tries beside it.
+# Further values that the coordinate ascent tries.
 _SMOOTHER = ((0.8, 0.1, 0.1), (0.8, 0.0, 0.2), (0.95, 0.0, 0.05))
-_STRETCHES = (0.1, 0.33, 3.0)  # of an inverse squared length, or an expert's variance
-_SHORTEST, _LONGEST = 0.13, 2.2  # lengths; nearly straight lines would be believed far from what was seen
+_STRETCHES = (0.1, 0.33, 3.0)  # factors of an inverse squared length, or of an expert's variance
+_SHORTEST, _LONGEST = 0.13, 2.2  # length scales; longer ones give nearly straight lines, which extrapolate too far
 _PASSES = 2
 _JITTER = 1e-9
 
-LEAST_TO_CLIMB = 8  # scores; fewer tell hardly one length from another
-MOST_TO_CLIMB = 256  # a choice of kernel by more would cost seconds, and differ little
+LEAST_TO_CLIMB = 8  # scores; fewer hardly distinguish one length scale from another
+MOST_TO_CLIMB = 256  # scores; with more, the choice of the kernel takes seconds and changes little
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """What is known of one expert's candidates."""
+    """Choices and interval losses of one expert's candidates."""
 
     choices: Array
     """(M, D), each choice scaled to [0, 1]."""
     losses: Array
-    """(M,) interval losses; a missing one is NaN, and then counts as their mean."""
+    """(M,) interval losses. A missing one is NaN and counts as the mean of the others."""
 
     @property
     def standardised_losses(self) -> Array:
-        """(M,) with mean 0 and, where they differ at all, variance 1."""
+        """Interval losses (M,) with mean 0 and variance 1; zeros if all are equal."""
         known = self.losses[np.isfinite(self.losses)]
         if not len(known) or known.std() == 0:
             return np.zeros(len(self.losses))
@@ -55,38 +73,41 @@ class Candidates:
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
-    """Prior covariance of what candidates contribute; experts are independent of each other."""
+    """Prior covariance of the candidates' contributions. Experts are independent of each other."""
 
     shares: tuple[float, float, float]
-    """Of a contribution's variance: by its choices (smooth), by its interval loss (linear), and by what is its own alone."""
+    """Shares of a contribution's variance: smooth in the choices, linear in the interval loss, the candidate's own."""
     noise: float
-    """Variance of what is no sum over experts, over that of a contribution."""
+    """Variance of the residual that the additive model cannot explain, divided by N, as a multiple of the amplitude."""
     precisions: tuple[Array, ...]
-    """Of each expert (D,): inverse squares of the lengths over which its choices make a difference."""
+    """Inverse squared length scales (D,) of the choices, for each expert."""
     variances: tuple[float, ...]
-    """Of each expert's contributions, relative to each other."""
+    """Variance of each expert's contributions, relative to the other experts."""
 
     def smooth(self, expert: int, a: Array, b: Array) -> Array:
-        """(A, B): how alike choices (A, D) and (B, D) of ``expert`` (from 0) are."""
+        """Return the similarity (A, B), from 0 to 1, of choices ``a`` (A, D) and ``b`` (B, D) of ``expert`` (from 0)."""
         scale = np.sqrt(self.precisions[expert])
         return np.asarray(np.exp(-0.5 * cdist(a * scale, b * scale, "sqeuclidean")))
 
     def between(self, expert: int, a: Candidates, chosen_a: Indices, b: Candidates, chosen_b: Indices) -> Array:
-        """(len(chosen_a), len(chosen_b)) for candidates ``chosen_a`` of ``a``; both are candidates of ``expert``, from 0."""
+        """Return the covariance (len(chosen_a), len(chosen_b)) of two sets of contributions of ``expert`` (from 0).
+
+        ``chosen_a`` are indices into the candidates ``a``, ``chosen_b`` into ``b``.
+        """
         smooth, linear, own = self.shares
         alike = self.smooth(expert, a.choices[chosen_a], b.choices[chosen_b])
         loss = np.outer(a.standardised_losses[chosen_a], b.standardised_losses[chosen_b])
         return self.variances[expert] * (smooth * alike + linear * loss + own * (chosen_a[:, None] == chosen_b[None]))
 
     def diagonal(self, expert: int, own: Candidates, chosen: Indices) -> Array:
-        """(len(chosen),): of ``between`` candidates and themselves."""
+        """Return the prior variances (len(chosen),) of the contributions of candidates ``chosen`` of ``own``."""
         smooth, linear, alone = self.shares
         return self.variances[expert] * (smooth + linear * own.standardised_losses[chosen] ** 2 + alone)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What contributions add up to: the score or its logarithm, less its mean, over its standard deviation."""
+    """The sum of contributions as a function of the score: the score or its logarithm, less its mean, over its deviation."""
 
     is_log: bool
     mean: float
@@ -101,34 +122,34 @@ class Scale:
         return ((np.log(scores) if self.is_log else scores) - self.mean) / self.deviation
 
     def log_jacobian(self, scores: Array) -> float:
-        """Logarithm of how densely standardised values lie where scores do."""
+        """Return the log determinant of the derivative of ``standardised``, so that both kinds of scale can be compared."""
         return -len(scores) * math.log(self.deviation) - (float(np.log(scores).sum()) if self.is_log else 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A kernel and the scores."""
+    """A kernel with the posterior that the scores give it."""
 
     kernel: Kernel
     scale: Scale
     factor: tuple[Array, bool]
-    """Of the covariance of the scores, amplitude 1."""
+    """Cholesky factor (S, S) of the covariance of the scores at amplitude 1."""
     weights: Array
-    """(S,), for predictions; they do not depend on the amplitude."""
+    """Inverse covariance times standardised scores (S,). The posterior mean is linear in them, whatever the amplitude."""
     amplitude: float
-    """By which all variances are multiplied: its likeliest value."""
+    """Factor of all variances, at its maximum-likelihood value."""
     likelihood: float
-    """Logarithm of the scores' marginal likelihood, less a constant."""
+    """Log marginal likelihood of the scores, less a constant."""
 
 
 class Evidence:
-    """Scored cascades, and what of their covariance does not depend on the kernel or was needed before."""
+    """Scored cascades, with the parts of their covariance that are independent of the kernel or were computed before."""
 
     def __init__(self, candidates: Sequence[Candidates], cascades: Indices, scores: Array):
         self.scores, self.experts = scores, range(len(candidates))
         self.allowed = [Scale.of(scores, is_log) for is_log in (False, True) if not is_log or (scores > 0).all()]
-        """What the scores can be on."""
-        # Candidates stand in several cascades each: their similarities are looked at once.
+        """Scales that the scores permit: the logarithm only if all scores are above 0."""
+        # A candidate is part of several cascades. Its similarity to others is computed once.
         self._places = [np.unique(cascades[:, expert], return_inverse=True) for expert in self.experts]
         self._choices = [own.choices[kept] for own, (kept, _) in zip(candidates, self._places, strict=True)]
         chosen = [(own.standardised_losses[column], column) for own, column in zip(candidates, cascades.T, strict=True)]
@@ -138,10 +159,11 @@ class Evidence:
 
     @property
     def choices(self) -> list[int]:
-        """How many there are of every expert."""
+        """Number of choices of every expert."""
         return [own.shape[1] for own in self._choices]
 
     def fits(self, kernel: Kernel, scales: Sequence[Scale]) -> list[Fit]:
+        """Return the fit of ``kernel`` on each of ``scales``, from one Cholesky decomposition."""
         smooth, linear, own = kernel.shares
         covariance = np.zeros((len(self.scores),) * 2)
         for expert, variance in enumerate(kernel.variances):
@@ -152,7 +174,8 @@ class Evidence:
         return [_fit(kernel, scale, factor, self.scores) for scale in scales]
 
     def _alike(self, kernel: Kernel, expert: int) -> Array:
-        """(S, S) of the choices alone. The last ones are kept: a climber moves one expert at a time."""
+        """Return the similarity (S, S) of the cascades' choices of ``expert``. Recent results are cached: the coordinate ascent
+        changes one expert at a time."""
         key = expert, kernel.precisions[expert].tobytes()
         if key not in self._smooth:
             if len(self._smooth) > 2 * len(self.experts) * len(_STRETCHES):
@@ -171,7 +194,10 @@ def _fit(kernel: Kernel, scale: Scale, factor: tuple[Array, bool], scores: Array
 
 
 def likeliest(candidates: Sequence[Candidates], cascades: Indices, scores: Array) -> Fit:
-    """The fit under which ``scores`` (S,) of ``cascades`` (S, N) are likeliest; of many, some decide on the kernel."""
+    """Return the fit that maximises the marginal likelihood of ``scores`` (S,) of ``cascades`` (S, N).
+
+    Of more than ``MOST_TO_CLIMB`` scores, that many, evenly spaced, choose the hyperparameters; all give the posterior.
+    """
     evidence = Evidence(candidates, cascades, scores)
     if len(scores) <= MOST_TO_CLIMB:
         return _chosen(evidence)
@@ -181,7 +207,7 @@ def likeliest(candidates: Sequence[Candidates], cascades: Indices, scores: Array
 
 
 def refitted(evidence: Evidence, like: Fit) -> Fit:
-    """With the kernel of an earlier fit, and on its scale where the scores allow it."""
+    """Return the fit of ``evidence`` with the kernel of an earlier fit, and on its scale if the scores permit that."""
     scales = [scale for scale in evidence.allowed if scale.is_log == like.scale.is_log] or evidence.allowed
     return max(evidence.fits(like.kernel, scales), key=lambda fit: fit.likelihood)
 
@@ -198,8 +224,11 @@ def _grid(evidence: Evidence) -> Iterator[Kernel]:
 
 
 def _climbed(evidence: Evidence, best: Fit) -> Fit:
-    """One length at a time, first the same for all experts, then of each, and then the variance of each; after every pass shares
-    and noise anew."""
+    """Return the fit that coordinate ascent reaches from ``best``.
+
+    The first passes change one length scale at a time for all experts together, the later ones each expert's own length scales
+    and variances. Every pass ends with a new choice of shares and noise.
+    """
     everyone = [(tuple(evidence.experts), choice) for choice in range(min(evidence.choices))]
     each = [((expert,), choice) for expert, count in enumerate(evidence.choices) for choice in range(count)]
     for stretched in _PASSES * [everyone] + _PASSES * [each]:
@@ -219,13 +248,13 @@ def _best(evidence: Evidence, best: Fit, kernels: Sequence[Kernel]) -> Fit:
 
 
 def _weighed(kernel: Kernel, expert: int) -> list[Kernel]:
-    """With another variance of ``expert``."""
+    """Return copies of ``kernel`` with other variances of ``expert``."""
     before, own, after = kernel.variances[:expert], kernel.variances[expert], kernel.variances[expert + 1 :]
     return [replace(kernel, variances=(*before, own * factor, *after)) for factor in _STRETCHES]
 
 
 def _stretched(kernel: Kernel, experts: Sequence[int], choice: int) -> list[Kernel]:
-    """With other lengths of ``choice`` for ``experts``, as far as they are allowed."""
+    """Return copies of ``kernel`` with other length scales of ``choice`` for ``experts``, within the bounds on length scales."""
     found = []
     for factor in _STRETCHES:
         precisions = [own.copy() for own in kernel.precisions]

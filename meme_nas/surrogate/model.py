@@ -1,10 +1,26 @@
-"""FID of cascades that were never drawn: a Gaussian process that adds up what each expert contributes.
+"""Surrogate of the FID of cascades that were not scored: a Gaussian process that is a sum over experts.
 
-A cascade's FID, or rather its logarithm, is nearly the sum of one number per expert. A contribution is modelled as what the
-candidate's choices say (smooth), what its interval loss says (linear), and what is its own alone, such as the luck of its
-training. Because the model is a sum, the best cascade under any of its draws is found expert by expert.
+The model of a cascade s, in which expert n is candidate m_n(s)::
 
-Shapes: ``N`` experts, ``S`` scored cascades, ``M`` candidates of one expert, ``D`` choices of one expert.
+    y_s = sum_n c_n(m_n(s)) + e_s
+    c_n ~ GP(0, a k_n)                      prior of a contribution, see ``meme_nas.surrogate.kernel``
+    E[c_n | y]      = k_n K^-1 y            posterior mean, called credit
+    var[c_n | y]    = a (k_n(m, m) - k_n K^-1 k_n^T)
+
+=======  =============================================================================================================
+y (S,)   The scores or their logarithms, standardised
+c_n (M,) Contributions of the candidates of expert n: smooth in the choices, linear in the interval loss, plus an
+         independent term of each candidate, such as the luck of its training
+e_s      Residual: the part of the score that is no sum over experts
+k_n      Prior covariance of the contributions of expert n, here between its candidates and the cascades, (M, S)
+K (S, S) Covariance of the scores: the sum of k_n over experts, plus the variance of the residual
+a        Factor of all variances, at its maximum-likelihood value
+=======  =============================================================================================================
+
+FID's logarithm is nearly additive over experts, which is why the model is a sum. For the same reason the best cascade under any
+draw from the posterior is found expert by expert.
+
+Shapes: ``N`` experts, ``S`` scored cascades, ``M`` candidates of one expert, ``D`` choices of one expert, ``P`` points.
 """
 
 import itertools
@@ -16,11 +32,11 @@ from scipy.linalg import cho_solve
 
 from meme_nas.surrogate.kernel import Array, Candidates, Evidence, Fit, Indices, likeliest, refitted
 
-LONG_LIST = 8  # shortlists of candidates, beyond which not all of them are looked at closely
+LONG_LIST = 8  # lengths of a shortlist; of more candidates, only some get a posterior deviation
 
 
 class Surrogate:
-    """Fitted to scored cascades; predicts every expert's contributions."""
+    """Gaussian process fitted to scored cascades. It predicts the contribution of every expert's candidates."""
 
     def __init__(
         self,
@@ -29,10 +45,10 @@ class Surrogate:
         scores: Sequence[float],
         like: "Surrogate | None" = None,
     ):
-        """``cascades`` (S, N): which candidate each expert is, from 0; ``scores`` (S,), lower is better. S is at least 1.
+        """Fit to ``cascades`` (S, N), the index of each expert's candidate from 0, with ``scores`` (S,), lower is better. S >= 1.
 
-        The kernel, and whether contributions add up to a score or to its logarithm, are what makes the scores likeliest; or,
-        which takes a small part of the time, as in the surrogate ``like``, where the scores allow it.
+        The kernel, and the choice between scores and their logarithms, maximise the marginal likelihood. With ``like`` both are
+        taken from that surrogate, as far as the scores permit it, which needs a small part of the time.
         """
         self.candidates = list(candidates)
         self._cascades = np.asarray(cascades, dtype=np.int64).reshape(len(scores), len(candidates))
@@ -46,12 +62,15 @@ class Surrogate:
         self._credits: dict[int, Array] = {}
 
     def contributions(self, number: int) -> tuple[Array, Array]:
-        """Mean and standard deviation (M,) of what each candidate of expert ``number`` adds to the score, or its logarithm."""
+        """Return posterior mean and standard deviation (M,) of the contributions of expert ``number`` (from 1).
+
+        Both are in units of the score, or of its logarithm if the model is of logarithms.
+        """
         everyone = np.arange(len(self.candidates[number - 1].choices))
         return self.credit(number), self._deviations(number, everyone)
 
     def credit(self, number: int) -> Array:
-        """The mean (M,) alone, which takes little."""
+        """Return the posterior mean (M,) of the contributions of expert ``number`` (from 1), without the costly deviations."""
         if number not in self._credits:
             everyone = np.arange(len(self.candidates[number - 1].choices))
             self._credits[number] = self._scale * (self._cross(number - 1, everyone) @ self._fit.weights)
@@ -64,24 +83,24 @@ class Surrogate:
         return self._deviation * np.sqrt(np.maximum(variance, 0.0))
 
     def predict(self, cascades: Sequence[Sequence[int]]) -> Array:
-        """(len(cascades),) expected scores."""
+        """Return the expected scores (len(cascades),): posterior means, transformed back if the model is of logarithms."""
         parts = [self.credit(number) for number in range(1, len(self.candidates) + 1)]
         rows = np.asarray(cascades, dtype=np.int64)
         total = self._fit.scale.mean + sum((part[rows[:, place]] for place, part in enumerate(parts)), np.zeros(len(rows)))
         return np.exp(total) if self._fit.scale.is_log else total
 
     def totals(self, scores: Array) -> Array:
-        """(len(scores),) what the contributions to ``scores`` add up to."""
+        """Return the sums of contributions (len(scores),) that give ``scores``: these or their logarithms, less the mean."""
         scale = self._fit.scale
         return (np.log(np.maximum(scores, np.finfo(float).tiny)) if scale.is_log else scores) - scale.mean
 
     def draws(
         self, count: int, source: np.random.Generator, ready: Sequence[Indices], shortlist: int = 64
     ) -> list[tuple[Indices, Array]]:
-        """``count`` draws from the posterior of every expert's contributions.
+        """Return ``count`` joint draws from the posterior of all experts' contributions, as one pair for each expert.
 
-        For each expert: which of its ``ready`` candidates they are of (at most ``shortlist``, those that may be the best), and
-        the draws (count, len(candidates)).
+        A pair holds the indices of at most ``shortlist`` of the expert's ``ready`` candidates, those with the lowest mean less
+        deviation, and the draws (count, len(indices)).
         """
         lists = [self._shortlist(number, indices, shortlist) for number, indices in enumerate(ready, start=1)]
         cross = np.concatenate([self._cross(expert, chosen) for expert, chosen in enumerate(lists)])
@@ -96,8 +115,10 @@ class Surrogate:
         return [(kept, drawn[:, first:end]) for kept, (first, end) in zip(lists, edges, strict=True)]
 
     def expected(self, number: int, choices: Array) -> Array:
-        """What candidates not yet trained would contribute as expert ``number``: (P, D) choices to (P,). What would be theirs
-        alone, and their interval loss, is not known and counts as nothing."""
+        """Return the posterior mean (P,) of contributions of untrained candidates of expert ``number`` with ``choices`` (P, D).
+
+        Only the smooth part has a mean other than 0: an untrained candidate has no interval loss, and its own part is unknown.
+        """
         own = self.candidates[number - 1]
         new, nobody = Candidates(choices, np.full(len(choices), np.nan)), np.arange(len(choices)) - len(choices)
         cross = self._fit.kernel.between(number - 1, new, nobody, own, self._cascades[:, number - 1])
@@ -105,11 +126,15 @@ class Surrogate:
 
     @property
     def _deviation(self) -> float:
-        """Of a contribution under the prior, in units of the score."""
+        """Prior standard deviation of a contribution of variance 1, in units of the score or its logarithm."""
         return self._scale * math.sqrt(self._fit.amplitude)
 
     def _shortlist(self, number: int, indices: Indices, most: int) -> Indices:
-        """Of thousands, deviations are asked only of those that are credited most, and of the newest."""
+        """Return the ``most`` candidates of ``indices`` with the lowest mean less deviation.
+
+        Deviations are costly. Of more than ``LONG_LIST`` shortlists of candidates they are computed only for those with the
+        lowest means and for the newest.
+        """
         if len(indices) > LONG_LIST * most:
             credited = indices[np.argsort(self.credit(number)[indices], kind="stable")[: (LONG_LIST - 1) * most]]
             indices = np.union1d(credited, indices[-most:])

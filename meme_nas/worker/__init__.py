@@ -1,1 +1,1 @@
-"""What a worker does with a task: train what the bank lacks, sample, score. Neither Optuna nor SQLAlchemy."""
+"""Work of a worker on a task: train experts that the bank lacks, sample, score. Neither Optuna nor SQLAlchemy."""

@@ -1,10 +1,12 @@
-"""Trained experts, stored by what determines them, so that none is trained twice.
+"""Bank of trained experts, stored under ids of all that determines them, so that none is trained twice.
 
 An entry is a folder named by the expert's training id: architecture in canonical form, interval, p, noise schedule, training
-settings, seed and the data's content. It holds averaged weights at one or more numbers of steps, the state to train it further
-from, and ``entry.json``, which is written last and names what is whole. Under a limit, the least recently used states go first,
-then the least recently used entries; what a running search has asked for stays: it leaves a lease in the entry, which counts as
-long as the search's lock is held, on whatever host. A search that goes on has its leases again.
+settings, seed and the data's content. It holds averaged weights at one or more numbers of steps, the state from which training
+resumes, and ``entry.json``, which is written last and lists the complete files.
+
+Under a size limit, the least recently used states are deleted first, then the least recently used entries. Entries of a running
+search stay: it writes a lease into each, which is valid while the search's lock is held, on any host. So the leases of a resumed
+search are valid again.
 """
 
 import json
@@ -33,7 +35,7 @@ from meme.training.kept_states import KeptStates
 from meme.training.trainer import Progress, read_expert, run_training, save_expert, training_id
 from meme.training.trunk import trunk_config
 
-FORMAT = 1  # of the folder: raise it when an older bank can no longer be read
+FORMAT = 1  # format of the folder; increase it when an older bank can no longer be read
 _STATE, _ENTRY, _LABEL, _LEASE = "state.safetensors", "entry.json", "bank.json", ".lease"
 OnProgress = Callable[[Progress], None]
 
@@ -50,16 +52,16 @@ class Banked:
     """Standard error of that mean over the images."""
     params: int
     macs: int
-    """Of one image and step, attention counted."""
+    """MACs for one image and step, including attention."""
     curve: tuple[tuple[int, float], ...]
-    """(step, training loss since the last report), from the first step."""
+    """Pairs (step, mean training loss since the last pair), from the first step."""
 
 
-_RECORDS = TypeAdapter(dict[str, Banked])  # what a damaged or foreign entry claims is checked before it is believed
+_RECORDS = TypeAdapter(dict[str, Banked])  # validates entries, which may be damaged or foreign
 
 
 class ExpertBank:
-    """A folder of experts trained on one data set, which several studies and their workers may share."""
+    """Folder of experts trained on one data set, which several studies and their workers may share."""
 
     def __init__(
         self,
@@ -69,23 +71,25 @@ class ExpertBank:
         limit_gib: float | None = None,
         search: Path | None = None,
     ):
-        """``search`` is the file that the search which asks holds locked while it runs; None: what is asked for here stays only
-        as far as this bank evicts. ``UserError`` if ``folder`` can't be written, is of an older format, or holds experts of other
-        data."""
+        """Open or create the bank in ``folder``.
+
+        ``search`` is the lock file of the search that uses the bank. Without it, entries in use are protected from this process's
+        evictions only. Raises ``UserError`` if ``folder`` can't be written, has another format, or holds experts of other data.
+        """
         self._search = search.absolute() if search else None
         self.folder, self.data, self.held_out, self.limit_gib = folder, data, held_out, limit_gib
         self._known: dict[tuple[str, int], Banked] = {}
         self._asked: set[str] = set()
         self.passes = 0
-        """Forward passes of one image that the trainings made here were worth, trunks included."""
+        """Cost of the trainings made here in forward passes of one image, including trunks."""
         _claim(folder, data.content_id)
 
     def key(self, config: Config, number: int) -> str:
-        """The id of expert ``number`` of ``config``; the number of steps is not part of it."""
+        """Return the id of expert ``number`` of ``config``. It does not depend on the number of steps."""
         return training_id(config, number, self.data)
 
     def find(self, config: Config, number: int) -> Banked | None:
-        """The expert at the config's number of steps, if it is there."""
+        """Return the expert at the config's number of steps; None if the bank lacks it."""
         return self._find(self.key(config, number), config.training.steps)
 
     def obtain(
@@ -95,9 +99,9 @@ class ExpertBank:
         device: torch.device | str = "cpu",
         on_progress: OnProgress = lambda progress: None,
     ) -> Banked:
-        """The expert at the config's number of steps: found, trained further, or trained.
+        """Return the expert at the config's number of steps: found, trained further, or trained from the start.
 
-        Another process that wants the same one waits for it. Raises ``TrainingDiverged`` when gradients are not finite.
+        Another process that needs the same expert waits for it. Raises ``TrainingDiverged`` if gradients are not finite.
         """
         key = self.key(config, number)
         self._asked.add(key)
@@ -115,18 +119,18 @@ class ExpertBank:
     def trunk(
         self, config: Config, device: torch.device | str = "cpu", on_progress: OnProgress = lambda progress: None
     ) -> Denoiser | None:
-        """Return the network from which the experts of ``config`` start, trained where it is missing; None without one."""
+        """Return the network from which the experts of ``config`` start, trained if it is missing; None without a trunk."""
         if not config.training.trunk_steps:
             return None
         trunk = trunk_config(config)
         return self.load(trunk, 1, self.obtain(trunk, 1, device, on_progress), device)
 
     def weights(self, banked: Banked) -> Path:
-        """The file of its averaged weights."""
+        """Return the path of the expert's averaged weights."""
         return self._entry(banked.id) / f"weights-{banked.steps:06d}.safetensors"
 
     def load(self, config: Config, number: int, banked: Banked, device: torch.device | str = "cpu") -> Denoiser:
-        """The network with its averaged weights."""
+        """Return the network with the expert's averaged weights."""
         return read_expert(config, number, self.weights(banked), device)
 
     def _entry(self, key: str) -> Path:
@@ -140,14 +144,14 @@ class ExpertBank:
         return found
 
     def _train(self, key: str, config: Config, number: int, device: torch.device | str, on_progress: OnProgress) -> Banked:
-        """Train from the entry's state, if it has one that is not past these steps; then write weights, state and record."""
+        """Train from the entry's state, unless that has more steps, and write weights, state and record."""
         entry, steps = self._entry(key), config.training.steps
         records = _read_records(entry)
         earlier = [record for record in records.values() if record.steps <= steps]
         curve = dict(max(earlier, key=lambda record: record.steps).curve) if earlier else {}
 
         def remember(progress: Progress) -> None:
-            curve[progress.step] = progress.loss  # a training whose state was evicted runs through its first steps again
+            curve[progress.step] = progress.loss  # a training whose state was evicted repeats its first steps
             on_progress(progress)
 
         state = entry / _STATE
@@ -165,7 +169,7 @@ class ExpertBank:
         return record
 
     def _lease(self, entry: Path) -> None:
-        """Note in ``entry`` which search has asked for it."""
+        """Write a lease of this search into ``entry``."""
         if self._search is None:
             return
         lease = entry / f"{stable_id(str(self._search))}{_LEASE}"
@@ -174,8 +178,10 @@ class ExpertBank:
                 write_text(lease, str(self._search))
 
     def _evict(self) -> None:
-        """Keep the bank under its limit: first states, then whole entries, least recently used first; what was asked for here
-        or by another search that runs, or is being trained, stays."""
+        """Delete files until the bank is under its limit: first states, then whole entries, least recently used first.
+
+        Entries stay if this bank or another running search uses them, or if they are being trained.
+        """
         if self.limit_gib is None:
             return
         excess = _size(self.folder) - self.limit_gib * 2**30
@@ -192,7 +198,7 @@ class ExpertBank:
 
 
 def _claim(folder: Path, content_id: str) -> None:
-    """Make sure that ``folder`` is a bank of these data, or make it one."""
+    """Make ``folder`` a bank of these data. Raises ``UserError`` if it is one of other data or format, or can't be used."""
     label = folder / _LABEL
     try:
         if not label.exists():
@@ -210,7 +216,7 @@ def _claim(folder: Path, content_id: str) -> None:
 
 
 def _read_label(text: bytes, label: Path) -> tuple[int, str]:
-    """Format and data's content id."""
+    """Return format and data's content id from the text of a label. Raises ``UserError`` if it is not readable."""
     try:
         content = json.loads(text)
         return content["format"], content["data"]
@@ -219,7 +225,7 @@ def _read_label(text: bytes, label: Path) -> tuple[int, str]:
 
 
 def _read_records(entry: Path) -> dict[str, Banked]:
-    """What the entry holds whole, by number of steps; nothing where it is missing or damaged: it is then made again."""
+    """Return the entry's complete experts by number of steps; empty if it is missing or damaged, so that it is made again."""
     try:
         records = _RECORDS.validate_json((entry / _ENTRY).read_bytes())
     except (OSError, ValueError):
@@ -237,7 +243,7 @@ def _in_order(curve: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ..
 
 
 def _touch(entry: Path) -> None:
-    """Note that it was used, for the order of eviction."""
+    """Set the time of last use, which orders evictions."""
     try:
         os.utime(entry)
     except OSError:  # evicted just now, or a bank that may only be read
@@ -245,7 +251,7 @@ def _touch(entry: Path) -> None:
 
 
 def _used_at(entry: Path) -> float | None:
-    """When it was last used; None where another process has evicted it just now."""
+    """Return the time of last use; None if another process has just evicted the entry."""
     try:
         return entry.stat().st_mtime
     except OSError:
@@ -253,7 +259,7 @@ def _used_at(entry: Path) -> float | None:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all weights and states below ``folder``, less those of files that vanish meanwhile."""
+    """Return the bytes of all weights and states below ``folder``, without files that are deleted meanwhile."""
     size = 0
     for place, _, names in os.walk(folder):
         for name in names:
@@ -264,7 +270,7 @@ def _size(folder: Path) -> int:
 
 
 def _is_leased(entry: Path, running: Callable[[Path], bool]) -> bool:
-    """Whether a search that is ``running``, as its lock says, has asked for ``entry``."""
+    """Return True if ``entry`` has a lease of a search for whose lock ``running`` returns True."""
     for lease in entry.glob(f"*{_LEASE}"):
         with suppress(OSError, ValueError):
             if running(Path(lease.read_text(encoding="utf-8"))):
@@ -273,7 +279,10 @@ def _is_leased(entry: Path, running: Callable[[Path], bool]) -> bool:
 
 
 def _removed(entry: Path, part: str, running: Callable[[Path], bool]) -> int:
-    """Remove one file of an entry, or with no ``part`` all of it, unless it is leased or being trained; the bytes that freed."""
+    """Remove the file ``part`` of an entry, or all of it if ``part`` is empty, and return the bytes freed.
+
+    Nothing is removed if the entry is leased or being trained.
+    """
     try:
         with filelock.FileLock(entry / ".lock").acquire(timeout=0):
             if _is_leased(entry, running):
@@ -288,7 +297,7 @@ def _removed(entry: Path, part: str, running: Callable[[Path], bool]) -> int:
 
 
 def _is_gone(entry: Path, running: Callable[[Path], bool]) -> bool:
-    """Put ``entry`` out of sight and delete it; or put it back, where a search asked for it in between. Whether it is gone."""
+    """Hide ``entry`` and delete it, and return True. If a search leased it in between, restore it and return False."""
     hidden = entry.with_name(f".{entry.name}.{uuid4().hex}")
     entry.rename(hidden)
     if _is_leased(hidden, running):

@@ -1,8 +1,8 @@
 """Latency of networks, measured once for each kind of device and recorded in the study's folder.
 
-A file holds one network on one kind of device: all that determines the measurement, and the milliseconds. The first value that is
-recorded stands, so limits, costs and scores of one study are the same numbers in every process and after every interruption. A
-file that is damaged, or holds something else, is measured again and replaced.
+A file holds one network on one kind of device: all that determines the measurement, and the milliseconds. The first recorded
+value is final, so limits, costs and scores of one study are the same numbers in every process and after every interruption. If a
+file is damaged or holds something else, the network is measured again and the file is replaced.
 """
 
 import json
@@ -27,12 +27,12 @@ from meme_nas.record.folder import latency_folder
 from meme_nas.record.tasks import SearchFault
 
 DEVICE, LOCK = "device.json", ".lock"
-MANY = 8  # networks to measure at once, of which a message says that it takes a moment
+MANY = 8  # networks in one call, from which a message is printed before their measurement
 
 
 @dataclass(frozen=True)
 class LatencyRecord:
-    """The latencies that a study has recorded."""
+    """Latencies recorded in a study."""
 
     study: Path
 
@@ -41,26 +41,26 @@ class LatencyRecord:
         return latency_folder(self.study)
 
     def find(self, timed: TimedNetwork, kind: DeviceKind) -> float | None:
-        """Return the milliseconds of a pass; None where no readable file has them."""
+        """Return the milliseconds of a pass; None if no readable file has them."""
         facts = _facts(timed, kind)
         content = _read(self._path(facts))
         value = content.pop("pass_ms", None)
         return value if content == facts and isinstance(value, float) and 0 < value < math.inf else None
 
     def keep(self, timed: TimedNetwork, kind: DeviceKind, pass_ms: float) -> float:
-        """Record ``pass_ms`` unless there is a value, and return the value that is recorded then."""
+        """Record ``pass_ms`` unless there is a value already, and return the recorded value."""
         facts = _facts(timed, kind)
         return self._first(lambda: self.find(timed, kind), self._path(facts), facts | {"pass_ms": pass_ms}) or pass_ms
 
     @property
     def device(self) -> DeviceKind | None:
-        """The kind of device that the search's limits and costs were first measured on."""
+        """Kind of device on which the search's limits and costs were first measured; None before that."""
         content = _read(self.folder / DEVICE)
         type_, name = content.get("type"), content.get("name")
         return DeviceKind(type_, name) if isinstance(type_, str) and isinstance(name, str) else None
 
     def note_device(self, kind: DeviceKind) -> None:
-        """Note the kind of device that limits and costs are measured on, unless one is noted."""
+        """Record the kind of device on which limits and costs are measured, unless one is recorded."""
         if self.device is None:
             self._first(lambda: self.device, self.folder / DEVICE, asdict(kind))
 
@@ -68,9 +68,9 @@ class LatencyRecord:
         return self.folder / f"{stable_id(facts)}.json"
 
     def _first(self, find: Callable[[], Any], path: Path, content: dict[str, Any]) -> Any:
-        """Write ``content`` unless ``find`` has an answer, with no other process in between; what ``find`` returns then.
+        """Write ``content`` to ``path`` unless ``find`` returns a value, and return what ``find`` returns after that.
 
-        ``SearchFault`` where the folder can't be written.
+        A lock excludes other processes. Raises ``SearchFault`` if the folder can't be written.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,10 @@ class LatencyRecord:
 
 @dataclass(frozen=True)
 class LatencyMeter:
-    """Called in a worker: return the milliseconds of one pass through each network, from the record or measured and recorded."""
+    """Function for workers that returns the milliseconds of one pass through each network.
+
+    Values are taken from the record, or measured and recorded.
+    """
 
     study: Path
     device: str = "auto"
@@ -94,7 +97,7 @@ class LatencyMeter:
 
     @property
     def kind(self) -> DeviceKind:
-        """Kind of the device that this process measures on."""
+        """Kind of the device on which this process measures."""
         return device_kind(pick_device(self.device), self.threads)
 
     def __call__(self, networks: Sequence[TimedNetwork]) -> list[float]:
@@ -104,7 +107,7 @@ class LatencyMeter:
                 return [self._of(network, record, kind, device) for network in networks]
         finally:
             if device.type == "cuda":
-                torch.cuda.empty_cache()  # trials have the same GPU
+                torch.cuda.empty_cache()  # trials use the same GPU
 
     def _of(self, network: TimedNetwork, record: LatencyRecord, kind: DeviceKind, device: torch.device) -> float:
         if (found := record.find(network, kind)) is not None:
@@ -119,7 +122,7 @@ class LatencyMeter:
 
 
 class Measuring(Protocol):
-    """What calls a ``LatencyMeter`` in a process that is like a trial's."""
+    """Caller of a ``LatencyMeter`` in a process like a trial's."""
 
     @property
     def kind(self) -> DeviceKind: ...
@@ -128,9 +131,9 @@ class Measuring(Protocol):
 
 
 class RecordedLatency:
-    """Called in the driver: return the milliseconds an image takes through all sampler steps of each expert (config, number).
+    """Function for the driver that returns the milliseconds an image takes through all sampler steps of each expert.
 
-    Every value is the record's. What the record lacks is measured by ``measuring``, in one call for all of them.
+    Every value is from the record. Networks that the record lacks are measured by ``measuring``, all in one call.
     """
 
     def __init__(self, record: LatencyRecord, measuring: Measuring, on_message: OnMessage = lambda message: None):
@@ -139,7 +142,7 @@ class RecordedLatency:
 
     @cached_property
     def kind(self) -> DeviceKind:
-        """Kind of the device that is measured."""
+        """Kind of the device on which latency is measured."""
         kind = self._measuring.kind
         self._record.note_device(kind)
         return kind
@@ -165,12 +168,12 @@ class RecordedLatency:
 
 
 def _facts(timed: TimedNetwork, kind: DeviceKind) -> dict[str, Any]:
-    """Return all that determines a measurement, as JSON has it."""
+    """Return all that determines a measurement, as JSON types."""
     return {"device": asdict(kind), **timed.facts()}
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; nothing where it is missing, damaged or something else."""
+    """Return the content of a JSON file; empty if it is missing, damaged or no mapping."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""A task to an outcome: train what the bank lacks, sample, score. Runs in a worker process, one task at a time."""
+"""Objective function of a search: train experts that the bank lacks, sample, score. It runs in a worker, one task at a time."""
 
 import gc
 import os
@@ -36,14 +36,14 @@ STATES = "states"
 
 @dataclass(frozen=True)
 class Basis:
-    """What all trials of a study share."""
+    """Data and feature space that all trials of a study share."""
 
     images: Images
-    """What samples are compared with."""
+    """Reference images of the scores."""
     data: TrainingData
-    """What experts train on: the images, or their latents, less those held out."""
+    """Training data of the experts: the images or their latents, without those held out."""
     held_out: TrainingData
-    """What their interval losses are measured on."""
+    """Data on which interval losses are measured."""
     space: FeatureSpace
 
     @property
@@ -53,13 +53,13 @@ class Basis:
 
 @dataclass(frozen=True)
 class BasisIds:
-    """What the scores of one study must have in common, as the driver found it."""
+    """Ids of data and feature space, which must be equal for all scores of one study."""
 
     data: str
     features: str
 
     def check(self, found: "BasisIds") -> None:
-        """``SearchFault`` where a worker found something else: its scores would compare with no others."""
+        """Raise ``SearchFault`` if ``found``, a worker's ids, are different: its scores could not be compared with others."""
         if found.data != self.data:
             raise SearchFault("data: the images are not those that the search began with; restore them, or give another --study")
         if found.features != self.features:
@@ -78,7 +78,7 @@ def open_basis(
     fresh: bool = False,
     on_message: OnMessage = lambda message: None,
 ) -> Basis:
-    """Open a study's data and feature space; ``UserError`` for what is wrong with them."""
+    """Open a study's data and feature space. Raises ``UserError`` if they cannot be used."""
     images = open_reference(config, strict=strict, fresh=fresh, on_message=on_message)
     chosen = pick_device(device)
     kind = config.evaluation.features
@@ -87,7 +87,7 @@ def open_basis(
 
 
 class _Loaded:
-    """The networks used last, as long as their parameters take little memory."""
+    """Cache of the networks used last, up to ``MOST_PARAMS`` parameters."""
 
     MOST_PARAMS = 2**26  # 256 MiB
 
@@ -105,15 +105,15 @@ class _Loaded:
 
 
 _loaded = _Loaded()
-_opened: dict[tuple, tuple[Basis, ExpertBank]] = {}  # by a worker process, which serves one study at a time
+_opened: dict[tuple, tuple[Basis, ExpertBank]] = {}  # by this worker process, which serves one study at a time
 
 
 @dataclass(frozen=True)
 class Objective:
-    """``objective(task)`` trains what is missing and scores the task's config; whatever goes wrong is raised."""
+    """Function from a task to its outcome: train missing experts and score the config. Errors are raised, not recorded."""
 
     folder: Path
-    """The study's folder; a trial leaves its weights and samples in ``trials/NNN``."""
+    """Folder of the study. A trial writes its weights and samples to ``trials/NNN``."""
     bank: Path
     device: str = "auto"
     threads: int = 1
@@ -121,11 +121,11 @@ class Objective:
     metric: Metric = "fid"
     bank_gib: float | None = None
     data: str | None = None
-    """Where the images lie now; None: where each task's config says. Those of a study that goes on may have been moved."""
+    """Current path of the images, which may have moved since the study began; None: the path in each task's config."""
     follow_links: bool = False
-    """Whether links out of ``data`` are followed."""
+    """Follow links that lead out of ``data``."""
     expected: BasisIds | None = None
-    """What the driver found; None: nothing is compared."""
+    """Ids that the driver found, to compare with the worker's; None: no comparison."""
 
     def __call__(self, task: Task) -> Outcome:
         if self.data:
@@ -134,14 +134,14 @@ class Objective:
             with threads(self.threads):
                 return self._train_expert(task) if task.expert else self._train_and_score(task)
         except BaseException:
-            gc.collect()  # after an out-of-memory failure the next trial must find what this one held
+            gc.collect()  # after an out-of-memory failure, free this trial's memory for the next one
             raise
         finally:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
     def _train_expert(self, task: Task) -> Outcome:
-        """With every seed."""
+        """Train one expert with every seed."""
         _, bank = self._open(task.config)
         begun_at, begun, passes = time.time(), time.perf_counter(), bank.passes
         folder = trial_folder(self.folder, task.number, task.kind, task.rung)
@@ -175,7 +175,7 @@ class Objective:
             banked.append([self._obtain(bank, task.config, n, seed, done + n, progress) for n in range(1, count + 1)])
         training_seconds = time.perf_counter() - begun
         scores = [self._score(task, seed, found, basis, bank) for seed, found in zip(task.seeds, banked, strict=True)]
-        if not task.rung and task.kind != FINALIST:  # of the others nothing is looked at again
+        if not task.rung and task.kind != FINALIST:  # the files of the others are never read
             keep_ensemble(folder, _seeded(task.config, task.seeds[0]), banked[0], bank)
             save_grid(folder / "samples.png", scores[0].grid)
         progress.remove()
@@ -201,9 +201,9 @@ class Objective:
             banked = found[number - 1]
             return _loaded.get(banked, lambda: bank.load(config, number, banked, device))
 
-        ensemble = Ensemble(config, OneAtATime(len(found), load))  # where the way is known, early experts are never asked
+        ensemble = Ensemble(config, OneAtATime(len(found), load))  # experts whose states are cached are not loaded
         batches = None
-        if task.kind != FINALIST:  # whose way no other cascade shares
+        if task.kind != FINALIST:  # no other cascade shares a finalist's noise
             ids = [f"{banked.id}-{banked.steps}" for banked in found]
             batches = draw_cascade(ensemble, ids, config.evaluation.seed, StateCache(self.folder / STATES), device)
         return evaluate(ensemble, basis.images, basis.space, metrics=(self.metric,), device=device, batches=batches)
@@ -218,13 +218,13 @@ class Objective:
                 if self.expected:
                     self.expected.check(basis.ids)
                 _opened[key] = basis, ExpertBank(self.bank, basis.data, basis.held_out, self.bank_gib, self.folder / LOCK)
-            except UserError as error:  # data that were moved or changed, a cache that cannot be written: no candidate's fault
+            except UserError as error:  # moved or changed data, or a cache that cannot be written: not the candidate's fault
                 raise SearchFault(str(error)) from None
         return _opened[key]
 
 
 def keep_ensemble(folder: Path, config: Config, banked: Sequence[Banked], bank: ExpertBank) -> None:
-    """Make ``folder`` a trained ensemble; weights are links to the bank's where the file system has them."""
+    """Write a trained ensemble to ``folder``. Its weights are hard links into the bank, or copies if links are impossible."""
     config.save(folder / "config.yaml")
     for number, found in enumerate(banked, start=1):
         target = expert_file(folder, number)
@@ -236,7 +236,7 @@ def keep_ensemble(folder: Path, config: Config, banked: Sequence[Banked], bank: 
 
 
 def restore_ensemble(folder: Path, bank: ExpertBank, device: torch.device | str = "cpu") -> None:
-    """Put the weights of a trial back that were dropped for want of a reason to keep them; the bank has them."""
+    """Restore the deleted weights of a trial from the bank, which trains experts that it lacks."""
     config = Config.load(folder / "config.yaml")
     numbers = range(1, len(config.experts) + 1)
     if not all(expert_file(folder, number).is_file() for number in numbers):

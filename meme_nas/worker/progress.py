@@ -1,4 +1,4 @@
-"""How far a running trial is: a small file in its folder that the worker writes and the driver reads, whatever engine runs it."""
+"""Progress of a running trial: a small file in its folder that the worker writes and the driver reads, with any engine."""
 
 import json
 import time
@@ -11,14 +11,14 @@ EVERY_SECONDS = 2.0
 
 
 class ProgressFile:
-    """In the worker. Call ``report`` as often as you like."""
+    """Writer of the progress file in a worker. ``report`` writes at most every ``EVERY_SECONDS``, so it may be called often."""
 
     def __init__(self, folder: Path, experts: int):
         self._path, self._experts = folder / NAME, experts
         self._written_at = 0.0
 
     def report(self, expert: int, step: int, steps: int) -> None:
-        """Expert ``expert`` (from 1) has had ``step`` of its ``steps`` training steps."""
+        """Report that expert ``expert`` (from 1) has done ``step`` of its ``steps`` training steps."""
         if time.monotonic() - self._written_at < EVERY_SECONDS:
             return
         self._written_at = time.monotonic()
@@ -29,7 +29,7 @@ class ProgressFile:
 
 
 def trained_share(folder: Path) -> float | None:
-    """Share of a running trial's training that is done; None where nothing is known yet."""
+    """Return the share of a running trial's training that is done; None if nothing is reported yet."""
     try:
         return float(json.loads((folder / NAME).read_text())["share"])
     except (OSError, ValueError, KeyError, TypeError):

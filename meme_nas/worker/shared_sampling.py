@@ -1,7 +1,7 @@
-"""Images of a cascade of banked experts, with the part of their way that earlier cascades have already gone.
+"""Sampling of a cascade of banked experts that reuses sampler states of earlier cascades.
 
-Sampling runs from noise to data. Two cascades that agree in their later experts agree in all states until the first expert in
-which they differ takes over, so the states at every hand-over are kept on disk, by what they are a function of.
+Sampling runs from noise to data. Two cascades with the same later experts have the same states until the first expert in which
+they differ takes over. So the states at every hand-over are stored on disk, under a key of all that determines them.
 """
 
 import os
@@ -26,9 +26,10 @@ LIMIT_GIB = 2.0
 
 @dataclass(frozen=True)
 class StateCache:
-    """States of all samples at hand-overs, a file each: float32 (N, C, H, W), or as many times C as a multistep solver remembers.
+    """Cache of the states of all samples at hand-overs, one file for each hand-over. The least recently used are deleted first.
 
-    The least recently used go when it is full."""
+    A file is float32 (N, C, H, W). A multistep solver stores its history along C, as a multiple of C.
+    """
 
     folder: Path
     limit_gib: float = LIMIT_GIB
@@ -37,7 +38,7 @@ class StateCache:
         return self.folder / f"{key}.npy"
 
     def load(self, key: str) -> np.ndarray | None:
-        """Mapped from disk; None where they are missing or damaged."""
+        """Return the states, mapped from disk; None if they are missing or damaged."""
         try:
             states = np.load(self.path(key), mmap_mode="r", allow_pickle=False)
             os.utime(self.path(key))
@@ -75,9 +76,9 @@ class StateCache:
 def draw_cascade(
     ensemble: Ensemble, ids: Sequence[str], seed: int, cache: StateCache, device: torch.device | str = "cpu"
 ) -> Iterator[Tensor]:
-    """What ``meme.pipeline.draw`` yields for as many samples as the config says, bit for bit.
+    """Yield the config's number of samples in batches, bit for bit those of ``meme.pipeline.draw``.
 
-    ``ids[n - 1]`` stands for all that determines the weights of expert n.
+    ``ids[n - 1]`` identifies the weights of expert n.
     """
     return _Drawing(ensemble, seed, torch.device(device)).images(ids, cache)
 
@@ -99,7 +100,10 @@ class _Drawing:
             yield to_uint8(decode(self._through(states, indices, runs[-1])))
 
     def _before_last(self, runs: Sequence[Sequence[int]], keys: Sequence[str], cache: StateCache) -> np.ndarray | None:
-        """States before the last run, from the latest hand-over that the cache knows, or from noise (None)."""
+        """Return the states before the last run of steps; None if that starts from noise.
+
+        They are computed from the latest hand-over in the cache, or from noise.
+        """
         place, states = len(keys), None
         while place and states is None:
             place -= 1
@@ -109,7 +113,7 @@ class _Drawing:
         return states
 
     def _after(self, states: np.ndarray | None, run: Sequence[int], key: str, cache: StateCache) -> np.ndarray:
-        """States after one more run; a worker that wants the same ones waits for them."""
+        """Return the states after one more run of steps. Another worker that needs the same states waits for them."""
         cache.folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(cache.folder / f"{key}.lock"):
             if (found := cache.load(key)) is None:
@@ -129,7 +133,7 @@ class _Drawing:
         return (range(first, min(first + size, count)) for first in range(0, count, size))
 
     def _keys(self, ids: Sequence[str], runs: Sequence[Sequence[int]]) -> list[str]:
-        """Of the states after every run of timesteps but the last: all that they are a function of."""
+        """Return the keys of the states after every run of steps except the last, as ids of all that determines them."""
         common = self.config.model_dump(mode="json", include={"image", "diffusion", "sampling"})
         facts = [common, self.config.evaluation.samples, self.config.network.learned_variance, self.seed]
         passed = [[ids[expert_at(self.config, run[0]) - 1], list(run)] for run in runs]
