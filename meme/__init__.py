@@ -55,7 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The names that need torch, imported when they are first asked for."""
+    """Import a name that needs torch when it is first used."""
     if name not in _LATER:
         raise AttributeError(f"module 'meme' has no attribute {name!r}")
     return getattr(import_module(_LATER[name]), name)

@@ -31,7 +31,8 @@ _VARIANCES = ("learned", "learned_range")  # of schedulers that take a variance 
 
 
 class Experts(ModelMixin, ConfigMixin):
-    """All experts of an ensemble, and the settings they were trained with: ``forward(x, t)`` asks the one whose interval holds t.
+    """All experts of an ensemble, and the settings they were trained with. ``forward(x, t)`` runs the expert whose interval
+    holds t.
 
     ``settings`` is a `meme.config.schema.Config` as a mapping. ``save_pretrained`` and ``from_pretrained`` keep it as
     ``config.json`` beside one safetensors file. Raises pydantic's ``ValidationError`` for settings that contradict each other.
@@ -47,17 +48,20 @@ class Experts(ModelMixin, ConfigMixin):
         self.register_state_dict_post_hook(_contiguous)  # safetensors holds nothing else, and channels_last is not
 
     def forward(self, x: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
-        """The noise predicted in x_t (B, C, H, W), with a learned variance (B, 2C, H, W); float32. ``labels`` (B,) from 0."""
+        """Return the noise predicted in x_t (B, C, H, W), with a learned variance (B, 2C, H, W); float32. ``labels`` (B,) count
+        from 0."""
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         return self.ensemble.denoise(x, t, labels)
 
     def denoiser(
         self, scheduler: SchedulerMixin, count: int, labels: Sequence[int] | None = None, guidance_scale: float | None = None
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """What ``scheduler`` is to be given at x_t and t: the noise, with the variance only where it takes one.
+        """Return a function of x_t and t whose result is the input that ``scheduler`` takes: the noise, with the variance only
+        where it takes one.
 
-        ``labels`` are the classes of ``count`` images, from 0; None: image i's is i modulo their number, as ``meme sample`` has
-        it. ``guidance_scale`` None: the trained ensemble's. ``UserError`` for labels or a scale that the network cannot take.
+        ``labels`` are the classes of ``count`` images, from 0. None gives image i the class i modulo their number, as ``meme
+        sample`` does. ``guidance_scale`` None is the trained ensemble's. Raises ``UserError`` for labels or a scale that the
+        network cannot take.
         """
         scale = self.settings.sampling.guidance_scale if guidance_scale is None else guidance_scale
         classes = self.settings.network.classes
@@ -68,11 +72,13 @@ class Experts(ModelMixin, ConfigMixin):
         return lambda x, t: denoise(x, t.item())[:, :channels]
 
     def starting_noise(self, count: int, seed: int) -> Tensor:
-        """Standard normal (B, C, H, W) on the experts' device, image i a function of (seed, i): that of ``meme sample``."""
+        """Return standard normal noise (B, C, H, W) on the experts' device: that of ``meme sample``. Image i's is a function of
+        (seed, i)."""
         return starting_noise(self.settings.image, seed, 0, count).to(self.device).contiguous(memory_format=torch.channels_last)
 
     def decode(self, x: Tensor, autoencoder: Autoencoder | None) -> np.ndarray:
-        """What was denoised, (B, C, H, W), as images: float32 (B, H, W, channels) in [0, 1], multiples of 1/255."""
+        """Turn denoised images or latents (B, C, H, W) into images: float32 (B, H, W, channels) in [0, 1], multiples of
+        1/255."""
         stage, image = self.settings.first_stage, self.settings.image
         if stage is not None:
             if autoencoder is None:
@@ -85,7 +91,8 @@ class Experts(ModelMixin, ConfigMixin):
 
 
 def fresh_noise(scheduler: SchedulerMixin, settings: Config, count: int, seed: int, t: Tensor) -> dict[str, Any]:
-    """Arguments of ``scheduler.step`` at ``t``, where it takes them: the sources of fresh noise, one an image, and DDIM's eta."""
+    """Return the arguments of ``scheduler.step`` at ``t`` that it takes: DDIM's eta, and one source of fresh noise per
+    image."""
     sources = [generator(seed, "fresh noise", index, str(t.item())) for index in range(count)]
     offered = {"generator": sources, "eta": settings.sampling.eta}
     return {name: offered[name] for name in offered.keys() & inspect.signature(scheduler.step).parameters.keys()}

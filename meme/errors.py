@@ -8,23 +8,24 @@ MOST_QUOTED = 200  # characters
 
 
 def printable(text: str) -> str:
-    """``text`` with newlines, control characters and undecodable bytes escaped, so that a name cannot forge a line."""
+    """Escape newlines, control characters and undecodable bytes in ``text``, so that a name cannot forge a line."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def shell_command(words: Sequence[str]) -> str:
-    """``words`` as a command that a shell takes as it is printed, whatever bytes are in the names of files."""
+    """Return ``words`` as a command that a shell takes as it is printed, whatever bytes are in the names of files."""
     return " ".join(shlex.quote(word) if word.isprintable() else _in_escapes(word) for word in words)
 
 
 def _in_escapes(word: str) -> str:
-    """As ``$'...'``, which bash and zsh read."""
+    """Quote a word as ``$'...'``, which bash and zsh read."""
     plain = {byte: chr(byte) for byte in range(32, 127)} | {ord("'"): "\\'", ord("\\"): "\\\\"}
     return "$'" + "".join(plain.get(byte, f"\\x{byte:02x}") for byte in os.fsencode(word)) + "'"
 
 
 def in_one_line(error: BaseException) -> str:
-    """The beginning of what a library says of ``error``, for a sentence of ours; its type where it says nothing."""
+    """Return the beginning of a library's message, for the middle of a sentence; the error's type where the message is
+    empty."""
     return " ".join(str(error).split())[:MOST_QUOTED] or type(error).__name__
 
 
@@ -39,7 +40,8 @@ class UserError(ValueError):
 
 
 class TrainingDiverged(RuntimeError):
-    """Gradients, losses or weights are no longer finite numbers: one sentence, which commands print as they do a ``UserError``.
+    """Gradients, losses or weights are no longer finite numbers. The message is one sentence, printed like that of a
+    ``UserError``.
 
-    It is the fault of a candidate: a search records it as a failed trial and goes on.
+    The candidate is at fault: a search records it as a failed trial and continues.
     """

@@ -35,7 +35,7 @@ OnMessage = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Score:
-    """What one sampling seed says of a trained ensemble."""
+    """The scores of a trained ensemble with one sampling seed."""
 
     measured: dict[Metric, Measured]
     features: str
@@ -56,12 +56,13 @@ class Score:
 
     @property
     def fid(self) -> float:
-        """Where it was among the metrics asked for."""
+        """The FID; only where it was among the requested metrics."""
         return self.measured["fid"].value
 
 
 def pick_device(choice: str) -> torch.device:
-    """``auto`` is the first GPU if there is one, else the CPU; ``UserError`` for a device that is not there."""
+    """Return the device of that name; ``auto`` is the first GPU if there is one, else the CPU. Raises ``UserError`` for a
+    device that does not exist."""
     has_gpu = torch.cuda.is_available()  # which a driver too old for this torch says no to, though it counts GPUs
     here = ["auto", "cpu"]
     if has_gpu:
@@ -76,11 +77,12 @@ def pick_device(choice: str) -> torch.device:
 def open_reference(
     config: Config, *, strict: bool = False, fresh: bool = False, on_message: OnMessage = lambda message: None
 ) -> Images:
-    """The images that ``config.data`` names, in their own pixels; unreadable files are skipped, or refused if ``strict``.
+    """Open the images that ``config.data`` names, in their own pixels. Unreadable files are skipped, or refused if ``strict``.
 
-    With ``fresh``, files are read again whatever the cache holds.
+    With ``fresh``, files are read again even where the cache holds them.
 
-    ``UserError`` where they do not fit the config: no data, or a class-conditional network and other classes.
+    Raises ``UserError`` where the images do not fit the config: no data, or other classes than those of a class-conditional
+    network.
     """
     if not config.data:
         raise UserError("data: name a folder or a zip of images, or digits")
@@ -99,7 +101,8 @@ def open_reference(
 
 
 def _check_fit(config: Config, images: Images) -> None:
-    """Images are converted to what the network takes, but not where that would make up most of them, or lose it."""
+    """Raise ``UserError`` where the network's size would enlarge most images too much, where its channels would lose the colours
+    of most, or where its classes are others."""
     size, wanted, found = config.pixels.size, config.network.classes, len(images.classes)
     if images.source_side and images.source_side * LARGEST_ENLARGEMENT < size:
         raise UserError(
@@ -116,7 +119,7 @@ def _check_fit(config: Config, images: Images) -> None:
 def training_data(
     config: Config, images: Images, device: torch.device | str = "cpu", on_message: OnMessage = lambda message: None
 ) -> TrainingData:
-    """What experts train on: the images, or their latents, computed once and cached."""
+    """Return the data that experts train on: the images, or their latents, computed once and cached."""
     if config.first_stage is None:
         return images
     return latents_of(images, config.first_stage, config.image, device, on_message=on_message, flip=config.training.flip)
@@ -130,13 +133,13 @@ def train(
     device: torch.device | str = "cpu",
     on_progress: OnProgress = lambda progress: None,
 ) -> Ensemble:
-    """Train every expert in turn by Eq. 2 of the paper, its timesteps drawn softly from its interval; return the ensemble.
+    """Train every expert in turn by Eq. 2 of the paper, with timesteps drawn softly from its interval; return the ensemble.
 
-    Where the config has a trunk, that is trained first, and every expert starts from it.
+    Where the config has a trunk, it is trained first, and every expert starts from it.
 
-    With a ``folder`` the result is kept there, and the same call again continues it, as does one with more steps.
-    ``on_progress`` is told of step and loss; whatever it raises stops the training. Raises ``UserError`` for a folder that holds
-    another training or is being trained in, ``TrainingDiverged`` when gradients are no longer finite.
+    With a ``folder``, the result is stored there. The same call again resumes the training, and one with more steps continues
+    it. ``on_progress`` receives step and loss, and any exception that it raises stops the training. Raises ``UserError`` for a
+    folder that holds another training or is in use by one, and ``TrainingDiverged`` when gradients are no longer finite.
     """
     config = identified(with_scale(config, data))
     with claim_folder(folder, config) if folder else nullcontext():
@@ -152,14 +155,15 @@ def train(
 
 
 def with_scale(config: Config, data: TrainingData) -> Config:
-    """With a first stage, the config says what latents were multiplied by: sampling has no data to measure it on."""
+    """Return ``config`` with the measured scale factor of its latents, where it has a first stage: sampling has no data to
+    measure it on."""
     return config.with_(first_stage={"scale_factor": data.scale_factor}) if isinstance(data, Latents) else config
 
 
 def claim_folder(folder: Path, config: Config) -> FolderLock:
     """Lock ``folder`` and write the config into it; return the lock.
 
-    ``UserError`` where another process trains in it, or where it holds the training of another config, or of more steps.
+    Raises ``UserError`` where another process trains in it, or where it holds the training of another config, or of more steps.
     """
     refusal = f"out: {folder} is being trained in by {{holder}}; wait for it, or give another folder"
     try:
@@ -189,7 +193,7 @@ def _check_claim(folder: Path, config: Config) -> None:
 
 
 def load_ensemble(folder: Path, device: torch.device | str = "cpu", *, one_at_a_time: bool = False) -> Ensemble:
-    """A trained ensemble from its folder: all experts in memory, or only the one in use (the paper's Appendix A).
+    """Load a trained ensemble from its folder, with all experts in memory, or only the one in use (the paper's Appendix A).
 
     Raises ``UserError`` where there is none, or an expert is missing or of another architecture.
     """
@@ -207,8 +211,8 @@ def load_ensemble(folder: Path, device: torch.device | str = "cpu", *, one_at_a_
 def draw(ensemble: Ensemble, count: int, seed: int, device: torch.device | str = "cpu") -> Iterator[Tensor]:
     """Yield ``count`` images in batches, uint8 (B, C, H, W); image i is a function of (weights, seed, i).
 
-    The sampler and its steps are the config's. Where only one expert is in memory, all images pass it before the next one is
-    loaded. Raises ``UserError`` where the first stage of a latent ensemble cannot be opened.
+    Sampler and steps are those of the config. Where only one expert is in memory, all images pass through it before the next
+    one is loaded. Raises ``UserError`` where the first stage of a latent ensemble cannot be opened.
     """
     config = ensemble.config
     timesteps = sampling_timesteps(config.diffusion, config.sampling)
@@ -217,7 +221,7 @@ def draw(ensemble: Ensemble, count: int, seed: int, device: torch.device | str =
 
 
 def decoder(config: Config, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """From what is denoised to images in [-1, 1]."""
+    """Return a function from denoised images or latents to images in [-1, 1]."""
     if config.first_stage is None:
         return lambda x: x
     first_stage = _first_stage(config.first_stage, config.image, device)
@@ -238,11 +242,12 @@ def evaluate(
     device: torch.device | str = "cpu",
     batches: Iterator[Tensor] | None = None,
 ) -> Score:
-    """Score ``ensemble`` against ``images`` by ``metrics`` with the sampling noise of ``seed`` (default: the config's).
+    """Score ``ensemble`` against ``images`` by ``metrics``, with the sampling noise of ``seed`` (default: the config's).
 
-    Images are drawn, looked at and dropped batch by batch. The FID (Heusel et al. 2017) is that of ``space``, whose name
-    belongs beside it, as does the number of samples, ``config.evaluation.samples``. ``UserError`` for a metric that the space
-    does not offer. ``batches`` are what ``draw`` would yield, where the caller has a quicker way to it.
+    Images are drawn, measured and dropped batch by batch. The FID (Heusel et al. 2017) is that of ``space``; quote the name of
+    the space with it, and the number of samples, ``config.evaluation.samples``. Raises ``UserError`` for a metric that the
+    space does not offer. ``batches`` may replace the images of ``draw`` by equal ones, where the caller has a quicker way to
+    them.
     """
     config = ensemble.config
     require_metrics(metrics, space)
@@ -267,7 +272,7 @@ def evaluate(
 
 
 class _Drawn:
-    """Passes batches of images on, noting how long drawing them took and keeping the first few."""
+    """Passes batches of images on, measures the time taken to draw them, and keeps the first few."""
 
     def __init__(self, batches: Iterator[Tensor]):
         self._batches = batches

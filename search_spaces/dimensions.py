@@ -1,7 +1,9 @@
-"""What a space can vary, by name: every entry of ``known_dimensions`` is one. docs/add-a-dimension.md shows how to add another.
+"""The dimensions that a space can vary, by name: the entries of ``known_dimensions``. docs/add-a-dimension.md shows how to add
+another.
 
-A dimension names its choices after what they set. Those of one expert begin with it (``expert2.level1.low`` is C_l of expert 2 at
-the finest level, ``expert2.p`` its p_n); those that experts share do not (``experts`` is their number).
+A dimension names its choices after what they set. Names of one expert's choices begin with the expert (``expert2.level1.low``
+is C_l of expert 2 at the finest level, ``expert2.p`` its p_n). Names of shared choices do not (``experts`` is the number of
+experts).
 """
 
 import itertools
@@ -17,12 +19,12 @@ from search_spaces.domain import Choice, Choices, Domain, Integer, Real
 P_STEP = 0.1
 POOL_STRIDES = (1, 2, 4)
 MOST_EXPERTS = 8
-CUTS = 20  # interval boundaries lie on a grid of about so many parts of T
+CUTS = 20  # interval boundaries lie on a grid of about CUTS parts of T
 
 
 @dataclass(frozen=True)
 class Coarse:
-    """A coarser grid for splits and probabilities, for a space that is small enough to be gone through as a whole."""
+    """A coarser grid for splits and probabilities, for a space small enough to be enumerated."""
 
     head_step: int = 1
     """Heads between two values of C_l; must divide every level's heads."""
@@ -46,7 +48,7 @@ class OfLevel:
     suffix: str
     field: str
     mixing: str
-    """What ``meme.config.architecture.Mixing`` calls it."""
+    """Name of the field in ``meme.config.architecture.Mixing``."""
     domain: Callable[[Config, int], Domain]
     matters_alone = True
 
@@ -72,7 +74,7 @@ class OfExpert:
     field: str
     domain: Callable[[Config], Domain]
     matters_alone: bool = True
-    """Whether it can change an expert that is the only one."""
+    """True if it can change an expert that is the only one."""
 
     def domains(self, base: Config) -> dict[str, Domain]:
         return {self.suffix: self.domain(base)}
@@ -85,8 +87,10 @@ class OfExpert:
 
 
 class NumberOfExperts:
-    """``experts``: on even intervals, each like the base's expert in the same relative place; together they train as long as the
-    base's do, whatever their number."""
+    """``experts``: their number. They have even intervals, and each is like the base's expert in the same relative place.
+
+    All experts together train as long as the base's do, whatever their number.
+    """
 
     def domains(self, base: Config, most: int) -> dict[str, Domain]:
         return {"experts": Integer(1, most)}
@@ -107,8 +111,11 @@ class NumberOfExperts:
 
 
 class Boundaries:
-    """``interval1.length``, ``interval2.length`` ...: lengths relative to each other, so that whatever is chosen, boundaries are
-    in order and no interval is empty; rounded to a grid of ``parts`` of T."""
+    """``interval1.length``, ``interval2.length`` ...: relative lengths, so that any choice gives boundaries in order and no
+    empty interval.
+
+    Boundaries are rounded to a grid of ``parts`` of T.
+    """
 
     def domains(self, base: Config, most: int) -> dict[str, Domain]:
         parts, timesteps = self.parts(base, most), base.diffusion.timesteps
@@ -141,13 +148,13 @@ class Boundaries:
         return config.with_(experts=experts)
 
     def parts(self, base: Config, most: int) -> int:
-        """About ``CUTS``, and such that the base's even intervals lie on the grid."""
+        """Return a number of parts near ``CUTS`` for which the base's even intervals lie on the grid."""
         return len(base.experts) * -(-max(CUTS, most) // len(base.experts))
 
 
 def places_of(lengths: list[int], parts: int) -> list[int]:
-    """``lengths`` laid out one after the other over 0 to ``parts``, rounded, each at least 1; of lengths that sum up to
-    ``parts``, their cumulative sum."""
+    """Lay ``lengths`` out one after the other over 0 to ``parts``, rounded, each at least 1. Lengths that sum up to ``parts``
+    give their cumulative sum."""
     places, total = [0], sum(lengths)
     for number, reached in enumerate(itertools.accumulate(lengths), start=1):
         wanted = round(parts * reached / total)
@@ -156,7 +163,7 @@ def places_of(lengths: list[int], parts: int) -> list[int]:
 
 
 def pool_strides(base: Config, level: int) -> Choice:
-    """The strides that divide the level's pixels, the network's own among them."""
+    """Return those of the known strides, and the network's own, that divide the level's pixels."""
     side, own = base.image.size // 2 ** (level - 1), base.network.pool_stride(level)
     return Choice(tuple(stride for stride in sorted({*POOL_STRIDES, own}) if side % stride == 0))
 
@@ -166,7 +173,7 @@ SHARED = (NumberOfExperts, Boundaries)
 
 
 def known_dimensions(coarse: Coarse) -> dict[str, Dimension]:
-    """Every dimension by the name that selects it; those that experts share are applied in this order."""
+    """Return every dimension by the name that selects it. Shared ones are applied in this order."""
     return {
         "split": OfLevel("low", "low_channels", "low_channels", coarse.low_channels),
         "p": OfExpert("p", "p", coarse.p, matters_alone=False),

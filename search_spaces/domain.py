@@ -1,4 +1,4 @@
-"""What can be chosen: named dimensions, each a finite grid, and the space they span. No torch, no Optuna, no Ray."""
+"""Named dimensions, each a finite grid, and the space they span. No torch, no Optuna, no Ray."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ class Choice:
         return self.options
 
     def neighbours(self, value: Value) -> tuple[Value, ...]:
-        """All other options: none is nearer than another."""
+        """Return all other options: none is nearer than another."""
         return tuple(option for option in self.options if option != value)
 
 
@@ -40,7 +40,7 @@ class Integer:
         return tuple(range(self.low, self.high + 1, self.step))
 
     def neighbours(self, value: Value) -> tuple[int, ...]:
-        """One step down and one up, where they exist."""
+        """Return one step down and one up, where they exist."""
         return tuple(other for other in (int(value) - self.step, int(value) + self.step) if self.low <= other <= self.high)
 
 
@@ -58,7 +58,7 @@ class Real:
         return tuple(round(self.low + index * self.step, 9) for index in range(steps + 1))
 
     def neighbours(self, value: Value) -> tuple[float, ...]:
-        """One step down and one up, where they exist."""
+        """Return one step down and one up, where they exist."""
         place = self.values.index(round(float(value), 9))
         return tuple(self.values[other] for other in (place - 1, place + 1) if 0 <= other < len(self.values))
 
@@ -67,29 +67,30 @@ Domain = Choice | Integer | Real
 
 
 def size(domains: Mapping[str, Domain]) -> int:
-    """Number of points of the space."""
+    """Return the number of points of the space."""
     return math.prod(len(domain.values) for domain in domains.values())
 
 
 def points(domains: Mapping[str, Domain]) -> Iterator[Choices]:
-    """All points, those that differ in the last dimension beside each other."""
+    """Yield all points. Those that differ only in the last dimension follow each other."""
     return (dict(zip(domains, values, strict=True)) for values in itertools.product(*(d.values for d in domains.values())))
 
 
 def draw(domains: Mapping[str, Domain], source: random.Random) -> Choices:
-    """One point, uniformly."""
+    """Draw one point uniformly."""
     return {name: source.choice(domain.values) for name, domain in domains.items()}
 
 
 def neighbours(domains: Mapping[str, Domain], choices: Choices) -> Iterator[Choices]:
-    """The points that differ from ``choices`` by one step in one dimension."""
+    """Yield the points that differ from ``choices`` by one step in one dimension."""
     for name, domain in domains.items():
         for value in domain.neighbours(choices[name]):
             yield choices | {name: value}
 
 
 def encoded(domains: Mapping[str, Domain], choices: Choices) -> list[float]:
-    """A point as numbers in [0, 1], near where choices are: its place on each grid; an option is a coordinate of its own."""
+    """Encode a point as numbers in [0, 1] that are near where choices are: its place on each grid. Each option of a ``Choice``
+    is a coordinate of its own."""
     numbers: list[float] = []
     for name, domain in domains.items():
         values, value = domain.values, choices[name]

@@ -1,4 +1,4 @@
-"""The space that some dimensions span around a base config: choices to configs and back, as a whole or an expert at a time."""
+"""The space that some dimensions span around a base config: choices to configs and back, as a whole or one expert at a time."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -11,23 +11,25 @@ from search_spaces.dimensions import MOST_EXPERTS, SHARED, Coarse, known_dimensi
 from search_spaces.domain import Choices, Domain
 
 PAPER = ("split", "p")
-"""What the paper sets by hand: each expert's split of channels at every level, and its expertization probability."""
+"""The dimensions that the paper sets by hand: each expert's split of channels at every level, and its expertization
+probability."""
 FINE = Coarse()
 
 
 def build_space(base: Config, dimensions: tuple[str, ...] = PAPER, coarse: Coarse = FINE) -> "Space":
-    """All configs that differ from ``base`` in ``dimensions`` only, in whatever order these are named.
+    """Return the space of all configs that differ from ``base`` in ``dimensions`` only, in whatever order these are named.
 
-    ``UserError`` for a base without splits, and for a dimension that is unknown or leaves nothing to search.
+    Raises ``UserError`` for a base without splits, and for a dimension that is unknown or leaves nothing to search.
     """
     return Space(base, dimensions, coarse)
 
 
 class Space:
-    """What ``build_space`` gives. ``domains``: every choice by its name, those that experts share first, then expert by expert.
+    """A space of configs, built by ``build_space``. ``domains`` holds every choice by its name: shared ones first, then expert
+    by expert.
 
-    Choices that cannot change what is trained (those of experts beyond the number there is, of pools that no channel meets) give
-    configs of equal ``architecture_id``.
+    Choices that cannot change what is trained give configs of equal ``architecture_id``: those of experts beyond the number of
+    experts, and of pools that no channel meets.
     """
 
     def __init__(self, base: Config, dimensions: tuple[str, ...] = PAPER, coarse: Coarse = FINE):
@@ -53,11 +55,11 @@ class Space:
             raise UserError(f"dimensions: {' '.join(dimensions)} leave nothing to search in {base.name}")
 
     def experts_domains(self, number: int) -> dict[str, Domain]:
-        """Of ``domains``, those of expert ``number`` alone."""
+        """Return the entries of ``domains`` that belong to expert ``number`` alone."""
         return _named(number, _merged(dimension.domains(self.base) for dimension in self._own))
 
     def config(self, choices: Choices, name: str) -> Config:
-        """The config that ``choices`` stand for."""
+        """Return the config that ``choices`` stand for."""
         config = self.base
         for dimension in self._common:
             config = dimension.apply(config, choices, self.base, self.most)
@@ -65,9 +67,9 @@ class Space:
         return config.with_(name=name, experts=[expert.model_dump() for expert in experts])
 
     def choices(self, config: Config) -> Choices:
-        """The choices that ``config``, which is of this space, stands for: the inverse of ``config``.
+        """Return the choices that ``config``, which is of this space, stands for: the inverse of ``config``.
 
-        Experts it lacks have those of the base's expert in the same relative place, as good as any.
+        Experts that it lacks get the choices of the base's expert in the same relative place; these have no effect.
         """
         choices = _merged(dimension.choices(config, self.base, self.most) for dimension in self._common)
         for number in range(1, self.most + 1):
@@ -75,13 +77,14 @@ class Space:
         return choices
 
     def expert_choices(self, config: Config, number: int) -> Choices:
-        """The choices that expert ``number`` of ``config`` stands for, named as in ``experts_domains``."""
+        """Return the choices that expert ``number`` of ``config`` stands for, named as in ``experts_domains``."""
         spare = self.base.experts[relative_place(number, self.most, len(self.base.experts))]
         expert = config.experts[number - 1] if number <= len(config.experts) else spare
         return _named(number, _merged(dimension.choices(expert, config.network) for dimension in self._own))
 
     def with_expert(self, config: Config, number: int, expert_choices: Choices) -> Config:
-        """``config`` with expert ``number`` as ``expert_choices`` say, on the interval it has: one expert's candidate."""
+        """Return ``config`` with expert ``number`` changed as ``expert_choices`` say, on its own interval: one expert's
+        candidate."""
         experts = [expert.model_dump() for expert in config.experts]
         experts[number - 1] = self._expert(config.expert(number), number, expert_choices).model_dump()
         return config.with_(experts=experts)
@@ -104,7 +107,7 @@ def _check_names(dimensions: tuple[str, ...], known: tuple[str, ...]) -> None:
 
 
 def _named(number: int, own: Mapping[str, Any]) -> dict[str, Any]:
-    """What belongs to expert ``number``, under its full names."""
+    """Return the choices of expert ``number`` under their full names."""
     return {f"expert{number}.{suffix}": value for suffix, value in own.items()}
 
 
@@ -113,7 +116,8 @@ def _merged(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class SplitSpace(Space):
-    """All configs that differ from ``base`` in splits and probabilities only; ``base`` itself is the hand-made pattern."""
+    """The space of all configs that differ from ``base`` in splits and probabilities only; ``base`` itself is the hand-made
+    pattern."""
 
     def __init__(self, base: Config):
         super().__init__(base)

@@ -140,7 +140,7 @@ def test_two_processes_train_an_expert_once(tmp_path):
     workers = [spawn.Process(target=_obtain, args=(tmp_path / "bank", results)) for _ in range(2)]
     for worker in workers:
         worker.start()
-    counts = [results.get(timeout=120) for _ in workers]
+    counts = [results.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
     assert sorted(counts) == [0, 1]

@@ -6,10 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import ROOT
+from processes import LONGEST, training
 
 import run_search
 from meme.cli.console import Output, as_a_step, console, emit, printing, remarks
@@ -19,12 +19,18 @@ from meme.config.schema import Config
 from meme_nas.settings import SearchSettings
 
 
-def help_of(*words):
-    surroundings = os.environ | {"COLUMNS": "100"}
-    done = subprocess.run(
-        [sys.executable, *words, "--help"], capture_output=True, text=True, cwd=ROOT, env=surroundings, check=True
-    )
-    return done.stdout
+@pytest.fixture
+def printed(monkeypatch, capsys):
+    """What a command prints that ends by itself with status 0."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def printed(run, *words):
+        with pytest.raises(SystemExit) as stop:
+            run(list(words))
+        assert not stop.value.code
+        return capsys.readouterr().out
+
+    return printed
 
 
 def refused(run, arguments, capsys):
@@ -40,16 +46,16 @@ def refused(run, arguments, capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_the_help_of_a_verb_has_an_example_that_it_takes_and_no_stray_none(verb):
-    said = help_of("-m", "meme", verb)
+def test_the_help_of_a_verb_has_an_example_that_it_takes_and_no_stray_none(verb, printed):
+    said = printed(main, verb, "--help")
     flat = " ".join(said.replace("│", " ").split())
     assert f"Example: python -m meme {verb} " in flat
     assert "None" not in flat  # but what leaving an option out means
     assert "(required)" in flat or verb == "cost"
 
 
-def test_the_help_of_a_search_groups_every_setting():
-    said = help_of("run_search.py")
+def test_the_help_of_a_search_groups_every_setting(printed):
+    said = printed(run_search.main, "--help")
     for title in ("search options", "trial options", "engine options", "output options"):
         assert title in said
     for name in [*SearchSettings.model_fields, "quiet", "json"]:
@@ -62,16 +68,16 @@ def test_the_help_of_a_search_groups_every_setting():
 
 
 def test_all_verbs_are_listed():
-    said = help_of("-m", "meme")
+    """In a process, as a user asks for them."""
+    command, surroundings = [sys.executable, "-m", "meme", "--help"], os.environ | {"COLUMNS": "100"}
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=surroundings, check=True).stdout
     assert [verb for verb in VERBS if f"• {verb}" not in said] == []
 
 
-@pytest.mark.parametrize("program", [["-m", "meme"], ["run_search.py"]], ids=["meme", "run_search"])
-def test_shell_completion_is_printed_as_the_readme_says(program):
-    command = [sys.executable, *program, "--tyro-print-completion", "bash"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    assert "complete " in done.stdout
-    assert ("--init-from" if program[0] == "-m" else "--proposal-lag") in done.stdout
+@pytest.mark.parametrize("run, option", [(main, "--init-from"), (run_search.main, "--proposal-lag")], ids=["meme", "run_search"])
+def test_shell_completion_is_printed_as_the_readme_says(run, option, printed):
+    said = printed(run, "--tyro-print-completion", "bash")
+    assert "complete " in said and option in said
     assert "--tyro-print-completion" in (ROOT / "README.md").read_text()
 
 
@@ -212,33 +218,17 @@ def test_another_broken_pipe_is_an_error_like_any_other(monkeypatch):
 def test_ctrl_c_ends_a_training_cleanly_and_the_same_command_goes_on(tmp_path):
     path = tmp_path / "long.yaml"
     preset("digits-meme").with_(training={"steps": 100_000, "batch_size": 4}).save(path)
-    command = [sys.executable, "-m", "meme", "train", str(path), "--quiet"]
-    surroundings = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=surroundings,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs are born ignoring it
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "long" / "config.yaml").exists() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        time.sleep(3)  # some steps
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background jobs ignore it
+    with training(["train", str(path), "--quiet"], tmp_path / "trains", **heard) as process:
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        _, said = process.communicate(timeout=LONGEST)
     assert process.returncode == 130
     assert said.strip() == "interrupted; the same command goes on from here"
     left = {path.name for path in (tmp_path / "long").iterdir() if not path.name.startswith(".")}
     assert left == {"config.yaml", "expert-1.training.safetensors"}
 
 
-@pytest.mark.parametrize("verb, how", [("train", "goes on from here"), ("data", "begins anew")])
+@pytest.mark.parametrize("verb, how", [("train", "goes on from here"), ("data", "starts over")])
 def test_ctrl_c_says_how_to_go_on(verb, how, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import zipfile
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ import torch
 import yaml
 from conftest import CIFAR, ROOT
 from PIL import Image
+from searches import InThisProcess
 
 import run_search
 from meme.cli.verbs import main as meme_main
@@ -24,11 +24,17 @@ from meme.errors import UserError
 from meme.pipeline import evaluate, load_ensemble, open_reference, pick_device, train
 from meme_nas import run as run_module
 from meme_nas.record.study import read_trials
-from meme_nas.settings import SearchSettings
 
 TINY = ["--engine", "local", "--proxy-steps", "6", "--samples", "64", "--p-share", "0"]
-TINY += ["--trunk-share", "0.002", "--confirm-share", "0.01"]
+TINY += ["--trunk-share", "0.002", "--confirm-share", "0.01", "--confirm-seeds", "2"]
 SMALL = [*TINY, "--strategy", "joint", "--audit-factor", "0"]
+
+
+@pytest.fixture
+def without_workers(monkeypatch):
+    """Searches run their trials in this process, and time no training before they begin."""
+    monkeypatch.setattr(run_module, "open_engine", lambda settings, workers: InThisProcess())
+    monkeypatch.setattr(run_module, "forecast_lines", lambda settings: [])
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +105,7 @@ def test_by_default_experts_are_searched_one_by_one_and_the_proxy_is_audited(tmp
 
 
 @pytest.mark.slow
-def test_a_bank_shared_by_two_studies_trains_nothing_twice(tmp_path, monkeypatch):
+def test_a_bank_shared_by_two_studies_trains_nothing_twice(tmp_path, without_workers):
     options = ["--budget", "4", "--bank", str(tmp_path / "bank"), "--study"]
     run_search.main([*options, str(tmp_path / "a"), *SMALL])
     weights = {path: path.stat().st_mtime_ns for path in (tmp_path / "bank").rglob("*.safetensors")}
@@ -109,7 +115,7 @@ def test_a_bank_shared_by_two_studies_trains_nothing_twice(tmp_path, monkeypatch
     assert [trial.outcome.fid for trial in first] == [trial.outcome.fid for trial in second]
 
 
-def test_the_same_command_goes_on(study, capsys):
+def test_the_same_command_goes_on(study, without_workers, capsys):
     before = read_trials(study)
     run_search.main(["--budget", "5", "--study", str(study), *SMALL])
     after = read_trials(study)
@@ -121,7 +127,7 @@ def test_the_same_command_goes_on(study, capsys):
 
 
 @pytest.mark.slow
-def test_a_search_over_every_dimension_leaves_configs_that_meme_alone_loads(tmp_path, study):
+def test_a_search_over_every_dimension_leaves_configs_that_meme_alone_loads(tmp_path, without_workers):
     names = ["split", "p", "pool_stride", "low_pool", "high_pool", "time", "experts", "boundaries"]
     run_search.main(["--budget", "4", "--study", str(tmp_path), *SMALL, "--dimensions", *names])
     trial = read_trials(tmp_path)[3]
@@ -291,7 +297,7 @@ def assert_refused(main, arguments, sentence, capsys):
 # Data of one's own
 
 
-def test_a_folder_of_mixed_images_is_searched_with_one_flag(tmp_path, capsys):
+def test_a_folder_of_mixed_images_is_searched_with_one_flag(tmp_path, without_workers, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
     source = np.random.default_rng(0)
@@ -328,10 +334,14 @@ def test_a_folder_of_mixed_images_is_searched_with_one_flag(tmp_path, capsys):
 
 @pytest.mark.skipif(not CIFAR.exists(), reason=f"needs {CIFAR}")
 def test_cifar10_trains(tmp_path):
+    """A zip of every 250th of its images: ``test_data.py`` reads them all."""
+    with zipfile.ZipFile(CIFAR) as archive, zipfile.ZipFile(tmp_path / "few.zip", "w") as few:
+        for name in [name for name in archive.namelist() if name.endswith(".jpg")][::250]:
+            few.writestr(name, archive.read(name))
     small = {"training": {"steps": 2, "batch_size": 8}, "evaluation": {"samples": 16, "features": "random"}}
-    config = preset("cifar10-meme").with_(data=str(CIFAR), sampling={"steps": 4}, **small)
+    config = preset("cifar10-meme").with_(data=str(tmp_path / "few.zip"), sampling={"steps": 4}, **small)
     images = open_reference(config)
-    assert images.pixels.shape == (50_000, 3, 32, 32)
+    assert images.pixels.shape == (200, 3, 32, 32)
     ensemble = train(config, images, folder=tmp_path / "trained")
     from meme.scoring.features import choose_features
 
@@ -346,11 +356,3 @@ def test_a_zip_is_the_folder_it_holds(tmp_path):
         archive.write(tmp_path / "a.png", "a.png")
     images = open_reference(preset("digits-meme").with_(data=str(tmp_path / "images.zip")))
     assert images.pixels.shape == (1, 1, 8, 8)
-
-
-def test_help_names_every_setting():
-    surroundings = os.environ | {"COLUMNS": "100"}
-    command = [sys.executable, str(Path(run_search.__file__)), "--help"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, env=surroundings).stdout
-    for name in SearchSettings.model_fields:
-        assert f"--{name.replace('_', '-')}" in said

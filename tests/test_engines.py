@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from toys import ByWorker, Crashing, Troubled, score, searched, visits
+from searches import searched
+from toys import ByWorker, Crashing, Troubled, score, visits
 
 from meme.errors import UserError
 from meme_nas.engines.local import LocalEngine
+from meme_nas.engines.stages import Stage, Stages
 from meme_nas.record.study import Study, read_trials
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.factorised import Factorised
@@ -33,59 +36,89 @@ def engine(request, tmp_path_factory):
     engine.close()
 
 
-def search_with(engine, folder, objective, budget=8, strategy="joint", **settings):
-    settings = SearchSettings(strategy=strategy, budget=budget, study=folder, **settings)
+def strategy_of(settings, study):
+    return Joint(settings, study) if settings.strategy == "joint" else Factorised(settings, study)
+
+
+def search_with(engine, folder, objective, budget=8):
+    settings = SearchSettings(strategy="joint", budget=budget, study=folder)
     study = Study(folder, settings.in_force(), settings.objectives)
     try:
-        search = Joint(settings, study) if strategy == "joint" else Factorised(settings, study)
-        engine.run(search, objective, lambda: None)
+        engine.run(strategy_of(settings, study), objective, lambda: None)
     finally:
         study.close()
     return study.trials
 
 
+SEARCHES = {
+    f"{strategy}-{sampler}": {"strategy": strategy, "sampler": sampler, "budget": 14, "p_share": 0.0}
+    for strategy, sampler in [
+        ("joint", "tpe"),
+        ("joint", "nsga2"),
+        ("joint", "random"),
+        ("factorised", "model"),
+        ("factorised", "tpe"),
+        ("factorised", "nsga2"),
+    ]
+}
+
+
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    """The proposals of a search with one worker in this process."""
-    folder = tmp_path_factory.mktemp("unbroken")
-    settings = SearchSettings(strategy="joint", budget=16, study=folder)
-    study = Study(folder, settings.in_force(), settings.objectives)
-    search = Joint(settings, study)
-    while (task := search.next_task()) is not None:
-        search.record(score(task))
-    return [trial.choices for trial in study.trials]
+def alone(tmp_path_factory):
+    """The trials of every search with one worker in this process."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        name: searched(SearchSettings(study=folder / name, **options), Crashing()).trials for name, options in SEARCHES.items()
+    }
 
 
-def test_every_engine_proposes_the_same_and_spends_the_whole_budget(engine, tmp_path, unbroken):
-    trials = search_with(engine, tmp_path, score, budget=16)
-    assert [trial.state for trial in trials] == ["complete"] * 16
-    assert [trial.choices for trial in trials] == unbroken
+@pytest.fixture(scope="module")
+def on_engine(engine, tmp_path_factory):
+    """The trials of every search on an engine. They are stages of one run: workers take longer to start than all of a search."""
+    folder, studies, stages = tmp_path_factory.mktemp("engine"), {}, []
+    for name, options in SEARCHES.items():
+        settings = SearchSettings(study=folder / name, **options)
+        studies[name] = Study(settings.folder, settings.in_force(), settings.objectives)
+        stages.append(Stage(strategy_of(settings, studies[name]), lambda: nullcontext(lambda: None)))
+    try:
+        with Stages(stages) as source:
+            engine.run(source, Crashing(), source.on_change)
+    finally:
+        for study in studies.values():
+            study.close()
+    return {name: study.trials for name, study in studies.items()}
+
+
+def test_every_engine_spends_the_whole_budget(on_engine):
+    trials = on_engine["joint-tpe"]
+    assert len(trials) == 14 and all(trial.finished for trial in trials)
     assert [trial.kind for trial in trials[:4]] == ["hand-made", "multi-expert", "single-model", "candidate"]
 
 
-@pytest.mark.parametrize(
-    "strategy, sampler",
-    [("joint", "nsga2"), ("joint", "random"), ("factorised", "model"), ("factorised", "tpe"), ("factorised", "nsga2")],
-)
-def test_every_sampler_proposes_the_same_on_every_engine(engine, tmp_path, strategy, sampler):
-    options = {"strategy": strategy, "sampler": sampler, "budget": 14, "p_share": 0.0}
-    trials = search_with(engine, tmp_path / "engine", Crashing(), **options)
-    alone = searched(SearchSettings(study=tmp_path / "alone", **options), Crashing()).trials
-    assert [(trial.choices, trial.state) for trial in trials] == [(trial.choices, trial.state) for trial in alone]
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_sampler_proposes_the_same_on_every_engine(on_engine, alone, name):
+    assert [(trial.choices, trial.state) for trial in on_engine[name]] == [(trial.choices, trial.state) for trial in alone[name]]
 
 
-def test_nan_and_exceptions_are_recorded_with_their_reason(engine, tmp_path):
-    trials = search_with(engine, tmp_path, Troubled(nan=3, raises=4))
+@pytest.fixture(scope="module")
+def troubled(engine, tmp_path_factory):
+    """The trials of a search of which three behave badly, each in its own way, and the folder of that which dies."""
+    folder = tmp_path_factory.mktemp("troubled")
+    return search_with(engine, folder / "study", Troubled(nan=3, raises=4, dies_once=6, folder=folder)), folder
+
+
+def test_nan_and_exceptions_are_recorded_with_their_reason(troubled):
+    trials, _ = troubled
     assert [trial.number for trial in trials if trial.state == "failed"] == [3, 4]
     assert "not a finite number" in trials[3].reason
     assert trials[4].reason == "MemoryError: out of memory"
     assert len(trials) == 8
 
 
-def test_a_trial_whose_worker_dies_is_run_again(engine, tmp_path):
-    trials = search_with(engine, tmp_path / "study", Troubled(dies_once=2, folder=tmp_path))
-    assert (tmp_path / "died").exists()
-    assert [trial.state for trial in trials] == ["complete"] * 8
+def test_a_trial_whose_worker_dies_is_run_again(troubled):
+    trials, folder = troubled
+    assert (folder / "died").exists()
+    assert [trial.state for trial in trials if trial.number not in (3, 4)] == ["complete"] * 6
 
 
 @pytest.mark.slow
@@ -119,7 +152,7 @@ def test_a_full_disk_ends_the_search_and_is_no_trials_fault(engine, tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from toys import Slow
+from toys import Held
 from meme_nas.strategies.joint import Joint
 from meme_nas.settings import SearchSettings
 from meme_nas.record.study import Study
@@ -134,16 +167,17 @@ if __name__ == "__main__":
     else:
         from meme_nas.engines.ray import RayEngine
         engine = RayEngine(2, cpus=1, gpus=0, folder=folder)
-    engine.run(Joint(settings, study), Slow(float(sys.argv[3])), lambda: None)
+    engine.run(Joint(settings, study), Held(int(sys.argv[3])), lambda: None)
     engine.close()
 """
 
 
-def start_driver(folder, engine, seconds):
+def start_driver(folder, engine, held):
+    """``held``: the first of the trials that do not end."""
     script = folder.parent / "driver.py"
     script.write_text(DRIVER)
     surroundings = os.environ | {"PYTHONPATH": f"{TESTS}:{TESTS.parent}"}
-    return subprocess.Popen([sys.executable, str(script), str(folder), engine, str(seconds)], env=surroundings)
+    return subprocess.Popen([sys.executable, str(script), str(folder), engine, str(held)], env=surroundings)
 
 
 def finished(folder):
@@ -155,21 +189,29 @@ def finished(folder):
         return 0
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """The proposals of a search with one worker in this process."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    settings = SearchSettings(strategy="joint", budget=16, study=folder)
+    return [trial.choices for trial in searched(settings).trials]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["local", "ray"])
 def test_killed_search_goes_on_and_proposes_what_the_unbroken_one_did(name, tmp_path, unbroken):
     if name == "ray":
         pytest.importorskip("ray", reason="Ray is not installed")
     folder = tmp_path / "study"
-    driver = start_driver(folder, name, 0.3)
-    deadline = time.monotonic() + 120
-    while finished(folder) < 5 and time.monotonic() < deadline:
+    driver = start_driver(folder, name, held=6)
+    deadline = time.monotonic() + 600
+    while finished(folder) < 6 and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     before = {trial.number: trial.outcome.fid for trial in read_trials(folder) if trial.finished}
-    assert 5 <= len(before) < 16
-    assert start_driver(folder, name, 0.0).wait(timeout=180) == 0
+    assert sorted(before) == [0, 1, 2, 3, 4, 5]
+    assert start_driver(folder, name, held=16).wait(timeout=600) == 0
     after = read_trials(folder)
     assert [trial.state for trial in after] == ["complete"] * 16
     assert {number: after[number].outcome.fid for number in before} == before

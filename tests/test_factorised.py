@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toys import record_of_choices, score, searched
+from searches import record_of_choices, searched
+from toys import score
 
 from meme.config.presets import preset
 from meme.errors import UserError
@@ -46,6 +47,18 @@ def run_through(settings, objective=score, workers: int = 1, source: random.Rand
     return search
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """A whole search with one worker, and the tasks that it gave."""
+    tasks = []
+    return run_through(settings_in(tmp_path_factory.mktemp("unbroken")), lambda task: tasks.append(task) or score(task)), tasks
+
+
+@pytest.fixture(scope="module")
+def of_20_candidates(tmp_path_factory):
+    return run_through(settings_in(tmp_path_factory.mktemp("of 20") / "study", budget=20))
+
+
 def record_of(search) -> tuple:
     experts = [[trial.choices for trial in search.study.experts(n).records] for n in range(1, 5)]
     return experts, [(trial.kind, trial.choices) for trial in search.study.trials]
@@ -54,14 +67,8 @@ def record_of(search) -> tuple:
 # --- The strategy --------------------------------------------------------------------------------
 
 
-def test_the_budget_is_spent_on_experts_and_no_cascade_needs_another_training(tmp_path):
-    trained = []
-
-    def objective(task):
-        trained.append(task)
-        return score(task)
-
-    search = run_through(settings_in(tmp_path), objective)
+def test_the_budget_is_spent_on_experts_and_no_cascade_needs_another_training(unbroken):
+    search, trained = unbroken
     experts = [task for task in trained if task.expert]
     yardsticks = [task for task in trained if task.kind in ("multi-expert", "single-model")]
     assert len(experts) + 4 * len(yardsticks) == 14 * 4 == search.spent[0] == search.spent[1]
@@ -80,22 +87,19 @@ def test_the_hand_made_pattern_is_the_first_candidate(tmp_path):
     assert [trial.kind for trial in search.study.trials[:3]] == ["hand-made", "multi-expert", "single-model"]
 
 
-def test_no_cascade_is_scored_twice(tmp_path):
-    trials = [trial for trial in run_through(settings_in(tmp_path, budget=20)).study.trials if trial.choices]
+def test_no_cascade_is_scored_twice(of_20_candidates):
+    trials = [trial for trial in of_20_candidates.study.trials if trial.choices]
     assert len({trial.config.architecture_id for trial in trials}) == len(trials) > 40
 
 
-def test_what_is_proposed_does_not_depend_on_who_runs_it_or_when_it_ends(tmp_path):
-    alone = record_of(run_through(settings_in(tmp_path / "a", budget=18)))
-    for workers in (2, 5):
-        source = random.Random(workers)
-        assert record_of(run_through(settings_in(tmp_path / f"{workers}", budget=18), score, workers, source)) == alone
+@pytest.mark.parametrize("workers", [2, 5])
+def test_what_is_proposed_does_not_depend_on_who_runs_it_or_when_it_ends(tmp_path, unbroken, workers):
+    assert record_of(run_through(settings_in(tmp_path), score, workers, random.Random(workers))) == record_of(unbroken[0])
 
 
 @pytest.mark.parametrize("stop", [1, 9, 40, 47, 70])
-def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, stop):
-    unbroken = record_of(run_through(settings_in(tmp_path / "a")))
-    settings = settings_in(tmp_path / "b")
+def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, unbroken, stop):
+    settings = settings_in(tmp_path)
     study = opened(settings)
     search, running = Factorised(settings, study), []
     for _ in range(stop):
@@ -103,7 +107,7 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, stop):
             running.append(task)
         search.record(score(running.pop(0)))
     study.close()  # with tasks still running
-    assert record_of(run_through(settings)) == unbroken
+    assert record_of(run_through(settings)) == record_of(unbroken[0])
 
 
 @pytest.mark.parametrize("workers, most", [(2, 0.02), (4, 0.03), (8, 0.08)])
@@ -262,13 +266,13 @@ def test_it_finds_the_best_cascade_of_its_bank(tmp_path):
     assert min(trial.outcome.fid for trial in search.study.trials if trial.choices) == pytest.approx(best)
 
 
-def test_it_beats_the_joint_strategy_with_half_the_training(tmp_path):
+def test_it_beats_the_joint_strategy_with_half_the_training(tmp_path, unbroken):
     def best(search) -> float:
         return min(trial.outcome.fid for trial in search.study.trials if trial.choices)
 
     ours, theirs = [], []
     for seed in range(3):
-        ours.append(best(run_through(settings_in(tmp_path / f"f{seed}", budget=14, seed=seed))))
+        ours.append(best(run_through(settings_in(tmp_path / f"f{seed}", seed=seed)) if seed else unbroken[0]))
         settings = settings_in(tmp_path / f"j{seed}", budget=28, seed=seed, strategy="joint")
         study = opened(settings)
         search = Joint(settings, study)
@@ -296,13 +300,13 @@ def test_several_training_seeds_share_the_budget(tmp_path):
     assert len(search.study.experts(1).records) == 12 // 3 - 2
 
 
-def test_a_warm_start_proposes_the_earlier_front_first(tmp_path):
-    earlier = run_through(settings_in(tmp_path / "a", budget=20))
+def test_a_warm_start_proposes_the_earlier_front_first(tmp_path, of_20_candidates):
+    earlier = of_20_candidates
     limit = earlier.study.trials[0].scored.macs
     found = sorted(front(earlier.study.trials, OBJECTIVES), key=lambda t: (t.scored.macs > limit, t.scored.fid))
     assert found[0].number == winner(earlier.study.trials, OBJECTIVES).number
     best = [trial.choices for trial in found]
-    search = run_through(settings_in(tmp_path / "b", budget=20, seed=1, warm_start=tmp_path / "a"))
+    search = run_through(settings_in(tmp_path, budget=20, seed=1, warm_start=earlier.settings.folder))
     for number in range(1, 5):
         parts = [{k: v for k, v in choices.items() if k.startswith(f"expert{number}.")} for choices in best]
         log = [trial.choices for trial in search.study.experts(number).records]

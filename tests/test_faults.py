@@ -1,17 +1,14 @@
 """A short form of ``benchmarks/faults.py``: real searches are killed and lose nothing. And the ways a command may be ended."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from faults import Command, Killer, Tally, broken_files, compare, full_disk, scores
+from processes import LONGEST, training
 from pydantic import BaseModel, model_serializer
 from safetensors.torch import save_file
 
@@ -46,11 +43,11 @@ def test_sigterm_ends_a_search_with_143_and_the_same_command_goes_on(tmp_path, e
         pytest.importorskip("ray", reason="Ray is not installed")
     command = Command(tmp_path / "study", "joint", engine)
     with command.started() as driver:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + LONGEST
         while not scores(command.study) and driver.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         driver.send_signal(signal.SIGTERM)
-        assert driver.wait(timeout=120) == 143
+        assert driver.wait(timeout=LONGEST) == 143
     assert "terminated; the same command goes on from here" in command.study.with_suffix(".log").read_text()
     before, tally = scores(command.study), Tally()
     assert command.run() == 0
@@ -59,16 +56,10 @@ def test_sigterm_ends_a_search_with_143_and_the_same_command_goes_on(tmp_path, e
 
 
 def test_a_training_ends_on_sigterm_with_its_checkpoint(tmp_path):
-    words = [sys.executable, "-m", "meme", "train", "digits-meme", "--out", str(tmp_path / "run")]
-    surroundings = os.environ | {"PYTHONPATH": str(ROOT)}
-    training = subprocess.Popen(words, cwd=ROOT, env=surroundings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "run" / "config.yaml").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(2)
-    training.send_signal(signal.SIGTERM)
-    _, said = training.communicate(timeout=120)
-    assert training.returncode == 143 and "terminated" in said
+    with training(["train", "digits-meme", "--out", str(tmp_path / "run")], tmp_path / "trains") as process:
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=LONGEST)
+    assert process.returncode == 143 and "terminated" in said
     assert list((tmp_path / "run").glob("expert-*.safetensors")) and broken_files(tmp_path) == []
 
 

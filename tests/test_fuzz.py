@@ -2,16 +2,14 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from fuzz import NEVER_REFUSED, READERS, Tally, _try, fuzz
+from fuzz import NEVER_REFUSED, READERS, Tally, _try, fuzz, main
 
 from meme.errors import UserError
 
-INPUTS = int(os.environ.get("MEME_FUZZ_INPUTS", "300"))  # for each reader
+INPUTS = int(os.environ.get("MEME_FUZZ_INPUTS", "150"))  # for each reader
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -39,9 +37,10 @@ def test_anything_but_a_user_error_is_counted():
     assert next(iter(tally.errors)).startswith("KeyError")
 
 
-def test_the_command_prints_one_object_of_figures():
-    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--inputs", "20", "--readers", "config", "images"]
-    surroundings = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=surroundings, check=True)
-    figures = json.loads(done.stdout.splitlines()[-1])
+def test_the_command_prints_one_object_of_figures(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", "--inputs", "20", "--readers", "config", "images"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {reader: found["inputs"] for reader, found in figures.items()} == {"config": 20, "images": 20}

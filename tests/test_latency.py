@@ -18,7 +18,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toys import Measured, record_of_choices, score
+from meters import Measured
+from searches import record_of_choices
+from toys import score
 
 from meme.config.presets import preset
 from meme.errors import UserError
@@ -322,7 +324,7 @@ LIMIT = {"joint": 2.55, "factorised": 2.6}
 
 
 def searched(folder: Path, strategy: str, measure, stop: int = 0):
-    """As ``toys.searched``, with a limit on latency that is measured by ``measure``."""
+    """As ``searches.searched``, with a limit on latency that is measured by ``measure``."""
     options = {"budget": 16, "max_latency_ms": LIMIT[strategy], "objectives": ("fid", "latency_ms"), "p_share": 0.0}
     chosen = SearchSettings(study=folder, strategy=strategy, **options)
     study = Study(folder, chosen.in_force(), chosen.objectives)

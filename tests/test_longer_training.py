@@ -51,7 +51,7 @@ def test_the_command_says_where_it_goes_on(tmp_path, capsys):
     (tmp_path / "small" / "expert-1.training.safetensors").unlink()
     main([*command, "--steps", "5"])
     said = " ".join(" ".join(capsys.readouterr()).split())
-    assert "expert 1 begins anew" in said and "expert 2 goes on from step 4" in said
+    assert "expert 1 starts over" in said and "expert 2 goes on from step 4" in said
     with pytest.raises(SystemExit):
         main(command)
     assert "can only be made longer; give --steps 5 or more" in " ".join(capsys.readouterr().err.split())

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections import Counter
+from functools import cache
 
 import pytest
 import torch
@@ -40,6 +41,12 @@ def run_through(settings, objective=score, workers: int = 1, source: random.Rand
     return search, tasks
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The search with so many rungs that one worker goes through, and its tasks; made once for each number."""
+    return cache(lambda rungs: run_through(halved(tmp_path_factory.mktemp("whole"), rungs)))
+
+
 def record_of(search) -> list:
     rungs = [search.study.rung(number) for number in range(search.settings.rungs)]
     experts = [[[trial.choices for trial in study.experts(n).records] for n in range(1, 5)] for study in rungs]
@@ -47,8 +54,8 @@ def record_of(search) -> list:
 
 
 @pytest.mark.parametrize("rungs", [1, 2, 3])
-def test_the_budget_is_counted_in_steps(tmp_path, rungs):
-    search, tasks = run_through(halved(tmp_path, rungs, budget=14))
+def test_the_budget_is_counted_in_steps(whole, rungs):
+    search, tasks = whole(rungs)
     trained: dict = {}
     for task in tasks:
         for number in (task.expert,) if task.expert else range(1, len(task.config.experts) + 1):
@@ -61,14 +68,14 @@ def test_the_budget_is_counted_in_steps(tmp_path, rungs):
 
 
 @pytest.mark.parametrize("rungs, lengths", [(2, {62: 16, 125: 8}), (3, {31: 24, 62: 12, 125: 6})])
-def test_half_of_each_rung_goes_on_to_the_next(tmp_path, rungs, lengths):
-    _, tasks = run_through(halved(tmp_path, rungs, budget=14))
+def test_half_of_each_rung_goes_on_to_the_next(whole, rungs, lengths):
+    _, tasks = whole(rungs)
     for number in range(1, 5):
         assert Counter(task.config.training.steps for task in tasks if task.expert == number) == lengths
 
 
-def test_what_goes_on_was_at_the_rung_below_and_none_of_it_twice(tmp_path):
-    search, _ = run_through(halved(tmp_path, 3))
+def test_what_goes_on_was_at_the_rung_below_and_none_of_it_twice(whole):
+    search, _ = whole(3)
     for number in range(1, 5):
         logs = [[trial.choices for trial in search.study.rung(rung).experts(number).records] for rung in (2, 1, 0)]
         for below, above in itertools.pairwise(logs):
@@ -106,8 +113,8 @@ def test_cascades_are_of_one_rung_and_the_results_are_of_the_highest(tmp_path):
 
 
 @pytest.mark.parametrize("rungs", [2, 3])
-def test_what_is_promoted_does_not_depend_on_who_runs_it_or_when_it_ends(tmp_path, rungs):
-    alone = record_of(run_through(halved(tmp_path / "a", rungs))[0])
+def test_what_is_promoted_does_not_depend_on_who_runs_it_or_when_it_ends(tmp_path, whole, rungs):
+    alone = record_of(whole(rungs)[0])
     for workers in (2, 5):
         source = random.Random(workers)
         settings = halved(tmp_path / f"{workers}", rungs)
@@ -115,10 +122,9 @@ def test_what_is_promoted_does_not_depend_on_who_runs_it_or_when_it_ends(tmp_pat
 
 
 @pytest.mark.parametrize("stop", [1, 9, 30, 47, 70, 110])
-def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, stop):
-    unbroken = record_of(run_through(halved(tmp_path / "a"))[0])
-    run_through(halved(tmp_path / "b"), workers=3, stop=stop)  # with tasks still running
-    assert record_of(run_through(halved(tmp_path / "b"))[0]) == unbroken
+def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, whole, stop):
+    run_through(halved(tmp_path), workers=3, stop=stop)  # with tasks still running
+    assert record_of(run_through(halved(tmp_path))[0]) == record_of(whole(2)[0])
 
 
 def test_a_larger_budget_goes_on(tmp_path):

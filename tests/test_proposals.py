@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from toys import Crashing, record_of_choices, searched
+from searches import record_of_choices, searched
+from toys import Crashing
 
 from meme_nas.settings import SearchSettings
 from meme_nas.strategies.optuna_proposer import Proposer
@@ -30,7 +31,8 @@ PROCESS = """
 import sys
 from pathlib import Path
 from test_proposals import settings_of
-from toys import Crashing, searched
+from searches import searched
+from toys import Crashing
 for name in sys.argv[3:]:
     searched(settings_of(name, Path(sys.argv[1])), Crashing(), workers=3, stop=int(sys.argv[2]))
 """
@@ -85,6 +87,7 @@ def test_samplers_learn_from_points_without_values(sampler, most):
 
 # --- What fails ----------------------------------------------------------------------------------
 
+SEEDS = 2  # of searches: each takes seconds
 LEARNED = 12  # candidates, after which a search should have learned where they fail
 
 
@@ -95,10 +98,10 @@ def test_a_region_that_fails_is_left(strategy, sampler, most):
     """Two fifths of one expert's space always fail, and the score gets better toward them: four fifths of later trainings
     went there."""
     later = []
-    for seed in range(3):
+    for seed in range(SEEDS):
         settings = SearchSettings(strategy=strategy, sampler=sampler, budget=50, seed=seed, p_share=0.0, device="cpu")
         study = searched(settings, Crashing(), on_disk=False)
         log = study.experts(1).records if strategy == "factorised" else [trial for trial in study.trials if trial.choices]
         later += [Crashing().crashes(trial.config) for trial in log[LEARNED:]]
-    assert len(later) == 3 * (48 - LEARNED)
+    assert len(later) == SEEDS * (48 - LEARNED)
     assert sum(later) <= most * len(later)

@@ -22,10 +22,11 @@ from meme_nas.settings import SearchSettings
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
+from meme_nas.engines import ray_training  # noqa: E402
 from meme_nas.engines.ray_training import RayTraining  # noqa: E402
 
 T = TypeVar("T")
-STEPS = 60
+STEPS = 100
 ALONE = preset("digits-iu-ldm-s").with_(training={"steps": STEPS, "batch_size": 8})
 _EXPERT = ALONE.experts[0].model_dump()
 HALVES = [_EXPERT | {"interval": (0, 500), "p": 0.8}, _EXPERT | {"interval": (500, 1000), "p": 0.5}]
@@ -40,10 +41,12 @@ def trained_here(config: Config, folder: Path) -> list[dict[str, torch.Tensor]]:
 def trained_on_ray(config: Config, folder: Path, while_it_goes_on: Callable[[], object] = lambda: None, **options) -> None:
     """Train in two calls. Ctrl-C ends the first; ``while_it_goes_on`` runs beside the second.
 
-    A checkpoint at every step leaves time for both.
+    A checkpoint at every step leaves time for both. Ctrl-C comes with the first report, at a quarter of the steps, and an expert
+    stops with its next one: on a busy machine the rest would not last until the driver's usual look at the reports.
     """
     images, options = open_reference(config), options | {"checkpoint_seconds": 0.0}
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(ray_training, "LOOK_EVERY_SECONDS", 0.02)
         RayTraining(**options)(config, images, folder=folder, on_progress=interrupt)
     states = [read_header(state)["step"] for state in folder.glob("expert-*.training.safetensors")]
     assert states and all(0 < step < STEPS for step in states)
@@ -60,7 +63,7 @@ def kill_expert_1(folder: Path) -> None:
     """
     state = folder / "expert-1.training.safetensors"
     begun_at = step_of(state)
-    [worker] = wait_for(lambda: [each for each in psutil.Process().children(recursive=True) if is_of_expert_1(each)])
+    worker, *_ = wait_for(lambda: [each for each in psutil.Process().children(recursive=True) if is_of_expert_1(each)])
     assert wait_for(lambda: begun_at < step_of(state)) and step_of(state) < STEPS
     worker.kill()
 

@@ -6,6 +6,7 @@ import statistics
 import pandas as pd
 import pytest
 from PIL import Image
+from searches import InThisProcess
 
 import run_search
 from meme.config.schema import Config
@@ -14,7 +15,6 @@ from meme.pipeline import evaluate, load_ensemble
 from meme_nas import run
 from meme_nas.record.folder import trial_folder
 from meme_nas.record.study import read_everything, read_trials
-from meme_nas.record.tasks import attempt
 from meme_nas.worker.objective import open_basis
 
 pytestmark = pytest.mark.slow
@@ -25,19 +25,6 @@ BY_KID = ["--objectives", "kid", "macs", "--rungs", "2", "--proxy-steps", "4", "
 BY_KID += ["--p-share", "0.01"]
 OVER_SEEDS = ["--training-seeds", "3", "--proxy-steps", "2", "--budget", "12", "--audit-factor", "0"]
 OVER_SEEDS += ["--p-share", "0"]
-
-
-class InThisProcess:
-    """An engine without workers, which would take longer to start than all of their work."""
-
-    def run(self, search, objective, on_change) -> None:
-        while not search.done:
-            if task := search.next_task():  # none is left where a search is found to be exhausted, and all else is done
-                search.record(attempt(objective, task))
-            on_change()
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

@@ -148,5 +148,16 @@ def test_search_spaces_import_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_objectives_of_the_tests_import_without_torch_and_optuna():
+    """Every worker that a test starts imports them."""
+    code = "import sys, toys; assert not {'torch', 'optuna'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_process_that_a_test_starts_keeps_what_it_compiles():
+    code = "import sys; assert not sys.dont_write_bytecode"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_run_search_is_short():
     assert len((ROOT / "run_search.py").read_text().splitlines()) < 80

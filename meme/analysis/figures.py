@@ -24,25 +24,26 @@ from meme.analysis.spectrum import white_noise
 from meme.support.files import written_whole
 
 DOTS_PER_INCH = 150
-FEW_FREQUENCIES = 9  # up to so many, every one is marked by a dot
+FEW_FREQUENCIES = 9  # a curve of at most this number of frequencies has a dot at each
 PANELS = 4  # columns of the figures of experts
 X_LABEL, Y_LABEL = "frequency / π", "relative log amplitude (ln)"
 _DASHES = ("-", "--", "-.", ":")
 
 
 def write_latents(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """A table of ``meme.analysis.spectra.latents`` as ``latents.csv`` and ``latents.png`` (Fig. 2) in ``folder``; their paths."""
+    """Write a table of ``meme.analysis.spectra.latents`` as ``latents.csv`` and ``latents.png`` (Fig. 2) in ``folder``; return
+    their paths."""
     return [write_table(table, folder / "latents.csv"), _save(draw_latents(table), folder / "latents.png")]
 
 
 def write_features(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """A table of ``meme.analysis.spectra.features`` as ``features.csv`` and ``features.png`` (Fig. 3) in ``folder``; their
-    paths."""
+    """Write a table of ``meme.analysis.spectra.features`` as ``features.csv`` and ``features.png`` (Fig. 3) in ``folder``;
+    return their paths."""
     return [write_table(table, folder / "features.csv"), _save(draw_features(table), folder / "features.png")]
 
 
 def write_experts(table: pd.DataFrame, folder: Path) -> list[Path]:
-    """A table of ``meme.analysis.spectra.experts`` in ``folder``; the paths of its files:
+    """Write a table of ``meme.analysis.spectra.experts`` in ``folder`` and return the paths of its files:
 
     - ``experts.csv``, and ``experts.png`` (Fig. 6): all experts given the same input
     - ``experts-own.png``: every expert in its own interval, at several depths
@@ -57,7 +58,8 @@ def write_experts(table: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def draw_latents(table: pd.DataFrame) -> Figure:
-    """Fig. 2: one panel, a line for each timestep, the clean data in black and the expectation of white noise dotted."""
+    """Draw Fig. 2: one panel with a line for each timestep. The clean data are black, the expectation of white noise is
+    dotted."""
     figure, (axes,) = _panels(1, 1, width=6.4, height=4.4)
     colours = _colours_of(table["timestep"])
     frequencies = table["frequency"].unique()
@@ -73,7 +75,7 @@ def draw_latents(table: pd.DataFrame) -> Figure:
 
 
 def draw_features(table: pd.DataFrame) -> Figure:
-    """Fig. 3: a panel for each layer in the order of execution, a line for each timestep."""
+    """Draw Fig. 3: a panel for each layer in the order of execution, with a line for each timestep."""
     layers = list(table.groupby("depth", sort=True))
     columns = _columns_for(len(layers))
     figure, panels = _panels(math.ceil(len(layers) / columns), columns)
@@ -90,8 +92,8 @@ def draw_features(table: pd.DataFrame) -> Figure:
 
 
 def draw_experts(table: pd.DataFrame) -> Figure:
-    """Fig. 6: the last layer of the encoder, a row for each ensemble and a column for each of up to four timesteps, at which
-    all experts are given the same input; a line for each expert."""
+    """Draw Fig. 6, at the last layer of the encoder: a row for each ensemble, a column for each of up to four timesteps, and a
+    line for each expert. All experts of a panel are given the same input."""
     ensembles = list(table.groupby("ensemble", sort=False))
     times = _spread(sorted(table["timestep"].unique()), PANELS)
     figure, panels = _panels(len(ensembles), len(times), top=0.9)
@@ -107,8 +109,11 @@ def draw_experts(table: pd.DataFrame) -> Figure:
 
 
 def draw_own_intervals(table: pd.DataFrame) -> Figure:
-    """Every expert at the timesteps of its own interval, their spectra averaged: a row for each ensemble, a column for the
-    first and last layer of the encoder, the middle and the last layer of the decoder; a line for each expert."""
+    """Draw the spectra of every expert, averaged over the timesteps of its own interval.
+
+    There is a row for each ensemble, and a column each for the first and last layer of the encoder, the middle and the last
+    layer of the decoder. Each expert has a line.
+    """
     own = table[table["own"]]
     ensembles = list(own.groupby("ensemble", sort=False))
     figure, panels = _panels(len(ensembles), PANELS, top=0.9)
@@ -124,14 +129,14 @@ def draw_own_intervals(table: pd.DataFrame) -> Figure:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> Path:
-    """Write a table as CSV, so that it appears whole or not at all; its path."""
+    """Write a table as CSV and return its path. The file appears whole or not at all."""
     with written_whole(path) as partial:
         table.to_csv(partial, index=False)
     return path
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A table of ``meme.analysis.spectra`` from its CSV, exactly as it was, so that its figure can be drawn again in other
+    """Read a table of ``meme.analysis.spectra`` from its CSV, without loss, so that its figure can be drawn again in other
     ways."""
     return pd.read_csv(path, dtype=COLUMNS, float_precision="round_trip")
 
@@ -143,7 +148,8 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def _panels(rows: int, columns: int, width: float = 2.6, height: float = 2.1, top: float = 0.6) -> tuple[Figure, Sequence[Axes]]:
-    """A figure of equal panels with common axes, read row by row; a panel's size and the title's room in inches."""
+    """Return a figure of equal panels with common axes, read row by row. A panel's size and the title's height are in
+    inches."""
     figure = Figure(figsize=(width * columns + 0.9, height * rows + top), layout="constrained")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel())
@@ -164,7 +170,8 @@ def _plot_experts(axes: Axes, curves: pd.DataFrame) -> None:
 
 
 def _style_of(expert: int) -> dict:
-    """Colour and dashes of an expert: the same in every panel and figure, whatever other experts there are."""
+    """Return the colour and dashes of an expert. They are the same in every panel and figure, whichever other experts are
+    drawn."""
     return {"color": f"C{(expert - 1) % 10}", "linestyle": _DASHES[(expert - 1) % len(_DASHES)]}
 
 
@@ -177,13 +184,14 @@ def _expert_legend(figure: Figure, table: pd.DataFrame) -> None:
 
 
 def _colours_of(timesteps: pd.Series) -> ScalarMappable:
-    """A sequential colour for every timestep; its lightest end, hard to see on white, is left out."""
+    """Map timesteps to a sequential colour scale, without its lightest end, which is hard to see on white."""
     colours = ListedColormap(colormaps["viridis"](np.linspace(0, 0.92, 256)))
     return ScalarMappable(Normalize(timesteps.min(), max(timesteps.max(), timesteps.min() + 1)), colours)
 
 
 def _columns_for(panels: int) -> int:
-    """Up to four in a row; of more, as many of four to six as leave the fewest places empty."""
+    """Return the number of columns: up to four panels make one row; more make rows of the four to six panels that leave the
+    fewest places empty."""
     return panels if panels <= PANELS else min((4, 5, 6), key=lambda columns: (-panels % columns, -columns))
 
 
@@ -192,7 +200,7 @@ def _title(axes: Axes, text: str) -> None:
 
 
 def _label(figure: Figure, panels: Sequence[Axes], columns: int, title: str) -> None:
-    """A title, and the axes' names at the left and below the lowest panel of every column."""
+    """Add a title, and name the axes at the left and below the lowest panel of every column."""
     figure.suptitle(title, fontsize=11)
     figure.supylabel(Y_LABEL, fontsize=10)
     for axes in panels[-columns:]:
@@ -205,17 +213,17 @@ def _mean_over(table: pd.DataFrame) -> str:
 
 
 def _ends(rows: pd.DataFrame) -> list[int]:
-    """Depths of the first and last layer of the encoder, the middle, and the last layer of the decoder."""
+    """Return the depths of the first and last layer of the encoder, the middle, and the last layer of the decoder."""
     encoder = rows.loc[rows["layer"].str.startswith("enc "), "depth"]
     return [encoder.min(), encoder.max(), encoder.max() + 1, rows["depth"].max()]
 
 
 def _spread(items: Sequence, count: int) -> list:
-    """Up to ``count`` of the items: the middles of as many equal parts."""
+    """Return up to ``count`` of the items: the middles of ``count`` equal parts."""
     count = min(count, len(items))
     return [items[(2 * part + 1) * len(items) // (2 * count)] for part in range(count)]
 
 
 def _two_lines(layer: str) -> str:
-    """``enc 3 iFormer 32x4x4`` with its shape on a line of its own."""
+    """Break a layer's name, such as ``enc 3 iFormer 32x4x4``, so that its shape has a line of its own."""
     return "\n".join(layer.rsplit(" ", 1))

@@ -68,16 +68,17 @@ _BLOCKS = {
 }
 
 OnProgress = Callable[[int, int], None]
-"""Called after every batch with how many of how many images have been seen, each timestep and expert counted."""
+"""Called after every batch with the number of images done and the number of all images. An image counts once for each timestep
+and expert."""
 
 
 class Data(Protocol):
-    """What is analysed: images as ``meme.data.images`` has them, or latents of a first stage."""
+    """Analysed data: images as ``meme.data.images`` has them, or latents of a first stage."""
 
     def __len__(self) -> int: ...
 
     def tensor(self, indices: Sequence[int]) -> Tensor:
-        """float32 (B, C, H, W), in the range that the networks see."""
+        """Return float32 (B, C, H, W), in the range that the networks see."""
 
 
 def _silent(done: int, total: int) -> None:
@@ -95,10 +96,10 @@ def latents(
     device: torch.device | str = "cpu",
     on_progress: OnProgress = _silent,
 ) -> pd.DataFrame:
-    """Figure 2: spectra of the clean data and of x_t (Eq. 1) at ``timesteps`` (None: eleven over all of T).
+    """Figure 2: return the spectra of the clean data and of x_t (Eq. 1) at ``timesteps`` (None: eleven over all of T).
 
-    Of ``count`` images drawn by ``seed``, or of all where there are fewer. A timestep outside the schedule, or a count below
-    1, is a ``UserError``.
+    They are averaged over ``count`` images drawn by ``seed``, or over all images where there are fewer. Raises ``UserError``
+    for a timestep outside the schedule, or a count below 1.
     """
     times = _checked(timesteps, diffusion)
     process = forward_process(diffusion)
@@ -125,9 +126,11 @@ def features(
     seed: int = 0,
     on_progress: OnProgress = _silent,
 ) -> pd.DataFrame:
-    """Figure 3: spectra of every layer's features at ``timesteps`` (None: eleven over all of T), by the expert in charge of t.
+    """Figure 3: return the spectra of every layer's features at ``timesteps`` (None: eleven over all of T). Each t is given to
+    the expert whose interval holds it.
 
-    ``name`` is what the table calls the ensemble (None: as its config does). Images, noise and errors as for ``latents``.
+    ``name`` is the ensemble's name in the table (None: the name in its config). Images, noise and errors are those of
+    ``latents``.
     """
     config = ensemble.config
     asked: dict[int, list[int]] = {}
@@ -147,10 +150,12 @@ def experts(
     seed: int = 0,
     on_progress: OnProgress = _silent,
 ) -> pd.DataFrame:
-    """Figure 6: spectra of every layer's features by every expert, in its own interval and, given the same input, in all others.
+    """Figure 6: return the spectra of every layer's features for every expert, in its own interval and, given the same input,
+    in all others.
 
-    The timesteps are ``per_interval`` of every expert's interval, spread evenly, unless ``timesteps`` names others. Ensembles
-    that differ in what they denoise would not be given the same input: ``UserError``. Otherwise as for ``features``.
+    Each expert's interval contributes ``per_interval`` timesteps, spread evenly, unless ``timesteps`` names others. Raises
+    ``UserError`` for ensembles that differ in what they denoise, since they cannot be given the same input. Everything else is
+    as for ``features``.
     """
     configs = [ensemble.config for ensemble in ensembles.values()]
     if not configs:
@@ -167,11 +172,11 @@ def experts(
 
 
 def expert_distances(table: pd.DataFrame) -> pd.DataFrame:
-    """How far apart the experts of a table of ``experts`` are when given the same input: one row for every ensemble, timestep
-    and layer, with the ``distance``: root mean square, over all pairs of experts and all frequencies but 0, of the difference
-    of their relative log amplitudes.
+    """Return how far apart the experts of a table of ``experts`` are when given the same input.
 
-    Ensembles of one expert, and layers of one pixel, have no rows.
+    There is one row for every ensemble, timestep and layer. Its ``distance`` is the root mean square, over all pairs of experts
+    and all frequencies except 0, of the difference of their relative log amplitudes. Ensembles of one expert, and layers of one
+    pixel, have no rows.
     """
     place = ["ensemble", "timestep", "depth", "layer"]
     curves = table[table["frequency"] > 0].pivot_table(
@@ -185,12 +190,12 @@ def expert_distances(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def even_timesteps(timesteps: int, count: int = 10) -> list[int]:
-    """0, T / count, 2 T / count ... and the last, T - 1."""
+    """Return the timesteps 0, T / count, 2 T / count ... and the last one, T - 1."""
     return sorted({number * timesteps // count for number in range(count)} | {timesteps - 1})
 
 
 def layers_of(network: Denoiser) -> list[tuple[str, nn.Module]]:
-    """The stages of a network in the order of execution, named by part, number and blocks: ``enc 3 iFormer``."""
+    """Return the stages of a network in the order of execution, named by part, number and blocks: ``enc 3 iFormer``."""
     encoder = [(f"enc {number}", stage) for number, stage in enumerate(network.encoder, start=1)]
     decoder = [(f"dec {number}", stage) for number, stage in enumerate(network.decoder, start=1)]
     stages = [*encoder, ("middle", network.middle), *decoder]
@@ -199,7 +204,8 @@ def layers_of(network: Denoiser) -> list[tuple[str, nn.Module]]:
 
 @contextmanager
 def listening(network: Denoiser, on_output: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Inside, ``on_output(depth, features)`` is called with every stage's output (B, C, H, W); afterwards no trace is left."""
+    """Call ``on_output(depth, features)`` with every stage's output (B, C, H, W) within the context. The network is unchanged
+    afterwards."""
 
     def hook(depth: int) -> Callable:
         def tell(stage: nn.Module, inputs: tuple, output: Tensor) -> None:  # what a hook returns would replace the output
@@ -216,7 +222,7 @@ def listening(network: Denoiser, on_output: Callable[[int, Tensor], None]) -> It
 
 
 class _Images:
-    """The images that are looked at, and their noise: functions of (seed, place in the data)."""
+    """The images that are analysed, and their noise, as functions of (seed, place in the data)."""
 
     def __init__(self, data: Data, count: int, seed: int):
         if count < 1:
@@ -229,7 +235,7 @@ class _Images:
         return len(self._indices)
 
     def batches(self, device: torch.device | str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images and standard normal noise, both (B, C, H, W)."""
+        """Yield batches of images and of standard normal noise, both (B, C, H, W)."""
         for first in range(0, len(self), BATCH):
             indices = self._indices[first : first + BATCH]
             x_0 = self._data.tensor(indices)
@@ -250,7 +256,7 @@ class _Layers:
         self._spectra: dict[tuple[int, int], MeanSpectrum] = {}  # by timestep and depth
 
     def at(self, t: int) -> Callable[[int, Tensor], None]:
-        """What to do with the features of a layer at timestep ``t``."""
+        """Return a function that adds the features of a layer at timestep ``t``."""
 
         def take(depth: int, output: Tensor) -> None:
             self._shapes[depth] = "x".join(str(length) for length in output.shape[1:])
@@ -259,14 +265,14 @@ class _Layers:
         return take
 
     def curves(self, own: range, **labels) -> Iterator[dict]:
-        """One a timestep and layer, in this order; ``own`` is the expert's interval."""
+        """Yield one curve per timestep and layer, in this order; ``own`` is the expert's interval."""
         for (t, depth), mean in sorted(self._spectra.items(), key=lambda item: item[0]):
             layer = f"{self._names[depth - 1]} {self._shapes[depth]}"
             yield _curve(mean.result(), **labels, timestep=t, own=t in own, layer=layer, depth=depth)
 
 
 class _Counter:
-    """Tells how many of all images have been seen."""
+    """Reports the number of images done."""
 
     def __init__(self, total: int, on_progress: OnProgress):
         self._done, self._total, self._on_progress = 0, total, on_progress
@@ -278,7 +284,7 @@ class _Counter:
 
 @dataclass(frozen=True)
 class _Task:
-    """Which timesteps each expert of one ensemble is asked for."""
+    """The timesteps at which each expert of one ensemble is run."""
 
     kind: str
     name: str
@@ -291,7 +297,7 @@ class _Task:
 
 
 def _run(tasks: Sequence[_Task], images: _Images, on_progress: OnProgress) -> pd.DataFrame:
-    """The spectra of all layers. Experts come in the outer loop, as an ensemble may load each of them when it is asked for."""
+    """Return the spectra of all layers. Experts are the outer loop, since an ensemble may have to load each one."""
     seen = _Counter(len(images) * sum(task.passes for task in tasks), on_progress)
     curves: list[dict] = []
     for task in tasks:
@@ -304,7 +310,7 @@ def _run(tasks: Sequence[_Task], images: _Images, on_progress: OnProgress) -> pd
 
 @torch.inference_mode()
 def _spectra_of(ensemble: Ensemble, number: int, times: Sequence[int], images: _Images, seen: _Counter) -> _Layers:
-    """The spectra of one expert's layers at some timesteps."""
+    """Return the spectra of one expert's layers at some timesteps."""
     expert = ensemble.experts[number - 1]
     process = forward_process(ensemble.config.diffusion)
     layers = _Layers(expert)
@@ -317,7 +323,7 @@ def _spectra_of(ensemble: Ensemble, number: int, times: Sequence[int], images: _
 
 
 def _forward(expert: Denoiser, x: Tensor, t: int, precision: Precision) -> None:
-    """Run an expert on x_t (B, C, H, W) as ``Ensemble.denoise`` does: the one place here that knows how it is called."""
+    """Run an expert on x_t (B, C, H, W) as ``Ensemble.denoise`` does. Nothing else in this module calls an expert."""
     timesteps = torch.full((x.shape[0],), t, device=x.device)
     labels = () if expert.classes is None else (torch.full_like(timesteps, expert.classes.num_embeddings - 1),)  # no class
     with calculating_in(x.device, precision):
@@ -325,17 +331,17 @@ def _forward(expert: Denoiser, x: Tensor, t: int, precision: Precision) -> None:
 
 
 def _noised(process: DDPMScheduler, x_0: Tensor, epsilon: Tensor, t: int) -> Tensor:
-    """Eq. 1: x_t of all images."""
+    """Eq. 1: return x_t of all images."""
     return process.add_noise(x_0, epsilon, torch.tensor([t]))
 
 
 def _blocks(stage: nn.Module) -> str:
-    """What a stage is made of, such as ``residual+attention``; what comes again is not said again."""
+    """Name the layers of a stage, such as ``residual+attention``, each kind once."""
     return "+".join(dict.fromkeys(_BLOCKS.get(type(block), type(block).__name__) for block in stage.children()))
 
 
 def _own_timesteps(configs: Sequence[Config], per_interval: int) -> list[int]:
-    """``per_interval`` timesteps of every expert's interval: the middles of as many equal parts."""
+    """Return ``per_interval`` timesteps of every expert's interval: the middles of ``per_interval`` equal parts."""
     if per_interval < 1:
         raise UserError(f"per_interval: must be at least 1, not {per_interval}")
     intervals = [expert.interval for config in configs for expert in config.experts]
@@ -344,7 +350,7 @@ def _own_timesteps(configs: Sequence[Config], per_interval: int) -> list[int]:
 
 
 def _checked(timesteps: Sequence[int] | None, diffusion: DiffusionConfig) -> list[int]:
-    """The timesteps in order, each once."""
+    """Return the timesteps in order, without repeats."""
     total = diffusion.timesteps
     for t in timesteps or ():
         if not 0 <= t < total:
@@ -353,7 +359,7 @@ def _checked(timesteps: Sequence[int] | None, diffusion: DiffusionConfig) -> lis
 
 
 def _curve(spectrum: Spectrum, **labels) -> dict:
-    """One curve with its labels: a row of lists."""
+    """Return one curve with its labels as a row of lists."""
     return labels | {
         "frequency": spectrum.frequencies.tolist(),
         "log_amplitude": spectrum.log_amplitude.tolist(),
@@ -363,6 +369,6 @@ def _curve(spectrum: Spectrum, **labels) -> dict:
 
 
 def _table(curves: Iterable[dict]) -> pd.DataFrame:
-    """Curves as one table with a row for every frequency."""
+    """Return the curves as one table with a row for every frequency."""
     per_frequency = ["frequency", "log_amplitude", "relative_log_amplitude"]
     return pd.DataFrame(curves).explode(per_frequency, ignore_index=True)[list(COLUMNS)].astype(COLUMNS)

@@ -19,7 +19,7 @@ _EULER_GAMMA = 0.5772156649015329
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Mean of the log amplitudes of some images, or feature maps, over all their channels."""
+    """The mean of the log amplitudes of some images, or feature maps, over all their channels."""
 
     frequencies: Tensor
     """(K,) float64, in units of pi and of both axes alike: from 0 to 1 where S is even, to (S - 1) / S where it is odd."""
@@ -30,12 +30,12 @@ class Spectrum:
 
     @property
     def relative_log_amplitude(self) -> Tensor:
-        """(K,) float64: the log amplitude less that of frequency 0; what the figures of both papers show."""
+        """Return (K,) float64: the log amplitude minus that of frequency 0, as the figures of both papers show it."""
         return self.log_amplitude - self.log_amplitude[0]
 
 
 class MeanSpectrum:
-    """The mean spectrum of images that come in batches; however they are cut, it is the same but for float64 rounding."""
+    """The mean spectrum of images that arrive in batches. Up to float64 rounding it does not depend on how they are batched."""
 
     def __init__(self):
         self._size = 0  # S of all images; 0 before the first
@@ -44,7 +44,8 @@ class MeanSpectrum:
         self._images = 0
 
     def add(self, images: Tensor) -> None:
-        """Take in images of any real type (B, C, S, S); ``ValueError`` if they are not square or not as large as before."""
+        """Add images of any real type (B, C, S, S). Raises ``ValueError`` if they are not square or differ in size from earlier
+        ones."""
         logs = log_amplitudes(images)
         size = images.shape[-1]
         if self._size not in (0, size):
@@ -55,29 +56,29 @@ class MeanSpectrum:
         self._images += logs.shape[0]
 
     def result(self) -> Spectrum:
-        """The mean so far, on the CPU; ``ValueError`` before the first image."""
+        """Return the mean so far, on the CPU. Raises ``ValueError`` before the first image."""
         if not self._maps:
             raise ValueError("images: there is no spectrum of none")
         return Spectrum(half_diagonal(self._size), (self._total / self._maps).cpu(), self._images)
 
 
 def half_diagonal(size: int) -> Tensor:
-    """The frequencies of images with ``size`` pixels a side: (K,) float64, in units of pi."""
+    """Return the frequencies of images with ``size`` pixels a side: (K,) float64, in units of pi."""
     return 2 * torch.arange(size // 2 + 1, dtype=torch.float64) / size
 
 
 def spectrum(images: Tensor) -> Spectrum:
-    """The mean spectrum of one batch (B, C, S, S)."""
+    """Return the mean spectrum of one batch (B, C, S, S)."""
     mean = MeanSpectrum()
     mean.add(images)
     return mean.result()
 
 
 def log_amplitudes(images: Tensor) -> Tensor:
-    """Natural logarithms of the amplitudes at frequencies (w, w), w from 0 to pi: (B, C, S, S) to (B, C, K).
+    """Return the natural logarithms of the amplitudes at frequencies (w, w), w from 0 to pi: (B, C, S, S) to (B, C, K).
 
-    Nothing is below log(``FLOOR``). Images that are not square are a ``ValueError``, as their diagonal has no one frequency; so
-    is an empty batch.
+    No value is below log(``FLOOR``). Raises ``ValueError`` for images that are not square, since their diagonal has no single
+    frequency, and for an empty batch.
     """
     if images.ndim != 4 or images.shape[-1] != images.shape[-2] or not images.numel():
         raise ValueError(f"images: must be square and at least one, (B, C, S, S), not {tuple(images.shape)}")
@@ -87,7 +88,8 @@ def log_amplitudes(images: Tensor) -> Tensor:
 
 
 def white_noise(frequencies: Tensor) -> Tensor:
-    """Expected log amplitude of Gaussian white noise of unit variance, at frequencies in units of pi: (K,) to (K,) float64.
+    """Return the expected log amplitude of Gaussian white noise of unit variance, at frequencies in units of pi: (K,) to (K,)
+    float64.
 
     The coefficients of a real image are real at 0 and at pi and complex between. Both have the same power, but the mean of the
     logarithm is -(gamma + log 2) / 2 of the real ones and -gamma / 2 of the complex: flat, less 0.35 at both ends.

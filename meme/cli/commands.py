@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 def read_config(source: str | Path) -> Config:
-    """A preset by its name, or a config from a YAML file."""
+    """Return a preset by its name, or read a config from a YAML file."""
     path = Path(source)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         return Config.load(path)
@@ -51,20 +51,22 @@ def read_config(source: str | Path) -> Config:
 
 
 def with_data(config: Config, data: str | None) -> Config:
-    """``config`` on other data: a path is kept absolute, since whoever reads the config may run elsewhere."""
+    """Return ``config`` with other data. A path becomes absolute, since a process that reads the config may run in another
+    folder."""
     if data is None:
         return config
     return config.with_(data=data if data == "digits" else str(expanded(data).absolute()))
 
 
 def check_output(config: Config, output: Path, field: str = "out") -> None:
-    """``UserError`` where ``output`` lies inside the folder of the config's images, which it would join."""
+    """Raise ``UserError`` where ``output`` lies inside the folder of the config's images, since results would be read as
+    images."""
     if config.data and config.data != "digits":
         check_outside(Path(os.path.realpath(expanded(config.data))), output, field)
 
 
 def with_first_stage(config: Config, source: str | None) -> Config:
-    """``config`` with the autoencoder of a folder or hub name; ``UserError`` where it denoises pixels."""
+    """Return ``config`` with the autoencoder of a folder or hub name. Raises ``UserError`` where the config denoises pixels."""
     if source is None:
         return config
     if config.first_stage is None:
@@ -75,7 +77,7 @@ def with_first_stage(config: Config, source: str | None) -> Config:
 
 
 def with_initial_weights(config: Config, path: Path | None) -> Config:
-    """``config`` whose experts start from the published U-Net, or the experts of this program, at ``path``."""
+    """Return ``config`` with experts that start from the published U-Net, or the experts of this program, at ``path``."""
     return config if path is None else config.with_(training={"initial_weights": str(path.absolute())})
 
 
@@ -98,10 +100,10 @@ def train_config(
 ) -> Path:
     """Train every expert of a preset or YAML config; return the folder of the trained ensemble.
 
-    Interrupted, the same call goes on where it was; finished, one with more ``steps`` does. The folder is ``out``, else beside
-    the YAML and named like it, else ``results/`` and the preset's name, with ``-full``. With ``fresh`` images are read again,
-    whatever the cache holds, and with ``follow_links`` links out of their folder are followed. ``tensorboard`` leaves curves of
-    the losses in it. ``train`` may be another way to do what ``meme.pipeline.train`` does.
+    The same call resumes an interrupted training, and one with more ``steps`` continues a finished one. The folder is ``out``.
+    Without it, a YAML file's ensemble goes beside the file, in a folder of its name, and a preset's into ``results/NAME-full``.
+    With ``fresh``, images are read again even where the cache holds them. With ``follow_links``, links that lead out of their
+    folder are followed. ``tensorboard`` writes loss curves into the folder. ``train`` may replace ``meme.pipeline.train``.
     """
     config = with_initial_weights(with_data(with_first_stage(read_config(source), first_stage), data), init_from)
     config = config.with_(follow_links=True) if follow_links else config
@@ -125,7 +127,7 @@ def train_config(
 
 
 def _train_shown(config: Config, curves: LossCurves | None, train: Callable[[OnProgress], object]) -> int:
-    """``train`` behind bars that show how far it is. Return the number of skipped steps, which are also said."""
+    """Run ``train`` behind progress bars. Print and return the number of skipped steps."""
     with _progress() as bar:
         tasks = {number: bar.add_task(f"expert {number}", total=config.training.steps) for number in _numbers(config)}
         if config.training.trunk_steps:
@@ -151,25 +153,26 @@ def _network_name(number: int) -> str:
 
 
 def _given(**options: Any) -> dict[str, Any]:
-    """The options that are not None: those that a command was given."""
+    """Return the options that are not None, which are those that the user gave."""
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _say_where_it_goes_on(folder: Path, config: Config, data: TrainingData) -> None:
-    """Say of finished experts whose training is made longer where it goes on."""
+    """Print from which step finished experts whose training is made longer resume."""
     config = with_scale(config, data)
     for number in _numbers(config):
         finished, state = steps_done(folder, config, number, data)
         if 0 < finished < config.training.steps and state:
             remarks.print(f"expert {number} goes on from step {state}")
         elif 0 < finished < config.training.steps:
-            remarks.print(f"expert {number} begins anew: {folder} has its weights at step {finished} but no state to go on from")
+            remarks.print(f"expert {number} starts over: {folder} has its weights at step {finished} but no state to go on from")
 
 
 def open_ensemble(
     folder: Path, device: torch.device, *, first_stage: str | None, one_at_a_time: bool, precision: Precision | None = None
 ) -> Ensemble:
-    """A trained ensemble, its first stage perhaps elsewhere than where it was trained, to be sampled in ``precision``."""
+    """Open a trained ensemble, to be sampled in ``precision``. ``first_stage`` replaces the first stage that it was trained
+    with."""
     ensemble = load_ensemble(folder, device, one_at_a_time=one_at_a_time)
     config = with_first_stage(ensemble.config, first_stage)
     ensemble.config = config.with_(sampling={"precision": precision}) if precision else config
@@ -218,7 +221,8 @@ def evaluate_folder(
 ) -> list[Score]:
     """Score a trained ensemble with ``seeds`` sampling seeds; print mean and spread with the protocol.
 
-    Without ``metrics``, all that the feature space offers. What was found is left in the folder as ``evaluation.json``.
+    Without ``metrics``, all that the feature space offers are computed. The scores are written into the folder as
+    ``evaluation.json``.
     """
     if seeds < 1:
         raise UserError(f"seeds: must be at least 1, not {seeds}")
@@ -248,14 +252,14 @@ def evaluate_folder(
 
 
 def _sampling_protocol(config: Config) -> str:
-    """How images were drawn, for the protocol line."""
+    """Describe how images were drawn, for the protocol line."""
     how = [f"{config.sampling.sampler} {config.sampling.steps} steps"]
     how += [config.sampling.precision] if config.sampling.precision != "auto" else []
     return ", ".join([*how, *(["classes in turn"] if config.network.classes else [])])
 
 
 def _fitting_metrics(space: FeatureSpace, images: Images, samples: int) -> tuple[Metric, ...]:
-    """All metrics that the feature space offers and for which there are images enough; the others are named."""
+    """Return the metrics that the feature space offers and for which there are enough images. Print the names of the others."""
     offered, count = offered_metrics(space), min(len(images), samples)
     fitting = tuple(metric for metric in offered if fewest_images(metric) <= count)
     if few := [metric for metric in offered if metric not in fitting]:
@@ -266,7 +270,7 @@ def _fitting_metrics(space: FeatureSpace, images: Images, samples: int) -> tuple
 
 
 def _evaluation(scores: list[Score], metrics: Sequence[Metric], how: str) -> dict:
-    """What is kept of an evaluation: every metric with its mean and its value by each sampling seed, and what it cost."""
+    """Return an evaluation as stored: each metric's mean and its value for each sampling seed, and the ensemble's cost."""
     values = {metric: [score.measured[metric].value for score in scores] for metric in metrics}
     return {
         "metrics": {metric: {"mean": statistics.fmean(found), "values": found} for metric, found in values.items()},
@@ -279,7 +283,7 @@ def _evaluation(scores: list[Score], metrics: Sequence[Metric], how: str) -> dic
 
 
 def _print_scores(scores: list[Score], metrics: Sequence[Metric]) -> None:
-    """A line for each metric, its mean and standard deviation over the sampling seeds, then what the ensemble costs."""
+    """Print a line for each metric, with its mean and standard deviation over the sampling seeds, then the ensemble's cost."""
     for metric in metrics:
         values = [score.measured[metric].value for score in scores]
         spread = f" +- {statistics.stdev(values):.4g}" if len(values) > 1 else ""
@@ -301,7 +305,7 @@ def analyze_sources(
     seed: int = 0,
     device: str = "auto",
 ) -> list[Path]:
-    """The paper's Fig. 2, 3 or 6, as PNG and CSV; return their paths.
+    """Write the paper's Fig. 2, 3 or 6 as PNG and CSV; return their paths.
 
     ``latents`` takes a preset, a YAML or a trained folder, ``features`` one trained folder, ``experts`` one or more of them.
     The files go to ``out``, else to ``analysis`` in the first folder, or for a preset ``results/<preset>-analysis``.
@@ -341,21 +345,21 @@ def _say_distances(distances: "pd.DataFrame") -> None:
 
 
 def _target(config: Config, folder: Path) -> Path:
-    """``folder``, of which it is known before the work that results may lie there."""
+    """Return ``folder`` after a check, before any work, that results may be written there."""
     check_output(config, folder)
     check_writable(folder)
     return folder
 
 
 def _ensembles(sources: Sequence[str], device: torch.device) -> dict[str, Ensemble]:
-    """Trained ensembles by the name of their config, or by their path where two have the same name."""
+    """Open trained ensembles. Each is keyed by the name of its config, or by its path where two have the same name."""
     loaded = {source: load_ensemble(Path(source), device, one_at_a_time=True) for source in sources}
     names = [ensemble.config.name for ensemble in loaded.values()]
     return {name if names.count(name) == 1 else source: loaded[source] for source, name in zip(loaded, names, strict=True)}
 
 
 def _config_of(source: str) -> Config:
-    """The config of a preset, of a YAML file or of a trained folder."""
+    """Return the config of a preset, a YAML file or a trained folder."""
     inside = Path(source) / "config.yaml"
     return read_config(inside if inside.is_file() else source)
 
@@ -368,9 +372,9 @@ def _analysis_folder(source: str) -> Path:
 
 
 def run_ablation(ablation: Ablation) -> Path:
-    """Train, score and compare the rows of one of the paper's ablations; return the table it also prints.
+    """Train, score and compare the rows of one of the paper's ablations; return the path of the table, which is also printed.
 
-    Interrupted, the same call goes on where it was; rows that an earlier recipe trained in the same folder are taken from there.
+    The same call resumes an interrupted run. Rows that an earlier recipe trained in the same folder are taken from there.
     """
     check_output(ablation.config(ablation.rows[0]), ablation.folder)
     with _progress() as bar:
@@ -389,7 +393,8 @@ def run_ablation(ablation: Ablation) -> Path:
 
 
 def print_costs(sources: Sequence[str]) -> None:
-    """Parameters and MACs of every expert of presets or configs (default: all presets), the paper's figures beside them."""
+    """Print parameters and MACs of every expert of presets or configs (default: all presets), with the paper's figures beside
+    them."""
     rows = [row for source in sources or preset_names() for row in cost_rows(read_config(source))]
     if not console.quiet:
         print_table(rows, console)
@@ -397,9 +402,9 @@ def print_costs(sources: Sequence[str]) -> None:
 
 
 def export_folder(folder: Path, *, out: Path | None = None, licence: str = "unknown") -> Path:
-    """Write the trained ensemble in ``folder``, or a study's winner, as a folder of diffusers; return it.
+    """Write the trained ensemble in ``folder``, or a study's winner, as a folder that diffusers opens; return its path.
 
-    It is ``out``, else ``diffusers`` in the folder.
+    The path is ``out``, or by default ``diffusers`` in the folder.
     """
     trained = find_trained(folder)
     if trained.remark:
@@ -414,7 +419,7 @@ def export_folder(folder: Path, *, out: Path | None = None, licence: str = "unkn
 
 
 def describe_data(source: str, *, follow_links: bool = False) -> Survey:
-    """Say what the data set at ``source`` holds, and which commands to start with."""
+    """Print what the data set at ``source`` holds, and which commands to start with."""
     with _progress() as bar:
         task = bar.add_task("looking at files", total=None)
         shown = partial(_show_progress, bar, task)

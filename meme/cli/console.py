@@ -17,7 +17,7 @@ remarks = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 @dataclass(frozen=True)
 class Output:
-    """What is printed."""
+    """How much a command prints."""
 
     quiet: bool = False
     """Print results and errors only: no progress, no remarks."""
@@ -42,7 +42,7 @@ def printing(output: Output) -> Iterator[None]:
 
 @contextmanager
 def as_a_step() -> Iterator[None]:
-    """Inside, ``emit`` prints nothing: for commands that are a step of another one, which has the one result."""
+    """Keep ``emit`` from printing within the context: a command that is a step of another one has no result of its own."""
     global _as_json
     before, _as_json = _as_json, False
     try:
@@ -52,6 +52,6 @@ def as_a_step() -> Iterator[None]:
 
 
 def emit(result: dict[str, Any] | list[Any]) -> None:
-    """The result of a command as JSON on standard output, where that was asked for; paths and the like as text."""
+    """Print the result of a command as JSON on standard output, if ``--json`` was given. Paths and the like become text."""
     if _as_json:
         print(json.dumps(result, default=str, allow_nan=False))

@@ -38,7 +38,8 @@ BY_CONFIG = "(default: as the config says)"
 
 
 def hint(metavar: str, default: str | None = None) -> Any:
-    """How an option's value is called in the help, and what leaving it out means where that is no value."""
+    """Return the annotation that names an option's value in the help and, where the default is no value, says what leaving the
+    option out means."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=default)
 
 
@@ -49,10 +50,11 @@ def read_settings(
     groups: Mapping[str, Sequence[str]] = MappingProxyType({}),
     example: str = "",
 ) -> tuple[Settings, Output]:
-    """The command line as validated settings and what to print: a flag for every field, its documentation as the help.
+    """Parse a command line into validated settings and how much to print. Each field is a flag, and its documentation is the
+    help.
 
-    The parser fills plain records, so that it is the model that refuses a value, in its own words. ``groups`` are the titles
-    under which the help lists fields, by name; fields in none come last. ``example`` is a whole command, for the help.
+    The parser fills plain records, so that the model itself refuses a value, in its own words. ``groups`` maps the titles of
+    the help's sections to names of fields; fields in no group are listed last. ``example`` is a whole command, for the help.
     """
     arguments = with_homes(sys.argv[1:] if arguments is None else arguments)
     check_flags({name: field.annotation for name, field in model.model_fields.items()} | {"output": Output}, arguments)
@@ -78,7 +80,8 @@ def _infos(model: type[BaseModel], fields: Sequence[str]) -> list[tuple[str, Fie
 
 
 def _documented(field: FieldInfo) -> Any:
-    """A field's type with its documentation as the help: what it says of None is what leaving the option out means."""
+    """Return a field's type with its documentation as the help. What the documentation says about None becomes the help's
+    default."""
     text = " ".join((field.description or "").split())
     if field.default is not None:
         return Annotated[field.annotation, tyro.conf.arg(help=text)]
@@ -89,7 +92,7 @@ def _documented(field: FieldInfo) -> Any:
 
 
 def _metavar(field: FieldInfo) -> str:
-    """How the value of an option that may be None is called: its choices, or its type."""
+    """Return the name of the value of an option that may be None: its choices, or its type."""
     kind = next(kind for kind in get_args(field.annotation) if kind is not type(None))
     if choices := _literals(kind):
         return f"{{{','.join(choices)}}}"
@@ -97,7 +100,8 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def with_homes(words: Sequence[str]) -> list[str]:
-    """``words`` of a command line with ``~`` expanded where a value begins with it; shells leave ``--study=~/x`` as it is."""
+    """Return ``words`` of a command line with ``~`` expanded at the beginning of values. Shells leave ``--study=~/x`` as it
+    is."""
     return [_with_home(word) for word in words]
 
 
@@ -107,7 +111,7 @@ def _with_home(word: str) -> str:
 
 
 def check_words(verbs: Mapping[str, Callable[..., None]], words: Sequence[str]) -> None:
-    """``UserError`` for a verb, a flag or a choice that there is not, with the nearest one there is."""
+    """Raise ``UserError`` for an unknown verb, flag or choice. The message names the nearest known one."""
     if not words or words[0].startswith("-"):
         return
     if words[0] not in verbs:
@@ -116,7 +120,7 @@ def check_words(verbs: Mapping[str, Callable[..., None]], words: Sequence[str]) 
 
 
 def check_flags(options: Mapping[str, Any], arguments: Sequence[str]) -> None:
-    """``UserError`` for a flag that is none of ``options`` (a type for each name), or a value that is none of its choices."""
+    """Raise ``UserError`` for a flag that is not in ``options`` (flag to type), or for a value that is none of its choices."""
     choices, flag = _choices(options), ""
     for word in arguments:
         if word.startswith("--") and len(word) > 2:
@@ -132,7 +136,8 @@ def check_flags(options: Mapping[str, Any], arguments: Sequence[str]) -> None:
 
 
 def _choices(options: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Every flag, with the values it is held to if it is held to any; those of nested records by their own names."""
+    """Map every flag to its allowed values, or to an empty list where any value is allowed. Fields of nested records have flags
+    of their own."""
     found: dict[str, list[str]] = {}
     for name, kind in options.items():
         if dataclasses.is_dataclass(kind):
@@ -143,7 +148,7 @@ def _choices(options: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _literals(kind: Any) -> list[str]:
-    """The values of the first Literal in a type, with "None" where that is allowed beside it."""
+    """Return the values of the first Literal in a type, and "None" where the type also allows None."""
     if get_origin(kind) is Literal:
         return [str(value) for value in get_args(kind)]
     inner = [_literals(part) for part in get_args(kind) if part is not Ellipsis]
@@ -158,12 +163,12 @@ def _nearest(word: str, allowed: Sequence[str]) -> str:
 
 @contextmanager
 def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> Iterator[None]:
-    """Turn what a user did wrong, or a disk that is full or cannot be written, into one sentence on standard error and exit
-    status 2; Ctrl-C into status 130, SIGTERM into 143, and a reader that left (``| head``) into 1.
+    """Turn errors into exit statuses: a user's mistake, or a disk that is full or cannot be written, into one sentence on
+    standard error and 2; Ctrl-C into 130; SIGTERM into 143; a reader that left (``| head``) into 1.
 
-    ``resumes``: whether the same command goes on where it was, or has to begin anew.
+    ``resumes`` says whether the same command resumes after an interruption or starts over.
     """
-    how = "the same command goes on from here" if resumes else "the same command begins anew"
+    how = "the same command goes on from here" if resumes else "the same command starts over"
     try:
         with terminated_by_sigterm(), _interruptions_unwrapped(), _all_printed():
             settle_paths()
@@ -188,9 +193,10 @@ def exits_with_a_sentence(model: type[BaseModel], *, resumes: bool = True) -> It
 
 @contextmanager
 def _interruptions_unwrapped() -> Iterator[None]:
-    """``KeyboardInterrupt`` for what a library made of one.
+    """Raise ``KeyboardInterrupt`` in place of the exception that a library made of one.
 
-    pydantic raises an error of its own where it calls back, and what releases a lock may fail because it was interrupted halfway.
+    pydantic raises an error of its own when one of its callbacks is interrupted, and the release of a lock may fail when it was
+    interrupted halfway.
     """
     try:
         yield
@@ -205,10 +211,11 @@ def _interruptions_unwrapped() -> Iterator[None]:
 
 @contextmanager
 def _all_printed() -> Iterator[None]:
-    """Print what waits in the buffer, which else only the interpreter's end would do, where nobody takes its errors.
+    """Flush standard output and error at the end of the context. Otherwise only the interpreter's exit would, where errors
+    cannot be caught.
 
-    A character that the output cannot show is printed as its escape. Closed standard streams are opened on nothing, before the
-    first file that would take their place.
+    A character that the output cannot show is printed as its escape. Closed standard streams are replaced by the null device
+    before another file takes their number.
     """
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
@@ -231,8 +238,8 @@ def _open_closed_streams() -> None:
 
 
 def _reader_left() -> bool:
-    """Whether standard output is a pipe that nobody reads any longer; then the rest goes nowhere, or the interpreter's end would
-    fail too."""
+    """Return whether standard output is a pipe that nobody reads any longer. If so, the rest of the output is discarded, since
+    the interpreter's exit would fail too."""
     output = select.poll()
     output.register(sys.stdout.fileno(), 0)
     left = any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))

@@ -23,7 +23,7 @@ Samples = Annotated[int | None, hint("IMAGES", BY_CONFIG)]
 
 @dataclass(frozen=True)
 class Resources:
-    """What it runs on."""
+    """Where and how networks run."""
 
     device: Device = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
@@ -35,7 +35,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Machine:
-    """What it runs on."""
+    """Where networks run."""
 
     device: Device = "auto"
     """auto (a GPU if there is one), cpu, cuda or cuda:N."""
@@ -57,7 +57,7 @@ def train(
     machine: Machine = Machine(),
     output: Output = Output(),  # noqa: B008
 ) -> None:
-    """Train every expert of a preset or YAML config; run again, it goes on where it was.
+    """Train every expert of a preset or YAML config. The same command again resumes an interrupted training.
 
     Example: python -m meme train ffhq-meme --data path/to/ffhq --device cuda
 
@@ -272,7 +272,7 @@ def ablate(
 ) -> None:
     """Train the rows of one of the paper's ablations over several seeds; print its table with ours beside it.
 
-    Run again, it goes on where it was; rows that recipes share are trained once.
+    The same command again resumes an interrupted run. Rows that recipes share are trained once.
 
     Example: python -m meme ablate probabilities --family digits --steps 500
 
@@ -316,7 +316,7 @@ def cost(
     configs: Annotated[tuple[str, ...], POSITIONAL, hint("CONFIG", "(default: all presets)")] = (),
     output: Output = Output(),  # noqa: B008
 ) -> None:
-    """Parameters and MACs of every expert, beside the paper's figures.
+    """Print parameters and MACs of every expert, beside the paper's figures.
 
     Example: python -m meme cost ffhq-meme
 
@@ -333,11 +333,11 @@ VERBS = {verb.__name__: verb for verb in (train, sample, evaluate, export, data,
 
 
 RESUMED = {"train", "ablate"}
-"""Verbs that go on where they were when they are run again."""
+"""Verbs that resume when they are run again."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line of ``python -m meme``; ``arguments`` None: those of the process."""
+    """Run the command line of ``python -m meme``; ``arguments`` None: those of the process."""
     words = sys.argv[1:] if arguments is None else arguments
     with exits_with_a_sentence(Config, resumes=words[:1] != [] and words[0] in RESUMED):
         words = with_homes(words)

@@ -1,1 +1,1 @@
-"""What is trained, sampled and scored, as validated settings. Nothing here imports torch."""
+"""The settings of training, sampling and scoring, validated. Nothing here imports torch."""

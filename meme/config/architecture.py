@@ -1,4 +1,4 @@
-"""What determines one network: the image, the U-Net all experts share, and one expert's own choices. No torch."""
+"""The architecture of one network: the image, the U-Net that all experts share, and one expert's own choices. No torch."""
 
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -21,7 +21,7 @@ class ImageConfig(Settings):
 
 
 class NetworkConfig(Settings):
-    """What all experts of one ensemble share: the U-Net around the searched blocks."""
+    """The U-Net around the searched blocks, which all experts of one ensemble share."""
 
     family: Family
     """The U-Net of latent diffusion or of ADM (Dhariwal and Nichol 2021), or the paper's iU-Net on either: the same decoder
@@ -53,12 +53,12 @@ class NetworkConfig(Settings):
 
     @property
     def splits_channels(self) -> bool:
-        """Whether the encoder consists of iFormer blocks, whose channels are split into high and low."""
+        """True if the encoder consists of iFormer blocks, whose channels are split into high and low."""
         return self.family in ("iu-net", "iu-adm")
 
     @property
     def is_adm(self) -> bool:
-        """Whether residual blocks are ADM's: scaled and shifted by the time, and resampling themselves."""
+        """True if residual blocks are ADM's: scaled and shifted by the time embedding, and resampling themselves."""
         return self.family in ("adm", "iu-adm")
 
     @property
@@ -109,7 +109,7 @@ class NetworkConfig(Settings):
 
 
 class Mixing(NamedTuple):
-    """How one expert's iFormer blocks at one level mix."""
+    """How one expert's iFormer blocks at one level mix their channels."""
 
     low_channels: int
     pool_stride: int
@@ -120,7 +120,7 @@ class Mixing(NamedTuple):
 class ExpertConfig(Settings):
     """One expert: its interval of timesteps, its expertization probability and, in the iU-Net, its split of channels.
 
-    What follows ``low_channels`` overrides the paper's iFormer block; left out, the network is the paper's.
+    The fields after ``low_channels`` override the paper's iFormer block. At their defaults the network is the paper's.
     """
 
     interval: tuple[Count, Positive]
@@ -141,12 +141,13 @@ class ExpertConfig(Settings):
 
     @model_serializer(mode="wrap")
     def _without_unused_overrides(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-        """Files and ids of experts without overrides are what they were before there were any."""
+        """Leave overrides out at their defaults, so that files and ids of experts without overrides are the same as before
+        overrides existed."""
         unused = {name for name in OVERRIDES if getattr(self, name) == type(self).model_fields[name].default}
         return {name: value for name, value in dump(self).items() if name not in unused}
 
     def mixing(self, network: NetworkConfig, level: int) -> Mixing:
-        """What holds at ``level`` (1 = finest) of the iU-Net."""
+        """Return how the iFormer blocks at ``level`` (1 = finest) of the iU-Net mix, with defaults filled in."""
         return Mixing(
             self.low_channels[level - 1],
             self.pool_strides[level - 1] if self.pool_strides else network.pool_stride(level),
@@ -155,8 +156,11 @@ class ExpertConfig(Settings):
         )
 
     def canonical(self, network: NetworkConfig) -> "ExpertConfig":
-        """The same expert without overrides that cannot change its network: of a pool that no channel meets or that pools
-        nothing, and such as say what holds anyway. Experts of the same network have equal overrides here."""
+        """Return the same expert without overrides that cannot change its network, so that experts of the same network have
+        equal overrides.
+
+        Such overrides belong to a pool that no channel meets or that pools nothing, or repeat the default.
+        """
         if not network.splits_channels:
             return self
         levels = range(1, network.levels + 1)
@@ -173,7 +177,7 @@ class ExpertConfig(Settings):
         return self.model_copy(update=overrides)
 
     def network_alone(self, network: NetworkConfig) -> "ExpertConfig":
-        """``canonical``, with interval and p that all experts of the same network share."""
+        """Return ``canonical`` with one fixed interval and p, so that experts of the same network are equal."""
         return self.canonical(network).model_copy(update={"interval": (0, 1), "p": 1.0})
 
 
@@ -187,7 +191,7 @@ def _unless(values: list[Any], usual: list[Any]) -> tuple[Any, ...]:
 
 
 def check_expert(expert: ExpertConfig, image: ImageConfig, network: NetworkConfig, field: str) -> None:
-    """Refuse an expert that ``network`` cannot have; ``field`` is what messages call it."""
+    """Raise ``ValueError`` for an expert that ``network`` cannot have; messages call the expert ``field``."""
     check_split(expert.low_channels, network, f"{field}.low_channels")
     for name in OVERRIDES:
         require(

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a setting, as one sentence."""
+"""pydantic's complaint about a setting, as one sentence."""
 
 import difflib
 import reprlib
@@ -12,7 +12,7 @@ _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 8
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """A validation error's first complaint as one sentence: the field, what is wrong, what is allowed."""
+    """Return a validation error's first complaint as one sentence: the field, what is wrong, what is allowed."""
     first = error.errors()[0]
     field = _dotted(first["loc"])
     if first["type"] == "extra_forbidden":
@@ -28,7 +28,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """``value`` as in Python, in at most 80 characters and little time, however large it is."""
+    """Return ``value`` as Python writes it, cut to 80 characters, in little time even where it is large."""
     try:
         return _REPR.repr(value)[:80]
     except ValueError:  # an integer of more digits than Python writes
@@ -36,7 +36,7 @@ def _shown(value: Any) -> str:
 
 
 def _dotted(location: tuple[str | int, ...]) -> str:
-    """``("experts", 0, "p")`` as ``experts[1].p``: experts and levels count from 1, as in the paper."""
+    """Write ``("experts", 0, "p")`` as ``experts[1].p``: experts and levels count from 1, as in the paper."""
     text = ""
     for part in location:
         text += f"[{part + 1}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -44,7 +44,7 @@ def _dotted(location: tuple[str | int, ...]) -> str:
 
 
 def _fields_at(model: type[BaseModel], location: tuple[str | int, ...]) -> dict[str, Any]:
-    """The field names of the settings nested at ``location``."""
+    """Return the field names of the settings nested at ``location``."""
     for part in location:
         if isinstance(part, int):
             continue

@@ -39,7 +39,7 @@ _LATENT_DIFFUSION = DiffusionConfig()
 
 @dataclass(frozen=True)
 class _Setting:
-    """What the rows of one data set share."""
+    """The settings that the rows of one data set share."""
 
     image: ImageConfig
     sampling: SamplingConfig
@@ -51,7 +51,7 @@ class _Setting:
 
 _LDM = {"multipliers": (1, 2, 3, 4), "attention_downsamples": (2, 4, 8), "head_channels": 32}
 _IU_LDM = _LDM | {"pool_strides": (2, 2, 1, 1), "layer_scale_levels": (3, 4)}
-# Table 5, but for its two blocks a level of the experts: their parameters are those of one.
+# Table 5, except its two blocks per level in the experts: their parameter counts are those of one.
 _ADM = {"multipliers": (1, 1, 2, 2, 4, 4), "depth": 1, "head_channels": 64, "dropout": 0.1, "learned_variance": True}
 _IU_ADM = _ADM | {"pool_strides": (2, 2, 1, 1, 1, 1), "layer_scale_levels": (3, 4, 5, 6)}
 _IU_ADM_ALONE = _IU_ADM | {"head_channels": 32}
@@ -68,7 +68,7 @@ _IU_THUMBNAILS = _THUMBNAILS | {"pool_strides": (2, 1)}
 
 
 def _pixels(steps: int, batch_size: int = SamplingConfig().batch_size) -> SamplingConfig:
-    """Return a sampling of pixels: predictions are clipped to their range, and DDIM's last step leaves no noise."""
+    """Return the sampling settings for pixels: predictions are clipped to their range, and DDIM's last step leaves no noise."""
     return SamplingConfig(steps=steps, batch_size=batch_size, clip=True, set_alpha_to_one=True)
 
 
@@ -142,7 +142,7 @@ _DIGITS_EXPERT = TrainingConfig(
 
 
 def _alone(training: TrainingConfig) -> TrainingConfig:
-    """One model trained as long as four experts together."""
+    """Return the training of one model for as many steps as four experts have together."""
     return training.model_copy(update={"steps": 4 * training.steps})
 
 
@@ -210,12 +210,12 @@ _ROWS: dict[str, tuple[Family, int, dict[str, Any], tuple[float, ...], TrainingC
 
 
 def preset_names() -> tuple[str, ...]:
-    """Every row of the paper and the small presets: data set first, then the system (``ffhq-meme``)."""
+    """Return the names of all rows of the paper and of the small presets: data set first, then the system (``ffhq-meme``)."""
     return tuple(_ROWS)
 
 
 def preset(name: str) -> Config:
-    """The config of one row; an unknown name is a ``UserError`` with the nearest known one."""
+    """Return the config of one row. Raises ``UserError`` for an unknown name, with the nearest known one."""
     if name not in _ROWS:
         near = difflib.get_close_matches(name, _ROWS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"allowed are {', '.join(_ROWS)}"
@@ -238,8 +238,8 @@ def preset(name: str) -> Config:
 
 
 def yardsticks(name: str) -> dict[str, Config]:
-    """What a search around preset ``name`` is measured against: its hand-made pattern, one architecture for all experts,
-    and a single model trained as long as all experts together."""
+    """Return the yardsticks of a search around preset ``name``: its hand-made pattern, one architecture for all experts, and a
+    single model trained as long as all experts together."""
     family = name.split("-")[0]
     found = {"hand-made": preset(name)}
     for kind, row in (
@@ -253,7 +253,7 @@ def yardsticks(name: str) -> dict[str, Config]:
 
 
 def experts_of(network: NetworkConfig, probabilities: tuple[float, ...], timesteps: int) -> tuple[ExpertConfig, ...]:
-    """An expert for each p_n on even intervals; in the iU-Net with the paper's hand-made split."""
+    """Return one expert for each p_n, on even intervals. In the iU-Net each has the paper's hand-made split."""
     count = len(probabilities)
     splits = [hand_made_split(network, number, count) if network.splits_channels else () for number in range(1, count + 1)]
     intervals = even_intervals(count, timesteps)
@@ -264,8 +264,11 @@ def experts_of(network: NetworkConfig, probabilities: tuple[float, ...], timeste
 
 
 def hand_made_split(network: NetworkConfig, number: int, count: int) -> tuple[int, ...]:
-    """C_l at every level of expert ``number`` of ``count``: the paper's shares, carried over to other numbers of experts and
-    levels by relative place, and rounded to whole heads. The paper's own sizes give the paper's own splits."""
+    """Return C_l at every level of expert ``number`` of ``count``, by the paper's attention shares.
+
+    Other numbers of experts and levels take the shares at the same relative place, rounded to whole heads. The paper's own
+    sizes give the paper's own splits.
+    """
     row = PAPER_SHARES[relative_place(number, count, len(PAPER_SHARES))]
     shares = [row[relative_place(level, network.levels, len(row))] for level in range(1, network.levels + 1)]
     heads = [math.floor(share * width / network.head_channels + 0.5) for share, width in zip(shares, network.widths, strict=True)]

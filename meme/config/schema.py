@@ -1,4 +1,4 @@
-"""What is trained, sampled and scored: validated, frozen settings, to and from YAML, with stable ids. No torch.
+"""The settings of training, sampling and scoring: validated, frozen, to and from YAML, with stable ids. No torch.
 
 A wrong value is refused when the config is built, in one sentence that names the field and what is allowed.
 """
@@ -26,7 +26,7 @@ def _is_none(value: Any) -> bool:
 
 
 def _is_unused(value: Any) -> bool:
-    """Return whether a field that did not always exist has its default, and so stays out of ids and files."""
+    """Return whether a field that was added later has its default value, and so is left out of ids and files."""
     return not value
 
 
@@ -84,7 +84,7 @@ class TrainingConfig(Settings):
     gradient_clip: Annotated[float, Field(ge=0.0)] = 0.0
     """Largest norm of the gradient; 0 means no limit."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9999
-    """Of the averaged weights that are sampled from; ramped up as min(decay, (1 + step) / (10 + step))."""
+    """Decay of the averaged weights that are sampled from; ramped up as min(decay, (1 + step) / (10 + step))."""
     p2_gamma: Annotated[float, Field(ge=0.0)] = 0.0
     """P2 loss weights 1 / (k + SNR)^gamma (Choi et al. 2022); 0 weighs all timesteps alike, as Eq. 2."""
     p2_k: Annotated[float, Field(gt=0.0)] = 1.0
@@ -101,7 +101,7 @@ class TrainingConfig(Settings):
     """Numbers that networks calculate with in training: bf16, fp16 (the loss is scaled up, and steps that overflow are skipped)
     or fp32; auto is bf16 on a GPU and fp32 elsewhere. Weights are float32 with all of them."""
     seed: Count = 0
-    """Of initial weights, order of the data, timesteps and noise."""
+    """Seed of initial weights, order of the data, timesteps and noise."""
 
 
 class SamplingConfig(Settings):
@@ -132,11 +132,11 @@ class EvaluationConfig(Settings):
     inception_split: Annotated[Positive | None, Field(exclude_if=_is_none)] = None
     """Images of a split of the inception score: 5,000 are those of ADM's evaluator; None: ten equal splits."""
     seed: Count = 0
-    """Of the sampling noise, common to all candidates."""
+    """Seed of the sampling noise, common to all candidates."""
 
 
 class Config(Settings):
-    """Everything that training, sampling and scoring one ensemble of experts need."""
+    """All settings for training, sampling and scoring one ensemble of experts."""
 
     name: str
     data: str = "digits"
@@ -165,12 +165,12 @@ class Config(Settings):
         return self
 
     def expert(self, number: int) -> ExpertConfig:
-        """Expert ``number`` of 1 to N; 1 is nearest to the data."""
+        """Return expert ``number`` of 1 to N; 1 is nearest to the data."""
         require(1 <= number <= len(self.experts), f"expert: must be 1 to {len(self.experts)}, not {number}")
         return self.experts[number - 1]
 
     def with_(self, **sections: Any) -> "Config":
-        """A validated copy: ``config.with_(name="x", training={"steps": 5})`` merges into the sections named."""
+        """Return a validated copy: ``config.with_(name="x", training={"steps": 5})`` merges into the sections named."""
         merged = self.model_dump()
         for key, value in sections.items():
             both_sections = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -179,14 +179,17 @@ class Config(Settings):
 
     @property
     def pixels(self) -> ImageConfig:
-        """Channels and size of the images themselves, which with a first stage are not what is denoised."""
+        """Channels and size of the images themselves. With a first stage they differ from ``image``, which describes the
+        latents."""
         stage = self.first_stage
         return ImageConfig(channels=stage.image_channels, size=self.image.size * stage.downsample) if stage else self.image
 
     @property
     def architecture_id(self) -> str:
-        """Equal for two configs that differ in nothing that can change what is trained (data, name, scoring, and where a first
-        stage or known initial weights lie aside)."""
+        """Return an id that is equal for two configs unless they differ in something that can change what is trained.
+
+        Data, name and scoring do not change it, nor does the place where a first stage or known initial weights are stored.
+        """
         content = self.model_dump(mode="json", include={"image", "first_stage", "network", "experts", "diffusion", "training"})
         if self.training.initial_digest:
             content["training"].pop("initial_weights", None)
@@ -196,23 +199,23 @@ class Config(Settings):
         return stable_id(content)
 
     def canonical_expert(self, number: int) -> ExpertConfig:
-        """Expert ``number`` less what cannot change its training: overrides without effect, and p where the interval is all of T,
-        so that both draws agree."""
+        """Return expert ``number`` without what cannot change its training: overrides without effect, and p where the interval
+        is all of T, so that both draws agree."""
         expert = self.expert(number).canonical(self.network)
         everywhere = expert.interval == (0, self.diffusion.timesteps)
         return expert.model_copy(update={"p": 1.0}) if everywhere else expert
 
     def to_yaml(self) -> str:
-        """All settings as YAML, which ``load`` reads back to an equal config."""
+        """Return all settings as YAML, which ``load`` reads back to an equal config."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=120)
 
     def save(self, path: Path) -> None:
-        """Write the YAML so that a reader sees all of it or nothing. ``OSError`` where it can't be written."""
+        """Write the YAML so that a reader sees all of it or nothing. Raises ``OSError`` where it cannot be written."""
         write_text(path, self.to_yaml())
 
     @classmethod
     def load(cls, path: Path) -> "Config":
-        """Read a YAML config; anything wrong with it is a ``UserError`` of one sentence."""
+        """Read a YAML config. Raises ``UserError``, of one sentence, for anything wrong with it."""
         content = read_yaml(path)
         if not isinstance(content, dict):
             raise UserError(f"{path}: a config is a mapping of {', '.join(cls.model_fields)}")
@@ -223,23 +226,23 @@ class Config(Settings):
 
 
 def stable_id(content: Any) -> str:
-    """Twelve hex digits that depend on the JSON content alone."""
+    """Return twelve hex digits that depend on the JSON content alone."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def even_intervals(experts: int, timesteps: int) -> tuple[tuple[int, int], ...]:
-    """[0, T) cut into ``experts`` disjoint intervals of equal length (to one step), nearest to the data first."""
+    """Cut [0, T) into ``experts`` disjoint intervals of equal length (to one step), nearest to the data first."""
     edges = [round(timesteps * number / experts) for number in range(experts + 1)]
     return tuple(itertools.pairwise(edges))
 
 
 def relative_place(position: int, count: int, places: int) -> int:
-    """Index among ``places`` that lies where ``position`` (from 1) lies among ``count``."""
+    """Return the index among ``places`` at the relative place that ``position`` (from 1) has among ``count``."""
     return 0 if count == 1 else round((position - 1) * (places - 1) / (count - 1))
 
 
 def split_choices(width: int, head_channels: int) -> tuple[int, ...]:
-    """The allowed C_l at a level: from all convolution (0) to all attention (the width) in steps of the head width."""
+    """Return the allowed C_l at a level: from all convolution (0) to all attention (the width) in steps of the head width."""
     return tuple(range(0, width + 1, head_channels))
 
 
@@ -259,7 +262,8 @@ def _check_intervals(experts: tuple[ExpertConfig, ...], timesteps: int) -> None:
 
 
 def _check_sampling(sampling: SamplingConfig, timesteps: int) -> None:
-    """Steps are spaced T // S apart: where S does not divide T they would not reach the noise, and the last expert would idle."""
+    """Raise ``ValueError`` where the number of sampling steps S does not divide T: steps are T // S apart, so they would not
+    reach pure noise, and the last expert would be idle."""
     limit = timesteps // 2 if sampling.sampler == "ddim" else timesteps
     require(
         sampling.steps <= limit and timesteps % sampling.steps == 0,

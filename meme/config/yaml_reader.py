@@ -1,4 +1,4 @@
-"""A YAML file as plain data, whoever wrote it: nothing in it runs, and nothing in it grows."""
+"""Read a YAML file as plain data, whoever wrote it: nothing in it is executed, and no reference multiplies its size."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ MAX_BYTES = 2**18  # the paper's largest preset has 2 kB
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Without references: a few lines of them stand for gigabytes once they are followed, merged or printed."""
+    """A loader that refuses references: a few lines of them stand for gigabytes once they are followed, merged or printed."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -20,7 +20,8 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file of at most ``MAX_BYTES``; anything wrong with it is a ``UserError`` of one sentence."""
+    """Return the content of a YAML file of at most ``MAX_BYTES``. Raises ``UserError``, of one sentence, for anything wrong
+    with it."""
     try:
         with Path(path).open("rb") as file:
             content = file.read(MAX_BYTES + 1)

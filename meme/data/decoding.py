@@ -25,7 +25,7 @@ CIFAR_SHAPE = (3, 32, 32)
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "FITS", "GRIB", "HDF5", "IPTC", "MPEG"}
 
 FULL_WHITE = 65_535  # of 16-bit grey pixels, unless the data set uses only some of their bits
-GREY_TOLERANCE = 4  # of 255: by so much the channels of a grey image differ after a lossy format
+GREY_TOLERANCE = 4  # on the scale to 255: a lossy format lets the channels of a grey image differ by up to this much
 HEAD_BYTES = 16  # of a file, which tell its format
 
 _TURNS = {
@@ -90,23 +90,24 @@ class UnreadableError(Exception):
 
 
 def is_image_name(name: str) -> bool:
-    """Whether the extension is that of a format which Pillow decodes by itself."""
+    """Return whether the extension belongs to a format that Pillow decodes by itself."""
     return os.path.splitext(name)[1].lower() in _extensions()
 
 
 def has_extension(name: str) -> bool:
-    """Whether the name says what kind of file it is. A number at its end, as in scan.0001, does not."""
+    """Return whether the name says what kind of file it is. A number at its end, as in scan.0001, is no extension."""
     return os.path.splitext(name)[1].strip(".0123456789") != ""
 
 
 def why_foreign(name: str) -> str | None:
-    """Why a picture with this extension cannot be read here, and what to do; None for other files."""
+    """Return why a picture with this extension cannot be read here, and what to do. Return None for other files."""
     end = os.path.splitext(name)[1].lower()
     return None if end in _extensions() else _FOREIGN.get(end)
 
 
 def extension_of(head: bytes) -> str | None:
-    """The extension that fits a picture which begins with ``head``, HEAD_BYTES long; None where it is no picture."""
+    """Return the extension of the picture format whose files begin with ``head``, HEAD_BYTES long. Return None where it is no
+    picture."""
     if head[4:8] == b"ftyp":
         return _BRANDS.get(head[8:12])
     is_bitmap = head[:2] == b"BM" and head[6:10] == bytes(4)
@@ -117,14 +118,14 @@ def extension_of(head: bytes) -> str | None:
 
 
 class Origin(NamedTuple):
-    """What an image was before it was converted."""
+    """Properties of an image before it was converted."""
 
     width: int
     height: int
     mode: str
-    """Pillow's."""
+    """Pillow's name of the mode."""
     in_colour: bool
-    """Whether any pixel is; a grey image may be stored as RGB."""
+    """True if any pixel is in colour; a grey image may be stored as RGB."""
     peak: int = 0
     """Largest value of grey pixels of more than 8 bits; 0 for other images."""
 
@@ -135,7 +136,8 @@ class Origin(NamedTuple):
 
 
 def decode_image(contents: bytes, size: int, channels: int, white: int = FULL_WHITE) -> tuple[np.ndarray, Origin]:
-    """An image file as uint8 (C, size, size), of an animation its first frame; and what it was.
+    """Decode an image file to uint8 (C, size, size), an animation to its first frame. Also return its properties before
+    conversion.
 
     ``white`` is the value of white in grey pixels of more than 8 bits.
     """
@@ -152,7 +154,7 @@ def decode_image(contents: bytes, size: int, channels: int, white: int = FULL_WH
 
 
 def decode_cifar(contents: bytes, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """One of CIFAR-10's binary batches as images, uint8 (K, C, size, size), and labels, int64 (K,).
+    """Decode one of CIFAR-10's binary batches to images, uint8 (K, C, size, size), and labels, int64 (K,).
 
     A record is one label byte, then the red, green and blue plane of 32 x 32 bytes in row-major order.
     """
@@ -170,7 +172,7 @@ def decode_cifar(contents: bytes, size: int, channels: int) -> tuple[np.ndarray,
 
 
 def square(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Any Pillow image as uint8 (C, size, size): upright, on white where transparent, centre-cropped, antialiased.
+    """Convert any Pillow image to uint8 (C, size, size): upright, on white where transparent, centre-cropped, antialiased.
 
     The centre square is cut out and resized (bicubic) in one go: the same as resizing the shorter side and cropping,
     without ever making a giant of a long thin strip.
@@ -192,7 +194,7 @@ def _cropped(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def why_unreadable(error: Exception) -> str:
-    """The reason in a few words. It may quote the file, so it is not yet fit to print."""
+    """Return the reason in a few words. It may quote the file, so it is not yet fit to print."""
     if isinstance(error, UnreadableError):
         return str(error)
     if isinstance(error, UnidentifiedImageError):
@@ -205,7 +207,7 @@ def why_unreadable(error: Exception) -> str:
 
 
 def _load(image: Image.Image) -> None:
-    """Decode ``image``. A file for which Pillow lacks memory, though there is enough for its pixels, is damaged."""
+    """Decode ``image``. Where Pillow runs out of memory although there is enough for the pixels, the file is damaged."""
     try:
         image.load()
     except MemoryError:
@@ -214,7 +216,7 @@ def _load(image: Image.Image) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """``image`` turned as its EXIF orientation says. Whatever else is in EXIF is not read, as cameras write odd things there."""
+    """Turn ``image`` as its EXIF orientation says. Nothing else in EXIF is read, since cameras write odd things there."""
     turn = _TURNS.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
 
@@ -230,7 +232,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _opaque(image: Image.Image, white: int, *, is_negative: bool = False) -> Image.Image:
-    """``image`` in mode "1", "L" or "RGB", transparent parts composited on white."""
+    """Convert ``image`` to mode "1", "L" or "RGB", with transparent parts composited on white."""
     if image.mode == "F":
         raise UnreadableError("floating-point pixels, whose white is not defined")
     if _is_wide(image):
@@ -242,17 +244,18 @@ def _opaque(image: Image.Image, white: int, *, is_negative: bool = False) -> Ima
 
 
 def _is_wide(image: Image.Image) -> bool:
-    """Whether it is grey in more than 8 bits."""
+    """Return whether the image is grey in more than 8 bits."""
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
 def _is_white_zero(image: Image.Image) -> bool:
-    """Whether it is a TIFF in which 0 means white; Pillow inverts those of 8 bits alone."""
+    """Return whether the image is a TIFF in which 0 means white. Pillow inverts only those of 8 bits."""
     return isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _eight_bits(image: Image.Image, white: int) -> Image.Image:
-    """A 16-bit grey image, which Pillow opens as "I;16" or "I", scaled to "L" or "LA"; `convert` would clip all above 255."""
+    """Scale a 16-bit grey image, which Pillow opens as "I;16" or "I", to "L" or "LA"; `convert` would clip all values above
+    255."""
     wide = np.asarray(image).astype(np.float64)
     if wide.min() < 0 or wide.max() > FULL_WHITE:
         raise UnreadableError(f"32-bit pixels outside 0 to {FULL_WHITE:,}, whose white is not defined")
@@ -264,7 +267,8 @@ def _eight_bits(image: Image.Image, white: int) -> Image.Image:
 
 
 def _has_colour(image: Image.Image) -> bool:
-    """Whether the channels of an RGB image differ anywhere. Most photos show it when they are small."""
+    """Return whether the channels of an RGB image differ anywhere. A small copy is tried first, since most photos show it
+    there."""
     small = image.reduce(8) if min(image.size) >= 64 else image
     return _channels_differ(small) or (small is not image and _channels_differ(image))
 
@@ -277,7 +281,7 @@ def _channels_differ(image: Image.Image) -> bool:
 
 @cache
 def _extensions() -> dict[str, str]:
-    """Extension (".png") to format ("PNG"); this also registers Pillow's readers, before threads could race to it."""
+    """Map extensions (".png") to formats ("PNG"). The call also registers Pillow's readers, before threads could race to it."""
     with suppress(ImportError):  # an extra: meme-nas[heif]
         from pillow_heif import register_heif_opener
 
@@ -288,5 +292,5 @@ def _extensions() -> dict[str, str]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Formats that may be opened, whatever the extension says: a PostScript file called a.png is not an image."""
+    """Return the formats that may be opened, whatever the extension says: a PostScript file called a.png is not an image."""
     return tuple(sorted(set(_extensions().values()), key=lambda name: (name not in ("JPEG", "PNG"), name)))

@@ -36,7 +36,8 @@ _MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, RuntimeErro
 
 
 def _published_vq(multipliers: tuple[int, ...], latent_channels: int, codes: int, *, attention: bool) -> dict[str, Any]:
-    """128 channels at first and two residual blocks a level, with or without attention at the coarsest level."""
+    """Return the arguments of a VQModel with 128 channels at first and two residual blocks per level, with or without attention
+    at the coarsest level."""
     plain = len(multipliers) - attention
     return {
         "block_out_channels": tuple(128 * multiplier for multiplier in multipliers),
@@ -69,7 +70,7 @@ class FirstStage:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> unscaled float32 latents (B, c, h, w) on this stage's device.
+        """Encode uint8 (B, C, H, W) to unscaled float32 latents (B, c, h, w) on this stage's device.
 
         VQ: before quantisation, which is the decoder's first layer (Rombach et al. 2022, appendix G). KL: the posterior's
         mean. LDM draws from the posterior at every step; latents kept on disk are drawn once, and a single draw used in
@@ -83,14 +84,14 @@ class FirstStage:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Unscaled latents (B, c, h, w) -> float32 images (B, C, H, W) clipped to [-1, 1], on this stage's device.
+        """Decode unscaled latents (B, c, h, w) to float32 images (B, C, H, W) clipped to [-1, 1], on this stage's device.
 
-        VQ: every latent is replaced by the nearest code first. Raises ValueError for latents of another shape.
+        A VQ stage first replaces every latent by the nearest code. Raises ValueError for latents of another shape.
         """
         return self._in_parts(lambda part: self.model.decode(part.float()).sample.clamp_(-1, 1), latents, self.latent_shape)
 
     def _in_parts(self, compute: Callable[[Tensor], Tensor], batch: Tensor, shape: tuple[int, int, int]) -> Tensor:
-        """``compute`` over parts of ``batch`` (B, *shape) whose activations fit into memory."""
+        """Apply ``compute`` to parts of ``batch`` (B, *shape) whose activations fit into memory."""
         if batch.shape[1:] != shape:
             raise ValueError(f"this first stage takes (B, {', '.join(map(str, shape))}), not {tuple(batch.shape)}")
         at_once = max(1, _PIXELS_AT_ONCE // math.prod(self.pixel_shape[1:]))
@@ -100,7 +101,8 @@ class FirstStage:
 
 
 def open_first_stage(config: FirstStageConfig, image: ImageConfig, device: torch.device | str = "cpu") -> FirstStage:
-    """The autoencoder at ``config.source``, for latents of ``image``'s channels and size. It takes about 1 s: do it once.
+    """Open the autoencoder at ``config.source``, for latents of ``image``'s channels and size. It takes about 1 s: do it
+    once.
 
     The source is a folder, or a name on the Hugging Face hub, fetched once. Nothing but safetensors is read.
 
@@ -125,7 +127,7 @@ def open_first_stage(config: FirstStageConfig, image: ImageConfig, device: torch
 
 
 def _folder(config: FirstStageConfig) -> Path:
-    """Where the autoencoder's own config and weights lie."""
+    """Return the folder with the autoencoder's own config and weights."""
     _require(config.source.strip(), f"first_stage.source: is empty; {_ALLOWED}, or a name on the Hugging Face hub")
     local = Path(os.path.expanduser(config.source))
     _require(not os.path.isfile(local), f"first_stage.source: {local} is a file; {_ALLOWED}")
@@ -140,7 +142,7 @@ def _folder(config: FirstStageConfig) -> Path:
 
 
 def _fetched(config: FirstStageConfig) -> Path:
-    """The hub's files of this name, in its cache on this machine."""
+    """Return the folder with the hub's files of this name, downloaded into its cache on this machine if need be."""
     from huggingface_hub import snapshot_download
 
     inner = f"{config.subfolder}/" if config.subfolder else ""
@@ -169,7 +171,7 @@ def _check_class(settings: dict[str, Any], folder: Path, kind: str) -> None:
 
 
 def _check_weights(folder: Path) -> None:
-    """That there are weights, all of them safetensors: diffusers believes an index, and would unpickle a file it names."""
+    """Require weights that are all safetensors: diffusers trusts an index, and would unpickle a file that it names."""
     index = folder / _INDEX
     names = _read_json(index).get("weight_map") if index.exists() else {"all": _WEIGHTS}
     if not isinstance(names, dict) or not names:
@@ -180,7 +182,7 @@ def _check_weights(folder: Path) -> None:
 
 
 def _check_shapes(settings: dict[str, Any], folder: Path, config: FirstStageConfig, image: ImageConfig) -> None:
-    """That the autoencoder leads from ``config``'s images to latents of ``image``'s channels and size."""
+    """Require an autoencoder that leads from ``config``'s images to latents of ``image``'s channels and size."""
     try:
         taken, latent, given = _shapes(config.kind, json.dumps(settings))
     except _MALFORMED as error:
@@ -197,7 +199,8 @@ def _check_shapes(settings: dict[str, Any], folder: Path, config: FirstStageConf
 
 @lru_cache(maxsize=8)  # opening is then mostly reading the weights
 def _shapes(kind: str, settings: str) -> tuple[torch.Size, torch.Size, torch.Size]:
-    """(C, H, W) of an image, its latent and what comes back, on the meta device, where nothing is computed or stored."""
+    """Return (C, H, W) of an image, its latent and the decoded image, from the meta device, where nothing is computed or
+    stored."""
     with torch.device("meta"), torch.no_grad():
         model = _model_class(kind).from_config(json.loads(settings))
         pixels = torch.empty(1, model.config.in_channels, _PROBE, _PROBE)
@@ -206,7 +209,7 @@ def _shapes(kind: str, settings: str) -> tuple[torch.Size, torch.Size, torch.Siz
 
 
 def _load(folder: Path, kind: str) -> "VQModel | AutoencoderKL":
-    """The autoencoder with its weights, as float32 whatever they are stored as."""
+    """Load the autoencoder with its weights, as float32 whatever they are stored as."""
     try:
         model, report = _model_class(kind).from_pretrained(
             folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
@@ -234,7 +237,7 @@ def _encode(model: "VQModel | AutoencoderKL", x: Tensor) -> Tensor:
 
 
 def _identity(model: "VQModel | AutoencoderKL") -> str:
-    """16 hex digits that depend on the weights and on every setting of the model, and not on where it came from."""
+    """Return 16 hex digits that depend on the weights and every setting of the model, but not on its source."""
     settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
     facts = [_FORMAT, type(model).__name__, settings]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
@@ -250,5 +253,5 @@ def _require(condition: Any, sentence: str) -> None:
 
 
 def _brief(text: object) -> str:
-    """Others' words, fit for the middle of a sentence."""
+    """Shorten text from elsewhere for the middle of a sentence."""
     return " ".join(str(text).split())[:160]

@@ -1,6 +1,7 @@
-"""Folders of Hugging Face datasets on this disk: what ``save_to_disk`` wrote, or parquet files. Nothing is fetched or unpickled.
+"""Folders of Hugging Face datasets on this disk: written by ``save_to_disk``, or parquet files. Nothing is fetched or
+unpickled.
 
-A dataset is a table with a row an image; the package ``datasets`` reads it and is imported only here, where there is one.
+A dataset is a table with a row per image. The package ``datasets`` reads it; it is optional and imported only here.
 """
 
 import re
@@ -36,15 +37,15 @@ class Rows:
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether ``path`` is a dataset by the names of its files, without reading them."""
+    """Return whether ``path`` is a dataset by the names of its files, without reading them."""
     return bool(_saved(path) or _parquet(path))
 
 
 def open_rows(path: Path, shown: str) -> Rows:
-    """The rows of the dataset at ``path``: of its split called train where there are several.
+    """Open the rows of the dataset at ``path``; where there are several splits, those of its split called train.
 
-    ``UserError``, with ``shown`` for the path, where ``datasets`` is not installed or cannot read it, where it has no column of
-    images, or several splits of which none is called train.
+    Raises ``UserError``, with ``shown`` for the path, where ``datasets`` is not installed or cannot read it, and where it has
+    no column of images, or several splits of which none is called train.
     """
     try:
         import datasets
@@ -75,7 +76,7 @@ def _parquet(path: Path) -> list[Path]:
 
 
 def _files(path: Path, shown: str) -> list[Path]:
-    """The files of the split that is meant."""
+    """Return the files of the split to read."""
     if not _saved(path):
         files = _parquet(path)
         names = {file: match[1] if (match := _SPLIT_NAME.match(file.name)) else "" for file in files}
@@ -122,7 +123,8 @@ def _image_column(features: dict[str, Any], shown: str) -> str:
 
 
 def _labels(dataset: "Dataset") -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Labels and class names of the column called label, else of the first that holds classes; empty unless all rows have one."""
+    """Return labels and class names of the column called label, else of the first that holds classes. Both are empty unless all
+    rows have a class."""
     import datasets
 
     columns = [name for name, kind in dataset.features.items() if isinstance(kind, datasets.ClassLabel)]

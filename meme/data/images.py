@@ -36,7 +36,7 @@ _NAMED = 5  # skipped files named in a message
 
 
 class TrainingData(Protocol):
-    """What experts are trained on: `Images`, or the latents of a first stage."""
+    """The data that experts are trained on: `Images`, or the latents of a first stage."""
 
     @property
     def content_id(self) -> str: ...
@@ -73,7 +73,7 @@ class Images:
 
     @property
     def known_labels(self) -> np.ndarray:
-        """``labels`` of images that have them; ``ValueError`` of others."""
+        """Return ``labels``. Raises ``ValueError`` for images without labels."""
         if self.labels is None:
             raise ValueError(f"{self.name}: these images have no labels")
         return self.labels
@@ -82,12 +82,12 @@ class Images:
         return len(self.pixels)
 
     def tensor(self, indices: ArrayLike) -> torch.Tensor:
-        """The images at ``indices`` (B,) as float32 (B, C, H, W) in [-1, 1]."""
+        """Return the images at ``indices`` (B,) as float32 (B, C, H, W) in [-1, 1]."""
         chosen = np.asarray(self.pixels[np.asarray(indices, dtype=np.int64)])
         return torch.from_numpy(chosen).float().div_(127.5).sub_(1)
 
     def mirrored(self, indices: ArrayLike) -> torch.Tensor:
-        """As ``tensor``, with left and right exchanged."""
+        """Return the same as ``tensor``, with left and right exchanged."""
         return self.tensor(indices).flip(-1)
 
 
@@ -107,14 +107,14 @@ def open_images(
 ) -> Images:
     """Read a data set as ``size`` x ``size`` images with 1 (grey) or 3 (RGB) channels.
 
-    ``source`` is the string "digits" (scikit-learn's 1,797 handwritten digits, nothing to download), a folder or zip of
-    images, the folder of CIFAR-10's binary version, or a dataset of Hugging Face on this disk, which names its own classes
-    (see `meme.data.huggingface`). Where every image lies in a sub-folder, the first level of
-    sub-folders names the classes, after folders common to all are stripped. A folder called digits is "./digits".
+    ``source`` is the string "digits" (scikit-learn's 1,797 handwritten digits, nothing to download), a folder or zip of images,
+    the folder of CIFAR-10's binary version, or a dataset of Hugging Face on this disk, which names its own classes (see
+    `meme.data.huggingface`). Where every image lies in a sub-folder, the first level of sub-folders names the classes, after
+    folders common to all are stripped. A folder called digits is "./digits".
 
-    Decoded images are kept under the cache folder, so that opening again is quick; a changed file is noticed, and with
+    Decoded images are stored under the cache folder, so that opening them again is quick. A changed file is detected, and with
     ``fresh`` all files are read again. Unreadable files are skipped with one line to ``on_message``, or refused if ``strict``.
-    Links that lead out of a folder are followed if ``follow_links``, with one line that names where they lead.
+    Links that lead out of a folder are followed if ``follow_links``, with one line that names their targets.
 
     Raises UserError naming the field, if the source cannot be read or holds no readable image.
     """
@@ -136,7 +136,8 @@ def open_images(
 
 
 def check_outside(data: Path, output: Path, field: str) -> None:
-    """``UserError`` where ``output``, named by ``field``, lies inside the folder ``data``: what is written would join the images.
+    """Raise ``UserError`` where ``output``, named by ``field``, lies inside the folder ``data``, since its files would be read
+    as images.
 
     A hidden folder inside ``data`` is allowed, since hidden files are passed over.
     """
@@ -146,10 +147,11 @@ def check_outside(data: Path, output: Path, field: str) -> None:
 
 
 def batch_indices(count: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """Which of ``count`` images make up the batch of ``step``: int64 (batch,), a function of the arguments alone.
+    """Return the indices of the images in the batch of ``step``, out of ``count``: int64 (batch,), a function of the arguments
+    alone.
 
-    Every epoch is a permutation of all images, and batches are cut from the endless row of epochs; so one may span
-    two epochs, or many if ``batch`` exceeds ``count``.
+    Every epoch is a permutation of all images, and batches are cut from the endless sequence of epochs. So a batch may span two
+    epochs, or more if ``batch`` exceeds ``count``.
     """
     first, last = step * batch, (step + 1) * batch
     epochs = range(first // count, (last - 1) // count + 1)
@@ -176,7 +178,7 @@ def _digits(size: int, channels: int) -> Images:
 
 
 def existing(source: str | Path) -> Path:
-    """The absolute path of a source; ``UserError`` where there is nothing, or nothing that may be opened."""
+    """Return the absolute path of a source. Raises ``UserError`` where nothing is there, or nothing that may be opened."""
     shown = printable(str(source))
     if not str(source).strip():
         raise UserError(f"data: is empty; {ALLOWED}")
@@ -210,22 +212,23 @@ def _first_few(names: Sequence[str]) -> str:
 
 
 def _content_id(shape: Sequence[int], digest: bytes, labels: np.ndarray | None, classes: Sequence[str]) -> str:
-    """``digest`` is the SHA-256 of the pixels' bytes; it comes alone as the pixels may be too many to hold."""
+    """Return the id of a data set. ``digest`` is the SHA-256 of the pixels' bytes, passed by itself since the pixels may exceed
+    the memory."""
     facts = json.dumps([list(shape), digest.hex(), None if labels is None else labels.tolist(), list(classes)])
     return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
 def _key(path: Path, layout: Layout, size: int, channels: int) -> str:
-    """Everything that the decoded images depend on, without opening a single file."""
+    """Return the cache key: everything that the decoded images depend on, found without opening a file."""
     files = [[member.name, member.size, member.stamp] for member in layout.members]
     facts = json.dumps([_FORMAT, str(path), files, layout.skipped, layout.classes, size, channels])
     return hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 def _cached(path: Path, entry: Path, layout: Layout, size: int, channels: int) -> Images:
-    """The images of the cache's folder ``entry``, which is first made if it is missing or broken.
+    """Return the images of the cache's folder ``entry``, which is first made if it is missing or broken.
 
-    It is built beside and then renamed, so that no process ever sees half of it.
+    It is built beside its place and then renamed, so that no process ever sees half of it.
     """
     name, shape = printable(path.name), (channels, size, size)
     if (images := _read_entry(entry, name, shape)) is not None:
@@ -258,7 +261,7 @@ def _replace_folder(building: Path, entry: Path) -> None:
 
 
 def _read_entry(entry: Path, name: str, shape: tuple[int, int, int]) -> Images | None:
-    """The images of a cache entry, their pixels mapped from disk; None if it is missing or broken."""
+    """Return the images of a cache entry, with their pixels mapped from disk. Return None if it is missing or broken."""
     try:
         facts = json.loads((entry / "entry.json").read_text(encoding="utf-8"))
         count, classes = facts["count"], tuple(facts["classes"])
@@ -277,7 +280,8 @@ def _read_entry(entry: Path, name: str, shape: tuple[int, int, int]) -> Images |
 
 
 def _build(folder: Path, path: Path, layout: Layout, shape: tuple[int, int, int]) -> None:
-    """Decode ``layout`` into ``folder``: a second time where its grey images of 16 bits turn out to use only some of them."""
+    """Decode ``layout`` into ``folder``. It is decoded a second time where its 16-bit grey images turn out to use fewer
+    bits."""
     found = _decoded(folder, layout, shape, FULL_WHITE)
     if not len(found.labels):
         first = found.skipped[0]
@@ -302,7 +306,8 @@ def _build(folder: Path, path: Path, layout: Layout, shape: tuple[int, int, int]
 
 
 def _white(peak: int) -> int:
-    """Value of white in 16-bit grey images whose largest value is ``peak``: of as many bits as it takes."""
+    """Return the value of white in 16-bit grey images whose largest value is ``peak``: that of the fewest bits which hold it,
+    at least 8."""
     return FULL_WHITE if peak == 0 else 2 ** max(8, peak.bit_length()) - 1
 
 
@@ -315,7 +320,7 @@ class _Decoded:
 
 
 def _decoded(folder: Path, layout: Layout, shape: tuple[int, int, int], white: int) -> _Decoded:
-    """What ``layout`` holds; its pixels go straight to ``folder``, as they may be more than memory holds."""
+    """Decode ``layout``. Its pixels are written straight to ``folder``, since they may exceed the memory."""
     digest, labels, skipped, origins = hashlib.sha256(), [np.empty(0, np.int64)], list(layout.skipped), []
     with written_whole(folder / "pixels.npy") as partial, partial.open("wb") as file:
         _write_header(file, (0, *shape))
@@ -335,6 +340,7 @@ def _decoded(folder: Path, layout: Layout, shape: tuple[int, int, int], white: i
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    """An .npy header. numpy pads it for the first axis to grow, so that a second one fits over the first."""
+    """Write the header of an .npy file. numpy pads it for the first axis to grow, so that a second header fits over the
+    first."""
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

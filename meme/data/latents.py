@@ -1,7 +1,7 @@
-"""A data set as the latents of a first stage: computed once, kept on disk, scaled as they are denoised.
+"""A data set as the latents of a first stage: computed once, cached on disk, and scaled when read.
 
-Shapes: ``N`` images, ``B`` batch, ``c h w`` a latent. A latent is unscaled as the autoencoder has it, and scaled (times the
-scale factor) as it is denoised (Rombach et al. 2022, appendix G).
+Shapes: ``N`` images, ``B`` batch, ``c h w`` a latent. Unscaled latents are the autoencoder's output. Scaled ones, multiplied by
+the scale factor, are what networks denoise (Rombach et al. 2022, appendix G).
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from meme.support.files import cache_folder, write_text, written_whole
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """A data set as a trainer of latents sees it; stands where `meme.data.images.Images` does.
+    """A data set of latents, with the interface of `meme.data.images.Images` that a trainer uses.
 
     Do not send it to another process, which would copy it: let that call `latents_of`, and the pages are shared.
     """
@@ -40,14 +40,15 @@ class Latents:
         return len(self.values)
 
     def tensor(self, indices: ArrayLike) -> Tensor:
-        """The scaled latents at ``indices`` (B,) as float32 (B, c, h, w)."""
+        """Return the scaled latents at ``indices`` (B,) as float32 (B, c, h, w)."""
         chosen = np.asarray(self.values[np.asarray(indices, dtype=np.int64)])
         return torch.from_numpy(chosen).mul_(self.scale_factor)
 
     def mirrored(self, indices: ArrayLike) -> Tensor:
-        """As ``tensor``, of the images with left and right exchanged: a first stage does not encode those as mirrored latents.
+        """Return the same as ``tensor`` for the images with left and right exchanged. These are not the mirrored latents.
 
-        ``ValueError`` where they were not asked for."""
+        Raises ``ValueError`` where the mirrored images were not encoded.
+        """
         if self.mirrored_values is None:
             raise ValueError(f"{self.name}: the latents of the mirrored images were not asked for")
         chosen = np.asarray(self.mirrored_values[np.asarray(indices, dtype=np.int64)])
@@ -67,7 +68,7 @@ class Latents:
 
     @property
     def content_id(self) -> str:
-        """16 hex digits that depend on the images' content, the first stage and the scale factor."""
+        """Return 16 hex digits that depend on the images' content, the first stage and the scale factor."""
         facts = json.dumps([self.images.content_id, self.first_stage_id, self.scale_factor])
         return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
@@ -86,13 +87,13 @@ def latents_of(
     *,
     flip: bool = False,
 ) -> Latents:
-    """``images`` as latents of ``image``'s channels and size, encoded once and kept under ``cache_folder()/"latents"``.
+    """Encode ``images`` once to latents of ``image``'s channels and size, cached under ``cache_folder()/"latents"``.
 
-    The files are named by what determines them: the images' content and the first stage. ``batch_size`` images lie in
-    memory at a time. With ``flip``, those of the mirrored images are kept beside them; the scale factor is that of the images as
-    they are. Two processes that encode the same do the work twice and end with the same.
+    The files are named by what determines them: the images' content and the first stage. At most ``batch_size`` images are in
+    memory at a time. With ``flip``, latents of the mirrored images are stored beside them; the scale factor is that of the
+    unmirrored ones. Two processes that encode the same data both do the work and get the same result.
 
-    Raises UserError as `open_first_stage` does, or if the latents have no standard deviation, or the cache can't be written.
+    Raises UserError as `open_first_stage` does, or if the latents have no standard deviation, or the cache cannot be written.
     """
     stage = open_first_stage(config, image, device)
     values, measured = _entry(images, stage, batch_size, on_message, mirrored=False)
@@ -103,7 +104,7 @@ def latents_of(
 def _entry(
     images: Images, stage: FirstStage, batch_size: int, on_message: Callable[[str], None], *, mirrored: bool
 ) -> tuple[np.ndarray, float]:
-    """Latents and their measured scale factor from the cache, into which they are first put where they are missing."""
+    """Return latents and their measured scale factor from the cache. Missing ones are computed first."""
     path = cache_folder() / "latents" / f"{images.content_id}-{stage.id}{'-mirrored' if mirrored else ''}.npy"
     shape = (len(images), *stage.latent_shape)
     entry = _read_entry(path, shape)
@@ -122,7 +123,7 @@ def _entry(
 
 
 def _read_entry(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, float] | None:
-    """The latents, mapped from disk, and their measured scale factor; None if either is missing or damaged."""
+    """Return the latents, mapped from disk, and their measured scale factor. Return None if either is missing or damaged."""
     try:
         scale_factor = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["scale_factor"]
         values = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -135,7 +136,8 @@ def _read_entry(path: Path, shape: tuple[int, ...]) -> tuple[np.ndarray, float] 
 def _write_entry(
     path: Path, shape: tuple[int, ...], images: Images, stage: FirstStage, batch_size: int, *, mirrored: bool
 ) -> None:
-    """Latents go straight to disk, as they may be more than memory holds. The scale factor comes last: it seals the entry."""
+    """Encode the images straight to disk, since their latents may exceed the memory. The scale factor is written last and marks
+    the entry as complete."""
     moments = []
     with written_whole(path) as partial, partial.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -150,9 +152,9 @@ def _write_entry(
 
 
 def _scale_factor(moments: list[tuple[int, float, float]]) -> float:
-    """One over the standard deviation of all values, of whose parts these are counts, means and variances.
+    """Return one over the standard deviation of all values, from the counts, means and variances of their parts.
 
-    Rombach et al. 2022, appendix G, take it from the first batch; over all data it does not depend on their order.
+    Rombach et al. 2022, appendix G, take it from the first batch. Over all data it does not depend on their order.
     """
     counts, means, variances = torch.tensor(moments, dtype=torch.float64).T
     shares = counts / counts.sum()

@@ -41,7 +41,7 @@ MAX_FILE_BYTES = 512 * 2**20
 ALLOWED = (
     "give 'digits', a folder of images, a zip of images, the folder of CIFAR-10's binary version, or a dataset of Hugging Face"
 )
-# What a zip's member may unpack to: so much, or so many times what it takes in the zip. A white BMP is packed 1,000 times.
+# A zip's member may unpack to this number of bytes, or this multiple of its size in the zip. A white BMP is packed 1,000 times.
 UNPACKED_BYTES, UNPACKED_TIMES = 16 * 2**20, 200
 
 _CIFAR_BATCH = re.compile(r"data_batch_\d+\.bin")
@@ -62,7 +62,7 @@ _WINDOW = 128  # files decoded ahead of the reader, so that memory stays bounded
 
 
 class Skipped(NamedTuple):
-    """A file that could not be read: its name inside the source, and why in a few words. Both are fit to print."""
+    """A file that could not be read: its name inside the source, and the reason in a few words. Both are fit to print."""
 
     name: str
     reason: str
@@ -80,7 +80,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a source holds, known without decoding anything."""
+    """The contents of a source, listed without decoding anything."""
 
     members: tuple[Member, ...]  # to be decoded, in this order
     skipped: tuple[Skipped, ...]  # refused before being opened
@@ -99,10 +99,10 @@ class Block(NamedTuple):
 
 @contextmanager
 def open_layout(path: Path, *, follow_links: bool = False) -> Iterator[Layout]:
-    """The layout of a folder, zip or dataset of Hugging Face; its members can be read until the context ends.
+    """Open the layout of a folder, zip or dataset of Hugging Face. Its members can be read until the context ends.
 
     Hidden files, and folders that systems leave among pictures, are passed over. Links that lead out of a folder, and linked
-    folders, are refused one by one unless ``follow_links``. Raises UserError if ``path`` is neither, or holds no image.
+    folders, are refused one by one unless ``follow_links``. Raises UserError if ``path`` is none of these, or holds no image.
     """
     shown = printable(str(path))
     if path.is_dir():
@@ -127,7 +127,7 @@ def open_layout(path: Path, *, follow_links: bool = False) -> Iterator[Layout]:
 
 
 def decode_all(layout: Layout, size: int, channels: int, white: int = FULL_WHITE) -> Iterator[Block | Skipped]:
-    """Every member of ``layout`` in order, as ``size`` x ``size`` images with 1 (grey) or 3 (RGB) channels.
+    """Decode every member of ``layout`` in order, to ``size`` x ``size`` images with 1 (grey) or 3 (RGB) channels.
 
     ``white`` is the value of white in grey pixels of more than 8 bits. Raises UserError where the machine, not the file, is at
     fault: permission, a failing disk, a file that vanished.
@@ -168,7 +168,7 @@ def _decode(member: Member, labels: dict[str, int] | None, size: int, channels: 
 
 
 class _Walk:
-    """The files of a folder, and where its links lead."""
+    """The files of a folder, and the places that its links lead to."""
 
     def __init__(self, root: Path, follow_links: bool):
         self._root, self._follow_links = root, follow_links
@@ -192,7 +192,7 @@ class _Walk:
                     yield found
 
     def _why_not(self, folder: str) -> str | None:
-        """Why a linked folder is not entered; None where it is."""
+        """Return why a linked folder is not entered, or None where it is."""
         if not self._follow_links:
             return "a linked folder, which only --follow-links enters"
         target = os.path.realpath(folder)
@@ -206,7 +206,7 @@ class _Walk:
             self.linked.add(printable(target))
 
     def _file(self, path: Path, name: str) -> Member | Skipped | None:
-        """One file as a member of the source, or why it is none; None for what is no picture."""
+        """Return a file as a member of the source, or as skipped with the reason. Return None for anything but a picture."""
         if _HIDDEN.search(name):
             return None
         if reason := why_foreign(name):
@@ -242,7 +242,8 @@ def _head(path: Path) -> bytes:
 
 
 def _by_content(member: Member, head: Callable[[], bytes]) -> Member | Skipped | None:
-    """A file whose name says nothing, if it begins as a picture does; why it is skipped where that kind cannot be read."""
+    """Return a file whose name says nothing as a member, if it begins as a picture does, or as skipped where that kind of
+    picture cannot be read."""
     try:
         end = extension_of(head())
     except Exception:  # of the file system, or a damaged zip: nothing says that it is a picture
@@ -271,7 +272,7 @@ def _list_zip(archive: zipfile.ZipFile) -> Iterator[Member | Skipped]:
 
 
 def _zip_refusal(info: zipfile.ZipInfo, name: str) -> str | None:
-    """Why a zip's member is not to be trusted, or None."""
+    """Return why a zip's member is not to be trusted, or None."""
     if name.startswith("/") or name[1:2] == ":":
         return "an absolute path"
     if ".." in name.split("/"):
@@ -288,7 +289,7 @@ def _zip_refusal(info: zipfile.ZipInfo, name: str) -> str | None:
 
 
 def _unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A member's bytes. ``read`` without a number would unpack all there is, even where the zip claims it were less."""
+    """Return a member's bytes. ``read`` without a number would unpack everything, even where the zip claims a smaller size."""
     with archive.open(info) as file:
         return file.read(info.file_size)
 
@@ -299,12 +300,12 @@ def _unpacked_head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 
 def is_passed_over(name: str) -> bool:
-    """Whether a path inside a source is hidden, or in a folder that systems leave among pictures."""
+    """Return whether a path inside a source is hidden, or in a folder that systems leave among pictures."""
     return bool(_HIDDEN.search(name))
 
 
 def _is_named_image(name: str) -> bool:
-    """Whether the name is that of an image or of one of CIFAR-10's files."""
+    """Return whether the name is that of an image or of one of CIFAR-10's files."""
     return is_image_name(name) or _is_cifar(name)
 
 
@@ -318,7 +319,8 @@ def _is_image(found: Member | Skipped) -> bool:
 
 
 def _layout(listed: Sequence[Member | Skipped], shown: str) -> Layout:
-    """Images if there are any, else CIFAR-10's batches; ``shown`` is the source's name for messages."""
+    """Return the layout of the images if there are any, else of CIFAR-10's batches. ``shown`` is the source's name in
+    messages."""
     members = sorted((each for each in listed if isinstance(each, Member)), key=lambda member: member.name.split("/"))
     skipped = tuple(sorted(each for each in listed if isinstance(each, Skipped)))
     if images := tuple(member for member in members if _is_image(member)):
@@ -335,7 +337,8 @@ def _layout(listed: Sequence[Member | Skipped], shown: str) -> Layout:
 
 
 def _dataset_layout(path: Path, shown: str) -> Layout:
-    """The rows of a dataset of Hugging Face, named by their numbers; those without an image are refused."""
+    """Return the layout of a dataset of Hugging Face, whose rows are named by their numbers. Rows without an image are
+    refused."""
     rows = open_rows(path, shown)
     names = [f"row {number}" for number in range(len(rows.sizes))]
     members = [
@@ -350,7 +353,8 @@ def _dataset_layout(path: Path, shown: str) -> Layout:
 
 
 def _class_folders(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Classes, and each name's label, after stripping folders common to all; empty if images lie beside the folders."""
+    """Return the classes, and the label of each name, after stripping folders common to all. Both are empty if images lie
+    beside the folders."""
     parts = [name.split("/") for name in names]
     while all(len(part) > 1 for part in parts) and len({part[0] for part in parts}) == 1:
         parts = [part[1:] for part in parts]

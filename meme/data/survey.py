@@ -1,4 +1,4 @@
-"""What a data set holds, seen before anything is trained on it: sizes, modes, classes, what cannot be read, where to start."""
+"""Survey a data set before anything is trained on it: sizes, modes, classes, unreadable files, and where to start."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ SMALLEST = "thumbnails-meme"  # in colour: for small images, and for machines wi
 
 @dataclass(frozen=True)
 class Spread:
-    """Least, median and largest of some numbers of pixels."""
+    """The least, the median and the largest of some numbers of pixels."""
 
     least: int
     median: int
@@ -29,7 +29,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[int]) -> "Spread":
-        """``values`` may not be empty."""
+        """Return the spread of ``values``, which may not be empty."""
         return cls(int(np.min(values)), int(np.median(values)), int(np.max(values)))
 
     def __str__(self) -> str:
@@ -38,13 +38,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a data set."""
+    """The findings about a data set."""
 
     source: str
     images: int
-    """Those that can be read."""
+    """Readable images."""
     shorter_side: Spread | None
-    """In pixels, as stored; None where no image can be read."""
+    """Pixels of the shorter sides, as stored; None where no image can be read."""
     longer_side: Spread | None
     modes: dict[str, int]
     """Pillow's modes (RGB, L, RGBA, ...), most frequent first, with counts."""
@@ -58,21 +58,22 @@ class Survey:
 
     @property
     def colour_share(self) -> float:
-        """Of the readable images, those in colour."""
+        """Share of the readable images that are in colour."""
         return self.in_colour / self.images if self.images else 0.0
 
     @property
     def looks_split(self) -> bool:
-        """Whether what stands for classes are the splits of a data set."""
+        """Return whether the folders taken for classes are the splits of a data set."""
         return len(self.classes) > 0 and set(self.classes) <= _SPLITS
 
 
 def survey(
     source: str, on_progress: Callable[[int, int], None] = lambda done, total: None, *, follow_links: bool = False
 ) -> Survey:
-    """Decode every file of ``source`` once, as `meme.data.images.open_images` would, and say what is there. Nothing is kept.
+    """Decode every file of ``source`` once, as `meme.data.images.open_images` would, and return the findings. Nothing is kept.
 
-    ``on_progress`` is told how many files of how many are done. Raises UserError if the source cannot be read.
+    ``on_progress`` is called with the number of files done and the number of all files. Raises UserError if the source cannot
+    be read.
     """
     if source == "digits":
         digits = open_images("digits", size=8, channels=1)
@@ -110,7 +111,7 @@ def _counted(classes: Sequence[str], counts: np.ndarray) -> dict[str, int]:
 
 
 def suggested_preset(found: Survey) -> str | None:
-    """The largest preset whose images would be no enlargement; None where images are too small for any."""
+    """Return the largest preset that enlarges no image; None where images are too small for any."""
     if found.shorter_side is None or found.shorter_side.median * LARGEST_ENLARGEMENT < preset("digits-meme").image.size:
         return None
     side = found.shorter_side.median
@@ -124,9 +125,10 @@ def suggested_preset(found: Survey) -> str | None:
 
 
 def suggested_commands(found: Survey, *, gpu: bool = True) -> list[str]:
-    """What to run first: a search, which begins small, then the training of the preset; empty without a preset that fits.
+    """Return the commands to run first: a search, which begins small, then the training of the preset. Empty where no preset
+    fits.
 
-    Without a ``gpu`` the search is of the smallest network for colour.
+    Without a ``gpu`` the search is that of the smallest network for colour.
     """
     name, path = suggested_preset(found), shell_command([found.source])
     path += " --follow-links" if found.linked else ""
@@ -146,7 +148,7 @@ def suggested_commands(found: Survey, *, gpu: bool = True) -> list[str]:
 
 
 def survey_lines(found: Survey, *, gpu: bool = True) -> list[tuple[str, str]]:
-    """``found`` for a person: labels and what stands beside them, names fit to print."""
+    """Return ``found`` as lines for a person: pairs of a label and its text, with names fit to print."""
     lines = [("images", f"{found.images:,} in {printable(found.source)}")]
     if found.shorter_side and found.longer_side:
         lines += [("shorter side", str(found.shorter_side)), ("longer side", str(found.longer_side))]
@@ -166,6 +168,6 @@ def survey_lines(found: Survey, *, gpu: bool = True) -> list[tuple[str, str]]:
 
 
 def _listed(counts: dict[str, int]) -> str:
-    """Names with their counts, the first few of many."""
+    """Return names with their counts, the first few where there are many."""
     shown = [f"{printable(name)} {count:,}" for name, count in list(counts.items())[:_NAMED]]
     return ", ".join(shown) + (f", and {len(counts) - _NAMED} more" if len(counts) > _NAMED else "")

@@ -1,4 +1,4 @@
-"""Experts and their intervals as one ``denoise(x, t)``. It does not know how sampling works."""
+"""Experts and their intervals as one ``denoise(x, t)``, independent of how images are sampled."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +22,9 @@ class ExpertSequence(Protocol):
 
 
 class Ensemble:
-    """The cascade of experts: at timestep t the one whose interval holds t denoises.
+    """The cascade of experts: timestep t is denoised by the expert whose interval holds it.
 
-    ``experts``: all resident, a list; or ``OneAtATime``.
+    ``experts`` is a list, with all experts in memory, or ``OneAtATime``.
     """
 
     def __init__(self, config: Config, experts: ExpertSequence):
@@ -36,8 +36,11 @@ class Ensemble:
         """Images that have gone through an expert, once for every step."""
 
     def denoise(self, x: Tensor, t: float, labels: Tensor | None = None) -> Tensor:
-        """What the expert at ``t``, one for the whole batch, predicts from x_t (B, C, H, W): noise (B, C, H, W), with a learned
-        variance (B, 2C, H, W); float32 whatever the device. ``labels`` (B,) are for class-conditional experts."""
+        """Return what the expert at ``t``, one t for the whole batch, predicts from x_t (B, C, H, W).
+
+        This is the noise (B, C, H, W), or with a learned variance (B, 2C, H, W); float32 on every device. ``labels`` (B,) are
+        for class-conditional experts.
+        """
         expert = self.experts[expert_at(self.config, t) - 1]
         timesteps = torch.full((x.shape[0],), t, device=x.device)
         inputs = (x, timesteps, labels) if self.config.network.classes else (x, timesteps)
@@ -47,12 +50,12 @@ class Ensemble:
         return predicted.float()
 
     def hand_overs(self, timesteps: Sequence[int]) -> list[list[int]]:
-        """``timesteps`` cut wherever another expert takes over."""
+        """Cut ``timesteps`` wherever another expert takes over."""
         return [list(run) for _, run in itertools.groupby(timesteps, key=lambda t: expert_at(self.config, t))]
 
 
 class OneAtATime:
-    """Experts of which only the one last asked for is in memory."""
+    """A sequence of experts that keeps only the one last used in memory."""
 
     def __init__(self, count: int, load: Callable[[int], Denoiser]):
         self._count, self._load = count, load
@@ -65,7 +68,7 @@ class OneAtATime:
         return map(self.__getitem__, range(self._count))
 
     def __getitem__(self, index: int) -> Denoiser:
-        """Expert ``index + 1``, loaded unless it is the one in memory."""
+        """Return expert ``index + 1``, loaded unless it is the one in memory."""
         if not 0 <= index < self._count:
             raise IndexError(index)
         if self._held is None or self._held[0] != index:
@@ -76,7 +79,7 @@ class OneAtATime:
 
 
 def expert_at(config: Config, t: float) -> int:
-    """Number of the expert (1 = least noise) whose interval holds timestep ``t``."""
+    """Return the number of the expert (1 = least noise) whose interval holds timestep ``t``."""
     for number, expert in enumerate(config.experts, start=1):
         if expert.interval[0] <= t < expert.interval[1]:
             return number

@@ -1,4 +1,4 @@
-"""What training minimises: Eq. 2 of the paper, and for ADM the hybrid loss and P2's weights.
+"""The losses that training minimises: Eq. 2 of the paper, and for ADM the hybrid loss and P2's weights.
 
 Shapes: ``B`` batch, ``C H W`` image, ``T`` timesteps. Every loss is a mean over pixels and images.
 """
@@ -18,7 +18,7 @@ HALF_PIXEL = 1 / 255  # of the 256 values of a channel in [-1, 1]
 
 
 class DenoisingLoss:
-    """``loss(predicted, x_0, x_t, epsilon, t)``: what one expert's training minimises."""
+    """The loss of one expert's training: ``loss(predicted, x_0, x_t, epsilon, t)``."""
 
     def __init__(self, config: Config, process: DDPMScheduler, device: torch.device | str = "cpu"):
         training = config.training
@@ -30,7 +30,8 @@ class DenoisingLoss:
         self.posterior = Posterior.of(process, device)
 
     def __call__(self, predicted: Tensor, x_0: Tensor, x_t: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
-        """``predicted``: (B, C, H, W), or (B, 2C, H, W) with a learned variance; the images (B, C, H, W); ``t`` (B,)."""
+        """Return the loss (). ``predicted`` is (B, C, H, W), or (B, 2C, H, W) with a learned variance; images are (B, C, H, W),
+        ``t`` (B,)."""
         predicted = predicted.float()
         noise = predicted[:, : epsilon.shape[1]]
         if self.weights is None:
@@ -44,10 +45,10 @@ class DenoisingLoss:
         return loss
 
     def variational_bound(self, noise: Tensor, share: Tensor, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """L_t of the variational bound, in bits a dimension: (B,).
+        """Return L_t of the variational bound, in bits per dimension: (B,).
 
-        KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the negative log-likelihood of the data's 256 values.
-        ``share`` (B, C, H, W): from -1, the least log-variance a step can have, to 1, the largest (Eq. 15).
+        It is KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), and at t = 0 the negative log-likelihood of the data's 256 values.
+        ``share`` (B, C, H, W) runs from -1, the least log-variance a step can have, to 1, the largest (Eq. 15).
         """
         alpha = _per_image(self.alphas, t)
         predicted_x_0 = (x_t - (1 - alpha).sqrt() * noise) / alpha.sqrt()
@@ -85,17 +86,18 @@ class Posterior:
 
 
 def p2_weights(alphas: Tensor, gamma: float, k: float) -> Tensor:
-    """Perception prioritised weights 1 / (k + SNR)^gamma of every timestep (Choi et al. 2022, Eq. 8): (T,)."""
+    """Return the perception prioritised weights 1 / (k + SNR)^gamma of every timestep (Choi et al. 2022, Eq. 8): (T,)."""
     return (k + alphas / (1 - alphas)) ** -gamma
 
 
 def _per_image(table: Tensor, t: Tensor) -> Tensor:
-    """The entries of a table over timesteps for each image: (B, 1, 1, 1)."""
+    """Return the entries of a table over timesteps for each image: (B, 1, 1, 1)."""
     return table[t].view(-1, 1, 1, 1)
 
 
 def _discretized_log_likelihood(x: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
-    """Log-probability of 256 pixel values in [-1, 1] under a Gaussian, the outermost with the tails (Ho et al. 2020, Eq. 13)."""
+    """Return the log-probability of 256 pixel values in [-1, 1] under a Gaussian; the outermost values include the tails (Ho et
+    al. 2020, Eq. 13)."""
     inverse = (-0.5 * log_variance).exp()
     upper = torch.special.ndtr((x - mean + HALF_PIXEL) * inverse)
     lower = torch.special.ndtr((x - mean - HALF_PIXEL) * inverse)

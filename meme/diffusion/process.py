@@ -15,7 +15,8 @@ from meme.support.seeding import generator
 
 @dataclass(frozen=True)
 class TrainingNoise:
-    """All that is random in one training step; a function of (seed, step), so common to all candidates and experts."""
+    """Everything random in one training step. It is a function of (seed, step), so it is common to all candidates and
+    experts."""
 
     soft: Tensor
     """(B,) uniform: below p_n the timestep comes from the expert's interval."""
@@ -26,7 +27,7 @@ class TrainingNoise:
 
 
 def training_noise(shape: tuple[int, ...], seed: int, step: int) -> TrainingNoise:
-    """The noise of one training step for a batch of ``shape`` (B, C, H, W), on the CPU."""
+    """Return the noise of one training step for a batch of ``shape`` (B, C, H, W), on the CPU."""
     source = generator(seed, "training noise", step)
     return TrainingNoise(
         soft=torch.rand(shape[0], generator=source),
@@ -36,7 +37,8 @@ def training_noise(shape: tuple[int, ...], seed: int, step: int) -> TrainingNois
 
 
 def draw_timesteps(expert: ExpertConfig, timesteps: int, noise: TrainingNoise) -> Tensor:
-    """Soft assignment: with probability p_n from the expert's own interval, else from all of [0, T); (B,) integers."""
+    """Draw timesteps by soft assignment: with probability p_n from the expert's own interval, else from all of [0, T); (B,)
+    integers."""
     first, end = expert.interval
     own = first + (noise.place * (end - first)).long()
     anywhere = (noise.place * timesteps).long()
@@ -44,22 +46,22 @@ def draw_timesteps(expert: ExpertConfig, timesteps: int, noise: TrainingNoise) -
 
 
 def dropped_labels(count: int, share: float, seed: int, step: int) -> Tensor:
-    """Which of a batch's images are trained without their class: (B,) booleans, a function of (seed, step)."""
+    """Return which of a batch's images are trained without their class: (B,) booleans, a function of (seed, step)."""
     return torch.rand(count, generator=generator(seed, "label dropout", step)) < share
 
 
 def flipped(count: int, seed: int, step: int) -> Tensor:
-    """Which of a batch's images are mirrored: (B,) booleans, a function of (seed, step), common to all candidates."""
+    """Return which of a batch's images are mirrored: (B,) booleans, a function of (seed, step), common to all candidates."""
     return torch.rand(count, generator=generator(seed, "flip", step)) < 0.5
 
 
 def forward_process(diffusion: DiffusionConfig) -> DDPMScheduler:
-    """The noise schedule; its ``add_noise(x_0, epsilon, t)`` is Eq. 1."""
+    """Return the noise schedule. Its ``add_noise(x_0, epsilon, t)`` is Eq. 1."""
     return DDPMScheduler(**schedule_arguments(diffusion))
 
 
 def schedule_arguments(diffusion: DiffusionConfig) -> dict:
-    """What every scheduler of diffusers needs to share this noise schedule."""
+    """Return the arguments that a scheduler of diffusers needs to have this noise schedule."""
     return {
         "num_train_timesteps": diffusion.timesteps,
         "beta_schedule": diffusion.schedule,

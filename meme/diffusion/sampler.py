@@ -1,4 +1,4 @@
-"""Images from noise: a plain function over any ``denoise(x, t, labels)``. It does not know that experts exist.
+"""Images from noise: a plain function over any ``denoise(x, t, labels)``, independent of experts.
 
 Shapes: ``B`` batch, ``C H W`` image.
 """
@@ -20,15 +20,15 @@ from meme.support.seeding import generator
 Denoise = Callable[[Tensor, float], Tensor]
 """Predicted noise in x_t (B, C, H, W) at one t for the whole batch, or with a learned variance (B, 2C, H, W)."""
 FreshNoise = Callable[[int], list[torch.Generator]]
-"""The sources of what a stochastic sampler adds at timestep t, one an image."""
+"""Returns the random sources of the noise that a stochastic sampler adds at timestep t, one per image."""
 
 
 def build_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, learned_variance: bool = False) -> SchedulerMixin:
-    """The scheduler of diffusers with its timesteps set: T/S apart, from 1 for DDIM (as latent diffusion has it), 0 for DDPM, and
-    for the multistep solvers, of second order, up to T - 1. DDIM ends at alpha 1 where ``sampling.set_alpha_to_one`` says so, the
-    others always.
+    """Return the scheduler of diffusers with its timesteps set.
 
-    DDPM takes a learned variance (Nichol and Dhariwal 2021, Eq. 15); the others have their own.
+    They are T/S apart: from 1 for DDIM (as in latent diffusion), from 0 for DDPM, and up to T - 1 for the multistep solvers,
+    which are of second order. DDIM ends at alpha 1 where ``sampling.set_alpha_to_one`` says so; the others always do. DDPM
+    takes a learned variance (Nichol and Dhariwal 2021, Eq. 15); the others have their own.
     """
     arguments = schedule_arguments(diffusion)
     leading = arguments | {"clip_sample": sampling.clip, "timestep_spacing": "leading"}
@@ -47,7 +47,7 @@ def build_scheduler(diffusion: DiffusionConfig, sampling: SamplingConfig, *, lea
 
 
 def sampling_timesteps(diffusion: DiffusionConfig, sampling: SamplingConfig) -> list[int]:
-    """The timesteps a sample passes through, from noise to data."""
+    """Return the timesteps a sample passes through, from noise to data."""
     return build_scheduler(diffusion, sampling).timesteps.tolist()
 
 
@@ -64,9 +64,9 @@ def sample(
 ) -> Tensor:
     """Denoise ``x`` (B, C, H, W), standard normal, to images of the training data's range.
 
-    With ``timesteps``, a run of those of ``sampling_timesteps``, only these steps are taken, from ``x`` as the steps before
-    left it: until the last step, what a multistep solver remembers follows x_t along the channels. ``fresh_noise`` is asked only
-    where the sampler is stochastic: DDPM, or DDIM with eta > 0.
+    With ``timesteps``, a run of those of ``sampling_timesteps``, only these steps are taken; ``x`` is then the result of the
+    steps before. Until the last step, the memory of a multistep solver follows x_t along the channels. ``fresh_noise`` is
+    called only where the sampler is stochastic: DDPM, or DDIM with eta > 0.
     """
     scheduler = build_scheduler(diffusion, sampling, learned_variance=learned_variance)
     every = scheduler.timesteps.tolist()
@@ -85,7 +85,7 @@ def sample(
 
 
 def _remembered(scheduler: SchedulerMixin) -> list[Tensor]:
-    """What a multistep solver needs of the steps before: predicted images and, for UniPC, its last x; (B, C, H, W) each."""
+    """Return what a multistep solver keeps of earlier steps: predicted images and, for UniPC, its last x; (B, C, H, W) each."""
     if not hasattr(scheduler, "model_outputs"):
         return []
     last = scheduler.model_outputs[-1]
@@ -94,7 +94,8 @@ def _remembered(scheduler: SchedulerMixin) -> list[Tensor]:
 
 
 def _remind(scheduler: SchedulerMixin, state: Tensor, taken: int) -> Tensor:
-    """Put a new scheduler where another was after ``taken`` steps, when it left ``state``; what is x_t of it, (B, C, H, W)."""
+    """Bring a new scheduler into the state after ``taken`` steps, from ``state``, and return the part of it that is x_t (B, C,
+    H, W)."""
     if not taken or not hasattr(scheduler, "model_outputs"):
         return state
     order = scheduler.config.solver_order
@@ -106,8 +107,11 @@ def _remind(scheduler: SchedulerMixin, state: Tensor, taken: int) -> Tensor:
 
 
 def guided(denoise: Callable[[Tensor, float, Tensor], Tensor], labels: Tensor, scale: float, no_class: int) -> Denoise:
-    """Classifier-free guidance (Ho and Salimans 2021, Eq. 6, w = scale - 1): from the prediction without a class toward, and
-    beyond, that with the class. ``labels`` (B,); ``scale`` 1 asks only once."""
+    """Return a denoiser with classifier-free guidance (Ho and Salimans 2021, Eq. 6, w = scale - 1).
+
+    Its prediction moves from that without a class toward, and beyond, that with the class. ``labels`` are (B,). With ``scale``
+    1 the network runs once per step, else twice.
+    """
     if scale == 1:
         return lambda x, t: denoise(x, t, labels)
 
@@ -120,7 +124,8 @@ def guided(denoise: Callable[[Tensor, float, Tensor], Tensor], labels: Tensor, s
 
 
 def starting_noise(image: ImageConfig, seed: int, first: int, count: int) -> Tensor:
-    """Noise of images ``first`` to ``first + count - 1``: image i's is a function of (seed, i), whatever the batch size."""
+    """Return the noise of images ``first`` to ``first + count - 1``. Image i's is a function of (seed, i), whatever the batch
+    size."""
     shape = (image.channels, image.size, image.size)
     return torch.stack([torch.randn(shape, generator=generator(seed, "image", index)) for index in range(first, first + count)])
 
@@ -137,9 +142,9 @@ def draw_images(
 ) -> Iterator[Tensor]:
     """Yield ``count`` images in batches, uint8 (B, C, H, W) on ``device``; image i does not depend on the batch size.
 
-    Where the network takes classes, image i is of class i modulo their number. ``decode`` turns what was denoised into images
-    in [-1, 1]. ``segments`` cut ``sampling_timesteps`` into runs, each of which all batches pass before the next begins, while
-    their states wait on disk: so whatever ``denoise`` keeps in memory for a run is needed once.
+    Where the network takes classes, image i is of class i modulo their number. ``decode`` turns denoised latents into images in
+    [-1, 1]. ``segments`` cut ``sampling_timesteps`` into runs. All batches pass one run before the next begins, and their
+    states are stored on disk meanwhile, so that ``denoise`` needs to load an expert only once per run.
     """
     size = config.sampling.batch_size
     segments = segments or [sampling_timesteps(config.diffusion, config.sampling)]
@@ -165,9 +170,10 @@ def pass_through(
     seed: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Images ``indices`` of a drawing, from their states ``x`` (B, C, H, W) before ``timesteps`` to those after, on ``device``.
+    """Denoise images ``indices`` from their states ``x`` (B, C, H, W) before ``timesteps`` to their states after, on
+    ``device``.
 
-    ``timesteps`` are a run of ``sampling_timesteps``. What comes out is a function of (denoise, x, seed, index).
+    ``timesteps`` are a run of ``sampling_timesteps``. The result is a function of (denoise, x, seed, index).
     """
     classes = config.network.classes
     labels = torch.tensor([index % max(classes, 1) for index in indices], device=device)
@@ -183,10 +189,10 @@ def pass_through(
 
 
 def _fresh_noise(seed: int, indices: range) -> FreshNoise:
-    """A function of (seed, image, t): nothing of it needs to be kept between segments."""
+    """Return sources that are functions of (seed, image, t), so that no state of theirs is kept between segments."""
     return lambda t: [generator(seed, "fresh noise", index, t) for index in indices]
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """[-1, 1] to 0..255."""
+    """Scale [-1, 1] to 0..255."""
     return ((x.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

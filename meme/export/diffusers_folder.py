@@ -1,6 +1,6 @@
 """A trained ensemble as a folder that diffusers opens: experts, scheduler, first stage, pipeline and model card.
 
-Nothing in it but safetensors, JSON, the pipeline's few lines of Python and the card.
+It holds nothing but safetensors, JSON, the pipeline's few lines of Python and the card.
 """
 
 import csv
@@ -24,7 +24,7 @@ _INDEX, _PIPELINE = "model_index.json", "pipeline.py"
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained ensemble, and what is known of its scores."""
+    """A trained ensemble with its scores."""
 
     folder: Path
     config: Config
@@ -35,9 +35,10 @@ class Trained:
 
 
 def find_trained(folder: Path) -> Trained:
-    """The trained ensemble in ``folder``; of a study its winner, trained in full if it is there, else as its trial left it.
+    """Find the trained ensemble in ``folder``. Of a study it is the winner, trained in full if that is there, else as its trial
+    left it.
 
-    ``UserError`` where there is none.
+    Raises ``UserError`` where there is none.
     """
     if (folder / "config.yaml").is_file():
         config = Config.load(folder / "config.yaml")
@@ -91,7 +92,7 @@ def _write(trained: Trained, folder: Path, licence: str) -> None:
 
 
 def _index(config: Config, scheduler: str) -> dict:
-    """What diffusers reads first: the class of the pipeline and of each of its parts."""
+    """Return the file that diffusers reads first: the class of the pipeline and of each of its parts."""
     import diffusers
 
     kinds = {"vq": "VQModel", "kl": "AutoencoderKL"}
@@ -105,7 +106,7 @@ def _index(config: Config, scheduler: str) -> dict:
 
 
 def _portable(config: Config) -> Config:
-    """``config`` without the paths of the machine it was trained on."""
+    """Return ``config`` without the paths of the machine it was trained on."""
     stage = {"first_stage": {"source": "vae", "subfolder": ""}} if config.first_stage else {}
     return config.with_(data=Path(config.data).name, training={"initial_weights": None, "initial_digest": None}, **stage)
 
@@ -116,7 +117,7 @@ def _check_experts(config: Config, folder: Path) -> None:
 
 
 def _is_trained(folder: Path) -> bool:
-    """Whether all experts of the config in ``folder`` are there, of its architecture."""
+    """Return whether ``folder`` holds all experts of its config, with the config's architecture."""
     try:
         _check_experts(Config.load(folder / "config.yaml"), folder)
     except UserError:
@@ -125,9 +126,10 @@ def _is_trained(folder: Path) -> bool:
 
 
 def _winning_trial(study: Path) -> Trained:
-    """Return the trial with the winner's config but for the length of its training, or a confirmation of it with another seed.
+    """Return the trial with the winner's config, in which only the length of the training may differ, or a confirmation of it
+    with another seed.
 
-    Of several, it is the one trained longest.
+    Where there are several, the one trained longest is taken.
     """
     winner = Config.load(study / "winner.yaml")
     found: list[Trained] = []
@@ -155,7 +157,7 @@ def _evaluation(folder: Path) -> dict:
 
 
 def _trial_scores(folder: Path) -> dict:
-    """The scores of a trial by its study's table, in the form of an evaluation with one sampling seed."""
+    """Return the scores of a trial from its study's table, in the form of an evaluation with one sampling seed."""
     try:
         with (folder.parent.parent / "trials.csv").open(encoding="utf-8", newline="") as file:
             row = next(row for row in csv.DictReader(file) if int(row["number"]) == int(folder.name))

@@ -24,7 +24,7 @@ of the search. Other schedulers of diffusers fit:
 
 
 def model_card(config: Config, scores: dict, licence: str) -> str:
-    """The card as Markdown with Hugging Face's header. ``scores`` is an ``evaluation.json``, or empty."""
+    """Return the card as Markdown with Hugging Face's header. ``scores`` is an ``evaluation.json``, or empty."""
     sections = {
         f"# {config.name}": _what_it_is(config),
         "## Use": _USE.strip(),
@@ -89,6 +89,6 @@ def _licence(config: Config, licence: str) -> str:
 
 
 def _public_name(stage: FirstStageConfig) -> str:
-    """The name of the first stage on the hub, or that of its folder: not where it lies on the exporter's disk."""
+    """Return the name of the first stage on the hub, or that of its folder, without the path on the exporter's disk."""
     source = stage.source
     return source.rstrip("/").rpartition("/")[2] if source.startswith(("/", "~", ".")) else source

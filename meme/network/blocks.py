@@ -17,12 +17,12 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def halved(x: Tensor) -> Tensor:
-    """Means of 2x2 pixels: (B, C, H, W) to (B, C, H/2, W/2)."""
+    """Average 2x2 pixels: (B, C, H, W) to (B, C, H/2, W/2)."""
     return F.avg_pool2d(x, 2)
 
 
 def doubled(x: Tensor) -> Tensor:
-    """Nearest neighbours: (B, C, H, W) to (B, C, 2H, 2W)."""
+    """Repeat each pixel 2x2 times: (B, C, H, W) to (B, C, 2H, 2W)."""
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
@@ -34,7 +34,7 @@ RESAMPLINGS = {"down": halved, "up": doubled, None: unchanged}
 
 
 def channels_last(module: Layer) -> Layer:
-    """``module``, its weights put into that memory order."""
+    """Put the weights of ``module`` into the memory order channels_last, and return it."""
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which torch's stubs do not know
     return module
 
@@ -46,7 +46,7 @@ def starts_at_zero(layer: Layer) -> Layer:
 
 
 def timestep_embedding(t: Tensor, channels: int) -> Tensor:
-    """Sinusoids of the timestep (Vaswani et al. 2017): (B,) to (B, channels)."""
+    """Return sinusoids of the timestep (Vaswani et al. 2017): (B,) to (B, channels)."""
     half = channels // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
     angles = t.float()[:, None] * frequencies
@@ -54,13 +54,13 @@ def timestep_embedding(t: Tensor, channels: int) -> Tensor:
 
 
 def self_attention(qkv: Tensor, head_channels: int) -> Tensor:
-    """Multi-head self-attention of packed queries, keys and values: (B, N, 3C) to (B, N, C)."""
+    """Apply multi-head self-attention to packed queries, keys and values: (B, N, 3C) to (B, N, C)."""
     q, k, v = rearrange(qkv, "b n (qkv heads d) -> qkv b heads n d", qkv=3, d=head_channels)
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b heads n d -> b n (heads d)")
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with the time embedding added between them; a 1x1 skip where the width changes.
+    """Two 3x3 convolutions with the time embedding added between them, and a 1x1 skip where the width changes.
 
     ADM's version (Dhariwal and Nichol 2021) lets the time scale and shift the second norm instead (``scale_shift``), and may
     halve or double the resolution of both branches itself (``resample``).
@@ -88,7 +88,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(B, C_in, H, W) and (B, E) to (B, C_out, H', W'): the same size, half or twice."""
+        """Map (B, C_in, H, W) and (B, E) to (B, C_out, H', W'), of the same size, half or twice."""
         hidden = self.conv_in(self.resample(F.silu(self.norm_in(x))))
         time = self.time(embedding)[:, :, None, None]
         if self.scale_shift:
@@ -110,7 +110,7 @@ class AttentionBlock(nn.Module):
         self.out = starts_at_zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to the same."""
+        """Map (B, C, H, W) to the same shape."""
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         attended = self.out(self_attention(self.qkv(tokens), self.head_channels))
         return x + rearrange(attended, "b (h w) c -> b c h w", h=x.shape[2])

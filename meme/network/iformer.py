@@ -1,4 +1,4 @@
-"""The iFormer block (Si et al. 2022; Eq. 4-8 of the paper): some channels go through convolution, the others through attention.
+"""The iFormer block (Si et al. 2022; Eq. 4-8 of the paper): some channels pass a convolution, the others attention.
 
 Shapes: ``B`` batch, ``C`` channels, of which the first ``C_h`` are high and the last ``C_l`` low, ``H W`` space, ``E`` width of
 the time embedding; the mixers work on (B, H, W, C), the memory order that linear layers and channels_last convolutions share, so
@@ -21,8 +21,8 @@ LAYER_SCALE_START = 1e-6  # as Si et al. 2022
 class IFormerBlock(nn.Module):
     """Inception mixer and MLP, both residual: (B, C, H, W) to the same.
 
-    ``low_channels`` (C_l) from 0, all convolution, to ``channels``, all attention, in steps of ``head_channels``. The paper's
-    block is not told the timestep; a conditioned one is, and begins as if it were not.
+    ``low_channels`` (C_l) runs from 0, all convolution, to ``channels``, all attention, in steps of ``head_channels``. The
+    paper's block does not see the timestep. A conditioned one does, and starts as if it did not.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class IFormerBlock(nn.Module):
             self.time_mlp = TimeModulation(channels, embedding, adaptive=time_conditioning == "adaptive-norm")
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
-        """``embedding`` (B, E): of the timestep, needed where the block sees it."""
+        """Map (B, C, H, W) to the same shape. ``embedding`` (B, E) of the timestep is needed where the block sees the
+        timestep."""
         x = rearrange(x, "b c h w -> b h w c")
         normed = self.norm_mixer(x)
         x = x + _scaled(self.mixer(self.time_mixer(normed, embedding) if self.sees_time else normed), self.scale_mixer)
@@ -61,8 +62,11 @@ class IFormerBlock(nn.Module):
 
 
 class TimeModulation(nn.Module):
-    """Shifts normed channels by the time, as latent diffusion's residual blocks do, or scales and shifts them (``adaptive``:
-    Dhariwal and Nichol 2021; Peebles and Xie 2023): (B, H, W, C) and (B, E) to (B, H, W, C). It begins as the identity."""
+    """Shifts normed channels by the time embedding, as latent diffusion's residual blocks do, or scales and shifts them
+    (``adaptive``: Dhariwal and Nichol 2021; Peebles and Xie 2023).
+
+    It maps (B, H, W, C) and (B, E) to (B, H, W, C), and starts as the identity.
+    """
 
     def __init__(self, channels: int, embedding: int, adaptive: bool):
         super().__init__()
@@ -98,10 +102,10 @@ class InceptionMixer(nn.Module):
 
 
 class HighMixer(nn.Module):
-    """Convolution on one half of the high channels, max-pooling on the other: (B, H, W, C_h) to twice that.
+    """Convolution on one half of the high channels, max-pooling on the other: (B, H, W, C_h) to (B, H, W, 2 C_h).
 
-    Another ``pool`` than the paper's takes the average of 3x3 pixels, or none, which leaves a pointwise branch; the weights are
-    the same.
+    Instead of the maximum, ``pool`` may take the average of 3x3 pixels, or nothing, which leaves a pointwise branch. The
+    weights are the same.
     """
 
     def __init__(self, channels: int, high_channels: int, pool: HighPool = "max"):
@@ -154,7 +158,7 @@ class LowMixer(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Smooths what upsampling left, then projects (Eq. 8): (B, H, W, 2 C_h + C_l) to (B, H, W, C)."""
+    """Smooths the result of upsampling, then projects (Eq. 8): (B, H, W, 2 C_h + C_l) to (B, H, W, C)."""
 
     def __init__(self, channels: int, low_channels: int):
         super().__init__()
@@ -173,7 +177,7 @@ class Fusion(nn.Module):
 
 
 def _spatially(operation, x: Tensor) -> Tensor:
-    """Apply an operation on (B, C, H, W) to (B, H, W, C): views of the same memory, no copy."""
+    """Apply an operation on (B, C, H, W) to (B, H, W, C). The two are views of the same memory, without a copy."""
     return operation(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
@@ -194,16 +198,19 @@ def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _places(first: int, end: int) -> Tensor:
-    """Return the integers from ``first`` to ``end`` - 1, on the CPU also where a network is built on the meta device."""
+    """Return the integers from ``first`` to ``end`` - 1, on the CPU even where a network is built on the meta device."""
     return torch.arange(first, end, device="cpu")
 
 
 def _slice_of(layer: nn.Module, **tensors: tuple) -> None:
-    """Say of which largest tensor (shape, index) each of a layer's tensors is the slice, for ``meme.network.initialization``."""
+    """Record, for ``meme.network.initialization``, the largest tensor (shape, index) of which each of a layer's tensors is a
+    slice."""
     vars(layer)["slice_of"] = tensors
 
 
 def _channels_of(layer: nn.Module, **tensors: tuple) -> None:
-    """Say the same by the channels that a layer meets, where its slice does not, for ``meme.training.trunk``: initial weights
-    are drawn by the slice, but trained ones belong to channels."""
+    """Record the same by the channels that a layer meets, for ``meme.training.trunk``, where they differ from its slice.
+
+    Initial weights are drawn by slice, but trained ones belong to channels.
+    """
     vars(layer)["channels_of"] = tensors

@@ -14,10 +14,10 @@ from meme.support.seeding import generator
 
 @torch.no_grad()
 def initialize(network: nn.Module, seed: int) -> None:
-    """Overwrite all weights of convolutions, linear layers and embeddings; norms and LayerScale keep their constants.
+    """Overwrite all weights of convolutions, linear layers and embeddings. Norms and LayerScale keep their constants.
 
-    The distribution is PyTorch's default, uniform within 1 / sqrt(fan-in) of the largest version, or standard normal for
-    embeddings; layers marked ``starts_at_zero`` get zeros.
+    The distribution is PyTorch's default: uniform within 1 / sqrt(fan-in) of the largest version, or standard normal for
+    embeddings. Layers marked ``starts_at_zero`` get zeros.
     """
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Embedding):

@@ -1,8 +1,8 @@
-"""Weights that exist as the start of an expert: a published U-Net, of latent diffusion (CompVis) or ADM (guided-diffusion), or
-experts of this program, whose tensors have our own names.
+"""Start experts from existing weights: a published U-Net of latent diffusion (CompVis) or ADM (guided-diffusion), or experts of
+this program.
 
-Both publish one naming: ``input_blocks.N.M``, ``middle_block.M``, ``output_blocks.N.M``, ``out.M``. A whole checkpoint of latent
-diffusion has them behind ``model.diffusion_model.``, and averaged weights beside them, which are taken where they are there.
+Published checkpoints share one naming: ``input_blocks.N.M``, ``middle_block.M``, ``output_blocks.N.M``, ``out.M``. A whole
+checkpoint of latent diffusion has them behind ``model.diffusion_model.``. Where it also has averaged weights, these are used.
 """
 
 import hashlib
@@ -76,20 +76,20 @@ _ENDS = {
 
 
 class Pair(NamedTuple):
-    """A tensor of an expert, and what published checkpoints call it."""
+    """A tensor of an expert and its name in published checkpoints."""
 
     ours: str
     theirs: str
     attention: AttentionBlock | None = None
-    """The layer whose packed queries, keys and values it is."""
+    """The layer, if the tensor is its packed queries, keys and values."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What an expert takes over, and how much of it that is."""
+    """The weights that an expert takes over, and their share of the expert."""
 
     tensors: dict[str, Tensor]
-    """By our names, in our shapes, float32."""
+    """Tensors by our names, in our shapes, float32."""
     total_tensors: int
     total_params: int
 
@@ -101,12 +101,12 @@ class Taken:
 
 
 def take_over(network: NetworkConfig, expert: Denoiser, path: Path) -> Taken:
-    """What of the checkpoint at ``path`` fits ``expert``: all of a latent-diffusion or ADM U-Net of the same size, and of an
-    expert of this program the tensors whose names and shapes agree.
+    """Return the tensors of the checkpoint at ``path`` that fit ``expert``.
 
-    Of a published U-Net, an iU-Net takes the decoder, the middle, the time embedding and the first convolution, where shapes
-    agree: its encoder is another one. The file does not say how many attention heads its network has; the expert's config does.
-    Raises ``UserError`` for a file that cannot be read, holds more than tensors, or has nothing that fits.
+    All of a latent-diffusion or ADM U-Net of the same size fit, and of an expert of this program those whose names and shapes
+    agree. An iU-Net takes from a published U-Net the decoder, the middle, the time embedding and the first convolution, where
+    shapes agree, since its encoder is another one. The number of attention heads is that of the expert's config; the file does
+    not hold it. Raises ``UserError`` for a file that cannot be read, holds more than tensors, or has nothing that fits.
     """
     found, own, tensors = read_weights(path), dict(expert.named_parameters()), {}
     for pair in _own_pairs(expert) if _is_own(path) else pairs(network, expert):
@@ -123,14 +123,14 @@ def take_over(network: NetworkConfig, expert: Denoiser, path: Path) -> Taken:
 
 @torch.no_grad()
 def start_from(network: NetworkConfig, expert: Denoiser, path: Path) -> None:
-    """Overwrite in ``expert`` what the checkpoint at ``path`` has for it. Raises as ``take_over`` does."""
+    """Overwrite the weights of ``expert`` that the checkpoint at ``path`` has. Raises ``UserError`` as ``take_over`` does."""
     own = dict(expert.named_parameters())
     for name, tensor in take_over(network, expert, path).tensors.items():
         own[name].copy_(tensor)
 
 
 def summary(config: Config, source: Path) -> str:
-    """What the experts of ``config`` take over from ``source``, on one line where it is the same for all of them."""
+    """Describe what the experts of ``config`` take over from ``source``, on one line where it is the same for all of them."""
     taken = []
     for number in range(1, len(config.experts) + 1):
         with torch.device("meta"):
@@ -142,14 +142,14 @@ def summary(config: Config, source: Path) -> str:
 
 
 def weights_file(source: Path, number: int) -> Path:
-    """The file that expert ``number`` starts from: ``source``, or its namesake in that folder."""
+    """Return the file that expert ``number`` starts from: ``source``, or the file of that expert in the folder ``source``."""
     return source / f"expert-{number}.safetensors" if source.is_dir() else source
 
 
 def identified(config: Config) -> Config:
-    """``config`` with the digest of its initial weights, if it has any.
+    """Return ``config`` with the digest of its initial weights, if it has any.
 
-    ``UserError`` where they are not there and their digest is not known, or are others than the digest says.
+    Raises ``UserError`` where the weights are missing and their digest is not known, or where their digest is another one.
     """
     source, known = config.training.initial_weights, config.training.initial_digest
     if source is None or (known and not Path(source).exists()):
@@ -161,7 +161,8 @@ def identified(config: Config) -> Config:
 
 
 def digest(source: Path) -> str:
-    """SHA-256 of a file, or of all experts' files in a folder, as hex digits. ``UserError`` where there is none."""
+    """Return the SHA-256 of a file, or of all experts' files in a folder, as hex digits. Raises ``UserError`` where there is
+    none."""
     files = [source]
     if source.is_dir():  # states of unfinished trainings lie there as well
         files = sorted(path for path in source.iterdir() if re.fullmatch(r"expert-\d+\.safetensors", path.name))
@@ -179,13 +180,13 @@ def digest(source: Path) -> str:
 
 @lru_cache(maxsize=100)
 def _file_digest(path: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file, read again only when its size or time of change is another."""
+    """Return the SHA-256 of a file. It is read again only when its size or time of change differs."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a file was written by this program."""
+    """Return whether a file was written by this program."""
     try:
         read_header(path)
     except UserError:
@@ -194,19 +195,20 @@ def _is_own(path: Path) -> bool:
 
 
 def _own_pairs(expert: Denoiser) -> Iterator[Pair]:
-    """Every tensor of ``expert`` under its own name."""
+    """Yield every tensor of ``expert`` under its own name."""
     return (Pair(name, name) for name, _ in expert.named_parameters())
 
 
 def pairs(network: NetworkConfig, expert: Denoiser) -> Iterator[Pair]:
-    """Every tensor of ``expert`` that a published U-Net may have, with its name there."""
+    """Yield every tensor of ``expert`` that a published U-Net may have, with its name there."""
     for ours, theirs, attention in _layers(network, expert):
         for kind, _ in expert.get_submodule(ours).named_parameters(recurse=False):
             yield Pair(f"{ours}.{kind}", f"{theirs}.{kind}", attention)
 
 
 def _layers(network: NetworkConfig, expert: Denoiser) -> Iterator[tuple[str, str, AttentionBlock | None]]:
-    """The names of each layer here and there; with it the attention whose packed queries, keys and values it is."""
+    """Yield the names of each layer, here and in published checkpoints, and the attention whose packed queries, keys and values
+    it is, if any."""
     yield from ((ours, theirs, None) for ours, theirs in _ENDS.items() if ours != "classes" or network.classes)
     stages: dict[str, tuple[str, nn.Module]] = {"middle": ("middle_block", expert.middle)}
     stages |= {f"decoder.{place}": (f"output_blocks.{place}", stage) for place, stage in enumerate(expert.decoder)}
@@ -220,7 +222,8 @@ def _layers(network: NetworkConfig, expert: Denoiser) -> Iterator[tuple[str, str
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a safetensors file, or of a ``.ckpt``, ``.pt`` or ``.pth``, of which nothing but tensors is unpickled.
+    """Read the tensors of a safetensors file, or of a ``.ckpt``, ``.pt`` or ``.pth``, of which nothing but tensors is
+    unpickled.
 
     Raises ``UserError`` for a file that is missing, damaged, or holds other objects.
     """
@@ -257,7 +260,8 @@ def _find(found: Mapping[str, Tensor], name: str) -> Tensor | None:
 
 
 def _fitted(tensor: Tensor, pair: Pair, own: Tensor) -> Tensor | None:
-    """``tensor`` as ours: 1x1 convolutions as linear layers, queries, keys and values in our order; None if shapes disagree."""
+    """Return ``tensor`` in our layout: 1x1 convolutions as linear layers, queries, keys and values in our order. Return None if
+    shapes disagree."""
     while tensor.dim() > own.dim() and tensor.shape[-1] == 1:
         tensor = tensor[..., 0]
     if tensor.shape != own.shape or not tensor.is_floating_point():

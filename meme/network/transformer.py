@@ -37,7 +37,7 @@ class SpatialTransformer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, N, C) to a context (B, M, K): (B, N, C)."""
+    """Multi-head attention of tokens (B, N, C) to a context (B, M, K), to (B, N, C)."""
 
     def __init__(self, channels: int, context_channels: int, head_channels: int):
         super().__init__()
@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Four times as wide inside, one half gating the other (GEGLU, Shazeer 2020): (B, N, C) to the same."""
+    """An MLP four times as wide inside, with one half gating the other (GEGLU, Shazeer 2020): (B, N, C) to the same."""
 
     def __init__(self, channels: int):
         super().__init__()

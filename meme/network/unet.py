@@ -23,7 +23,8 @@ from meme.network.transformer import SpatialTransformer
 
 
 def build_expert(config: Config, number: int, *, seed: int | None = None) -> "Denoiser":
-    """The network of expert ``number`` (1 = least noise), with the initial weights of ``seed`` (default: the training seed).
+    """Build the network of expert ``number`` (1 = least noise), with the initial weights of ``seed`` (default: the training
+    seed).
 
     On the meta device (``with torch.device("meta")``) it is built without memory and without weights.
     """
@@ -37,8 +38,8 @@ class Denoiser(nn.Module):
     """Predicts the noise in x_t: ``forward(x, t)`` takes (B, C, H, W) and (B,) and returns (B, C, H, W).
 
     With a learned variance it returns (B, 2C, H, W), the noise first. A class-conditional network also takes ``labels`` (B,),
-    from 0; the number of classes itself stands for "no class". The encoder remembers every block's output; the decoder takes
-    them back, deepest first.
+    from 0; the number of classes itself stands for "no class". The decoder takes every block's output of the encoder, deepest
+    first.
     """
 
     def __init__(self, image: ImageConfig, network: NetworkConfig, expert: ExpertConfig):
@@ -61,7 +62,7 @@ class Denoiser(nn.Module):
         self.conv_out = starts_at_zero(nn.Conv2d(network.channels, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The noise predicted in x_t (B, C, H, W) at timesteps ``t`` (B,) from 0; see the class for what comes back."""
+        """Return the noise predicted in x_t (B, C, H, W) at timesteps ``t`` (B,) from 0. The class says which shape it has."""
         embedding = self.time(timestep_embedding(t, self.channels).to(self.conv_in.weight.dtype))
         context = None if self.classes is None else self.classes(labels)[:, None]
         x = self.conv_in(x)
@@ -77,8 +78,8 @@ class Denoiser(nn.Module):
 
 
 class Stage(nn.ModuleList):
-    """Layers in turn: residual blocks (and iFormer blocks that see it) are also given the time embedding, spatial transformers
-    the class."""
+    """Layers applied in turn. Residual blocks, and iFormer blocks that see it, also take the time embedding; spatial
+    transformers take the class."""
 
     def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
         for layer in self:
@@ -92,7 +93,8 @@ class Stage(nn.ModuleList):
 
 
 def _encoder(network: NetworkConfig, expert: ExpertConfig) -> tuple[nn.ModuleList, list[int]]:
-    """Residual blocks with attention at some down-factors, then half the size. Also every skip's width."""
+    """Return residual blocks with attention at some down-factors, each level then halved in size, and the width of every
+    skip."""
     stages, skips, width = nn.ModuleList(), [network.channels], network.channels
     for level, level_width in enumerate(network.widths):
         for _ in range(network.depth):
@@ -106,9 +108,11 @@ def _encoder(network: NetworkConfig, expert: ExpertConfig) -> tuple[nn.ModuleLis
 
 
 def _iu_encoder(network: NetworkConfig, expert: ExpertConfig) -> tuple[nn.ModuleList, list[int]]:
-    """The iU-Net's encoder: iFormer blocks open each level and residual blocks follow. Also every skip's width.
+    """Return the iU-Net's encoder, in which iFormer blocks open each level and residual blocks follow, and the width of every
+    skip.
 
-    A strided convolution between levels changes the width. It has no attention of its own but where classes must reach it.
+    A strided convolution between levels changes the width. The encoder has no attention of its own unless classes must reach
+    it.
     """
     stages, skips = nn.ModuleList(), [network.channels]
     for level, width in enumerate(network.widths):
@@ -126,7 +130,8 @@ def _iu_encoder(network: NetworkConfig, expert: ExpertConfig) -> tuple[nn.Module
 
 
 def _decoder(network: NetworkConfig, skips: list[int]) -> nn.ModuleList:
-    """The decoder, whatever the encoder: one more block a level, each on (what came, a skip), then twice the size."""
+    """Return the decoder, the same for both encoders: one more block per level, each on (its input, a skip), then twice the
+    size."""
     stages, skips, width = nn.ModuleList(), list(skips), network.widths[-1]
     for level in reversed(range(network.levels)):
         for position in range(network.depth + 1):
@@ -154,7 +159,7 @@ def _residual(in_channels: int, out_channels: int, network: NetworkConfig, resam
 
 
 def _attention(channels: int, network: NetworkConfig) -> nn.Module:
-    """Self-attention, or where there are classes, self- and cross-attention to the class."""
+    """Return self-attention, or where there are classes, self- and cross-attention to the class."""
     if network.classes:
         return SpatialTransformer(channels, network.context_channels, network.head_channels, network.norm_groups)
     return AttentionBlock(channels, network.head_channels, network.norm_groups)

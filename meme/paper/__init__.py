@@ -1,1 +1,1 @@
-"""What the paper prints, and its ablations as recipes."""
+"""The paper's printed figures, and its ablations as recipes."""

@@ -1,4 +1,4 @@
-"""What an ablation's scores say: the spread over training seeds, differences paired by seed, words no stronger than their
+"""The results of an ablation: the spread over training seeds, differences paired by seed, sentences no stronger than their
 interval, and the paper's table with ours beside it."""
 
 import datetime
@@ -29,26 +29,26 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Spread:
-    """FIDs of one row over training seeds."""
+    """The FIDs of one row over training seeds."""
 
     mean: float
     deviation: float | None
-    """Standard deviation; None: of one seed."""
+    """Standard deviation; None where there is one seed only."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """FIDs of one row less those of another with the same training seeds."""
+    """The FIDs of one row minus those of another with the same training seeds."""
 
     mean: float
     standard_error: float | None
     interval: tuple[float, float] | None
-    """Student's t interval of 95 %; None: of one seed, which has none."""
+    """Student's t interval of 95 %; None where there is one seed only."""
     seeds: int
 
 
 def fids_by_seed(scores: Sequence[Scored], row: str) -> list[float]:
-    """FID of ``row`` for each training seed in order, the mean over its sampling seeds."""
+    """Return the FID of ``row`` for each training seed in order, as the mean over its sampling seeds."""
     seeds = sorted({scored.training_seed for scored in scores if scored.row == row})
     return [statistics.fmean(scored.fid for scored in scores if (scored.row, scored.training_seed) == (row, s)) for s in seeds]
 
@@ -58,7 +58,8 @@ def spread(fids: Sequence[float]) -> Spread:
 
 
 def paired_difference(fids: Sequence[float], others: Sequence[float]) -> Difference:
-    """Rows share initial weights, data order and noise of a seed: what is common to both drops out of their difference."""
+    """Return the difference of FIDs, paired by seed. Rows share initial weights, data order and noise of a seed, and this
+    common part cancels."""
     differences = [a - b for a, b in zip(fids, others, strict=True)]
     count, mean = len(differences), statistics.fmean(differences)
     if count < 2:
@@ -69,14 +70,14 @@ def paired_difference(fids: Sequence[float], others: Sequence[float]) -> Differe
 
 
 Compared = tuple[str, str, Difference]
-"""A row, the other one, and how they differ."""
+"""A row, the other one, and their difference."""
 
 
 # --- Words ----------------------------------------------------------------------------------------
 
 
 def sentence(row: str, other: str, difference: Difference, printed: float | None, digits: int) -> str:
-    """What may be said of ``row`` against ``other``; ``printed`` is the paper's difference."""
+    """Return the claim about ``row`` against ``other`` that the scores support; ``printed`` is the paper's difference."""
     paper = "" if printed is None else f"; in the paper FID is {_side(printed)} by {abs(printed):.2f}"
     if difference.interval is None:
         return f"{row} against {other}: one training seed has no spread, so nothing is claimed{paper}."
@@ -108,7 +109,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Report:
-    """What is printed, and written as markdown."""
+    """The content of the printed and written report."""
 
     title: str
     command: str
@@ -122,7 +123,7 @@ class Report:
 
 
 def report_of(ablation: Ablation, scores: Sequence[Scored], basis: Basis) -> Report:
-    """The table of what ``ablation`` has scored."""
+    """Return the report of the scores of ``ablation``."""
     fids = {row: fids_by_seed(scores, row) for row in ablation.rows}
     digits = _digits([value for values in fids.values() for value in values])
     pairs = [pair for pair in RECIPES[ablation.recipe].differences if set(pair) <= set(fids)]
@@ -140,7 +141,7 @@ def report_of(ablation: Ablation, scores: Sequence[Scored], basis: Basis) -> Rep
 
 
 def _table(ablation: Ablation, spreads: dict[str, Spread], digits: int) -> Cells:
-    """The paper's lines and columns; where it has one column of FIDs there is room for what rows cost."""
+    """Return the paper's lines and columns. Where the table has one column of FIDs, it also has the costs of each row."""
     columns, recipe = tuple(ablation.lines[0][1]), RECIPES[ablation.recipe]
     if len(columns) > 1:
         headings = [f"{column}, {whose}" for column in columns for whose in ("paper", "ours")]
@@ -159,7 +160,7 @@ def _table(ablation: Ablation, spreads: dict[str, Spread], digits: int) -> Cells
 
 
 def _costs(ablation: Ablation, row: str) -> tuple[str, str, str]:
-    """Ours: parameters, MACs of an image and step, training steps."""
+    """Return our costs: parameters, MACs of an image and step, training steps."""
     config = ablation.config(row)
     cost = ensemble_cost(config)
     params = [expert.params for expert in cost.experts]
@@ -210,7 +211,7 @@ def _named(ablation: Ablation, row: str) -> str:
 
 
 def _source(ablation: Ablation) -> str:
-    """Family whose figures in the paper stand beside ours."""
+    """Return the family whose figures in the paper stand beside ours."""
     return ablation.family if ablation.family in RECIPES[ablation.recipe].sources else "ffhq"
 
 
@@ -239,13 +240,13 @@ def _pm(found: Spread, digits: int) -> str:
 
 
 def _digits(values: Sequence[float]) -> int:
-    """Decimals that leave the smallest value three figures; two at least, as the paper prints."""
+    """Return the number of decimals that gives the smallest value three figures. It is at least two, as in the paper."""
     smallest = min(abs(value) for value in values)
     return 2 if smallest == 0 else max(2, 2 - math.floor(math.log10(smallest)))
 
 
 def quantity(value: float) -> str:
-    """Three figures and a unit: 3.86M."""
+    """Return three figures and a unit: 3.86M."""
     unit, larger = "", list("GMk")
     while value >= 999.5 and larger:
         value, unit = value / 1000, larger.pop()
@@ -256,7 +257,7 @@ def quantity(value: float) -> str:
 
 
 def command(ablation: Ablation) -> str:
-    """What makes this table again."""
+    """Return the command that makes this table again."""
     words = ["python", "-m", "meme", "ablate", ablation.recipe]
     for field in fields(Ablation)[1:]:
         value, flag = getattr(ablation, field.name), f"--{field.name.replace('_', '-')}"
@@ -326,7 +327,7 @@ def _machine(device: torch.device) -> str:
 
 
 def _cpu() -> str:
-    """The processor's name, which Linux alone tells in full."""
+    """Return the processor's name, which only Linux gives in full."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -339,7 +340,7 @@ def _cpu() -> str:
 
 
 def markdown(report: Report) -> str:
-    """The report as a file."""
+    """Return the report as the text of a Markdown file."""
     parts = [
         f"# {report.title}",
         f"    {report.command}",
@@ -359,7 +360,7 @@ def _pipes(cells: Cells) -> str:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The report on the terminal."""
+    """Print the report on the terminal."""
     console.print(f"\n{report.title}", style="bold")
     console.print(report.protocol)
     for cells in (report.table, report.differences):

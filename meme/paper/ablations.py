@@ -40,7 +40,7 @@ class Row:
     probabilities: tuple[float, ...] = ()
     """p of every expert; none: the preset as it is, a network alone."""
     ffhq_fid: float | None = None
-    """What Tables 6 and 7 print of it, where Tables 1 and 2, which are in `meme.paper.printed`, do not have it."""
+    """The FID that Tables 6 and 7 print for it, where Tables 1 and 2, which are in `meme.paper.printed`, lack it."""
 
 
 # As in presets, where a row has one there: a row of that name and these p is that preset.
@@ -77,11 +77,11 @@ class Recipe:
     sources: dict[str, str]
     """Whose figures stand beside ours: by family, and for all other families those of ffhq."""
     prints_costs: bool = False
-    """Whether the paper's table has parameters and MACs."""
+    """True if the paper's table has parameters and MACs."""
     further_lines: tuple[Line, ...] = ()
     """Trained on request only."""
     words: dict[str, str] = field(default_factory=dict)
-    """What rows are called here, where that is not what `ROWS` calls them."""
+    """Names of rows in this recipe, where they differ from those in `ROWS`."""
 
 
 _FFHQ = "FFHQ, DDIM-200, 50,000 samples"
@@ -160,7 +160,7 @@ FAMILIES = tuple(name.removesuffix("-multi-expert") for name in preset_names() i
 
 @dataclass(frozen=True)
 class Training:
-    """One row with one training seed, which is that of initial weights, order of the data, timesteps and noise."""
+    """One row with one training seed, which determines initial weights, order of the data, timesteps and noise."""
 
     row: str
     config: Config
@@ -208,16 +208,16 @@ class Ablation:
 
     @property
     def folder(self) -> Path:
-        """All recipes of one family share a folder by default, and so their trainings."""
+        """Return the folder of the trainings. By default all recipes of one family share it, and so share trainings."""
         return self.out or Path("results") / "ablations" / self.family
 
     def file(self, kind: str) -> Path:
-        """Where the table lies: ``kind`` is csv or md."""
+        """Return the path of the table; ``kind`` is csv or md."""
         return self.folder / f"{self.recipe}{'-equal-total' if self.equal_total else ''}.{kind}"
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        """Those of the recipe that the family has, labelled as for this family."""
+        """Return the recipe's lines that the family has, labelled as for this family."""
         recipe = RECIPES[self.recipe]
         wanted = recipe.lines + (recipe.further_lines if self.all_rows else ())
         kept = [line for line in wanted if all(preset_name(self.family, ROWS[row].preset) for row in line[1].values())]
@@ -228,11 +228,11 @@ class Ablation:
         return tuple(row for _, columns in self.lines for row in columns.values())
 
     def named(self, words: str) -> str:
-        """A row in words, its networks called after the family's."""
+        """Return a row's description, with its networks called after the family's."""
         return words if f"{self.family}-ldm-s" in preset_names() else words.replace("LDM", "ADM")
 
     def config(self, row: str, seed: int = 0) -> Config:
-        """What is trained and scored for ``row`` with training seed ``seed``."""
+        """Return the config to train and score for ``row`` with training seed ``seed``."""
         wanted, probabilities = ROWS[row].preset, ROWS[row].probabilities
         base = preset(preset_name(self.family, wanted) or f"{self.family}-{wanted}")
         experts = experts_of(base.network, probabilities, base.diffusion.timesteps) if probabilities else base.experts
@@ -248,7 +248,7 @@ class Ablation:
 
     @property
     def expert_steps(self) -> int:
-        """Steps of one expert of four."""
+        """Return the steps of one expert of four."""
         return self.steps or preset(f"{self.family}-multi-expert").training.steps
 
     def _steps(self, base: Config, experts: int) -> int:
@@ -257,7 +257,7 @@ class Ablation:
         return round(self.expert_steps * base.training.steps / preset(f"{self.family}-multi-expert").training.steps)
 
     def trainings(self) -> list[Training]:
-        """Seed by seed, so that what an unfinished run leaves is a table of fewer seeds."""
+        """Return the trainings seed by seed, so that an unfinished run leaves a table of fewer seeds."""
         return [Training(row, self.config(row, seed)) for seed in range(self.seeds) for row in self.rows]
 
 
@@ -272,14 +272,15 @@ def _allowed(field: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def preset_name(family: str, row: str) -> str | None:
-    """The preset that is ``row`` of ``family``, whose networks may be ADM's instead of latent diffusion's; None: it has none."""
+    """Return the preset that is ``row`` of ``family``, whose networks may be ADM's instead of latent diffusion's. Return None
+    where there is none."""
     names = (f"{family}-{row}", f"{family}-{row.replace('ldm', 'adm')}")
     return next((name for name in names if name in preset_names()), None)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What one sampling seed says of one training: a line of the CSV."""
+    """The score of one training with one sampling seed, which is a line of the CSV."""
 
     recipe: str
     row: str
@@ -302,7 +303,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Basis:
-    """What all rows are trained on and scored with."""
+    """The data and the feature space that all rows share."""
 
     images: Images
     data: TrainingData
@@ -319,7 +320,8 @@ def run(
     on_progress: OnTraining = lambda training, progress: None,
     on_message: OnMessage = lambda message: None,
 ) -> tuple[list[Scored], Basis]:
-    """Train and score every row with every seed, but for what is already there; the CSV is current after every training."""
+    """Train and score every row with every seed, unless its score is stored already. The CSV is current after every
+    training."""
     trainings = ablation.trainings()
     basis = _open(ablation, on_message)
     scores: list[Scored] = []
@@ -340,7 +342,7 @@ def _open(ablation: Ablation, on_message: OnMessage) -> Basis:
 
 
 def _scores_of(ablation: Ablation, training: Training, basis: Basis, on_progress: OnTraining) -> list[Scored]:
-    """Whatever is missing is trained and scored, and kept beside the weights."""
+    """Return the scores of a training. Whatever is missing is trained and scored, and stored beside the weights."""
     folder = ablation.folder / "trained" / f"{training.config.architecture_id}-{basis.data.content_id[:8]}"
 
     @cache
@@ -355,7 +357,7 @@ def _scores_of(ablation: Ablation, training: Training, basis: Basis, on_progress
 
 
 def _scored(recipe: str, training: Training, seed: int, folder: Path, basis: Basis, trained: Callable[[], Ensemble]) -> Scored:
-    """One score, from its file if it is there."""
+    """Return one score, read from its file if that exists."""
     config = training.config
     path = folder / f"score-{_score_id(config, basis, seed)}.json"
     measured = _read_measured(path)
@@ -377,7 +379,7 @@ def _scored(recipe: str, training: Training, seed: int, folder: Path, basis: Bas
 
 
 def _claimed(folder: Path) -> filelock.FileLock:
-    """A second command that wants the same training waits until it is there."""
+    """Lock a training's folder. A second command that needs the same training waits until it is finished."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -386,7 +388,7 @@ def _claimed(folder: Path) -> filelock.FileLock:
 
 
 def _score_id(config: Config, basis: Basis, seed: int) -> str:
-    """Scores of equal id are of the same samples of the same weights in the same feature space."""
+    """Return an id that is equal for scores of the same samples of the same weights in the same feature space."""
     protocol = [config.sampling.model_dump(), config.evaluation.samples, seed]
     return stable_id([protocol, basis.space.feature_id, basis.images.content_id])
 
@@ -395,12 +397,12 @@ MEASURED = ("fid", "macs", "params", "features", "samples", "latency_ms")
 
 
 def _measured(score: Score) -> dict[str, Any]:
-    """What is kept of a score."""
+    """Return the part of a score that is stored."""
     return {name: getattr(score, name) for name in MEASURED}
 
 
 def _read_measured(path: Path) -> dict[str, Any] | None:
-    """A kept score; None where there is none, or one of another version of this file."""
+    """Read a stored score. Return None where there is none, or one of another version of this file."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {name: found[name] for name in MEASURED}
@@ -409,7 +411,7 @@ def _read_measured(path: Path) -> dict[str, Any] | None:
 
 
 def to_csv(scores: list[Scored]) -> str:
-    """One line a score."""
+    """Return the scores as CSV, one line per score."""
     text = io.StringIO()
     table = csv.DictWriter(text, [field.name for field in fields(Scored)], lineterminator="\n")
     table.writeheader()

@@ -1,4 +1,4 @@
-"""What networks cost beside what the paper prints: the verb ``cost`` of ``python -m meme``."""
+"""The cost of networks beside the paper's figures: the verb ``cost`` of ``python -m meme``."""
 
 from dataclasses import asdict, dataclass
 
@@ -14,7 +14,7 @@ TABLE_WIDTH = 108  # a narrower terminal wraps lines rather than lose digits
 
 @dataclass(frozen=True)
 class CostRow:
-    """One expert. Figures of the paper are None where it has no such row."""
+    """The cost of one expert. Figures of the paper are None where it has no such row."""
 
     config: str
     expert: int
@@ -32,7 +32,7 @@ class CostRow:
 
 
 def cost_rows(config: Config) -> list[CostRow]:
-    """A row for every expert of ``config``; the paper's figures stand beside those of its presets."""
+    """Return a row for every expert of ``config``. For presets, the paper's figures stand beside ours."""
     return [_row(config, number) for number in range(1, len(config.experts) + 1)]
 
 
@@ -57,7 +57,7 @@ def _row(config: Config, number: int) -> CostRow:
 
 
 def print_table(rows: list[CostRow], console: Console) -> None:
-    """The rows for a person; experts that cost the same share a line."""
+    """Print the rows for a person. Experts with the same cost share a line."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("preset", no_wrap=True)
     for heading in ("expert", "params M", "paper", "diff %", "MACs G", "paper's way G", "paper", "diff %"):
@@ -79,7 +79,7 @@ def print_table(rows: list[CostRow], console: Console) -> None:
 
 
 def _alike(rows: list[CostRow]) -> list[tuple[CostRow, CostRow]]:
-    """First and last of every run of experts of one config that differ in nothing but their number."""
+    """Return the first and last row of every run of experts of one config that differ in nothing but their number."""
     runs: list[tuple[CostRow, CostRow]] = []
     for row in rows:
         if runs and _without_number(runs[-1][1]) == _without_number(row):

@@ -1,11 +1,11 @@
-"""What the paper prints for each of its rows, to compare with. FIDs of different protocols do not compare."""
+"""The figures that the paper prints for each of its rows, for comparison. FIDs of different protocols do not compare."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Printed:
-    """One row: parameters of an expert as (its number of millions, as printed), and what it scored."""
+    """The figures of one row: parameters of its experts, MACs and scores."""
 
     params: tuple[str, ...]
     """Millions of parameters of each expert, or one figure for all; as printed, so that its digits say how exact it is."""
@@ -48,7 +48,7 @@ PRINTED = {
 
 
 def printed_params(name: str, number: int) -> str | None:
-    """Millions of parameters that the paper prints for expert ``number`` of a row; None where it has no such row."""
+    """Return the millions of parameters that the paper prints for expert ``number`` of a row; None where it has no such row."""
     row = PRINTED.get(name)
     if row is None:
         return None
@@ -56,6 +56,6 @@ def printed_params(name: str, number: int) -> str | None:
 
 
 def rounds_to(value: float, printed: str) -> bool:
-    """Whether ``value``, rounded to as many digits as were printed, is what was printed."""
+    """Return whether ``value``, rounded to the number of printed digits, is what was printed."""
     digits = len(printed.partition(".")[2])
     return round(value, digits) == float(printed)

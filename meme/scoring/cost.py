@@ -28,17 +28,17 @@ PAPER_IMAGES = 3  # its printed MACs are those of three images, which the releas
 
 @dataclass(frozen=True)
 class ExpertCost:
-    """Of one network: parameters, and multiply-accumulates for denoising one image once."""
+    """The cost of one network: parameters, and multiply-accumulates for denoising one image once."""
 
     params: int
     macs: int
     class_params: int = 0
-    """Those of ``params`` that are embeddings of classes, which latent diffusion counts apart."""
+    """The part of ``params`` that is embeddings of classes, which latent diffusion counts separately."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a whole ensemble."""
+    """The cost of a whole ensemble."""
 
     experts: tuple[ExpertCost, ...]
     macs: float
@@ -51,9 +51,9 @@ class Cost:
 
 
 def ensemble_cost(config: Config) -> Cost:
-    """Cost of ``config`` without building its weights: takes milliseconds, cached by architecture.
+    """Return the cost of ``config``, without building its weights. It takes milliseconds and is cached by architecture.
 
-    Classifier-free guidance asks an expert twice a step, which ``macs`` counts.
+    With classifier-free guidance an expert runs twice a step, and ``macs`` counts both.
     """
     experts = tuple(expert_cost(config.image, config.network, expert) for expert in config.experts)
     return Cost(experts, sum(expert.macs * share for expert, share in zip(experts, step_shares(config), strict=True)))
@@ -66,32 +66,35 @@ def _steps_taken(intervals: tuple[tuple[int, int], ...], timesteps: tuple[int, .
 
 
 def steps_taken(config: Config) -> tuple[int, ...]:
-    """Sampler steps that each expert takes."""
+    """Return the number of sampler steps of each expert."""
     intervals = tuple(expert.interval for expert in config.experts)
     return _steps_taken(intervals, tuple(sampling_timesteps(config.diffusion, config.sampling)))
 
 
 def step_shares(config: Config) -> tuple[float, ...]:
-    """How often each expert is asked for a step, on average over the sampler's: twice with classifier-free guidance."""
+    """Return the number of runs of each expert per sampler step, averaged over the sampler's steps. Guidance doubles it."""
     taken, asked = steps_taken(config), 1 if config.sampling.guidance_scale == 1 else 2
     return tuple(asked * steps / sum(taken) for steps in taken)
 
 
 def sampler_passes(config: Config) -> int:
-    """Return how many passes of one image through one expert a score's samples take, twice a step with guidance."""
+    """Return the number of passes of one image through one expert that a score's samples take, twice a step with guidance."""
     asked = 1 if config.sampling.guidance_scale == 1 else 2
     return config.evaluation.samples * asked * len(sampling_timesteps(config.diffusion, config.sampling))
 
 
 def expert_cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
-    """Cost of one expert's network, which its interval and p do not change."""
+    """Return the cost of one expert's network. Its interval and p do not change it."""
     return _cost(image, network, expert.network_alone(network))
 
 
 @lru_cache(maxsize=100_000)
 def _cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> ExpertCost:
-    """What an expert mixes at one level changes nothing at the others, so its cost is a sum over levels: of the thousands of
-    networks that a search meets, only those are counted that mix at one level alone."""
+    """Return the cost of an expert as a sum over levels.
+
+    An expert's split at one level does not change the cost of the others. So of the thousands of networks that a search meets,
+    only those with a split at a single level are counted.
+    """
     if not network.splits_channels:
         return _counted(image, network, expert)
     unmixed = _counted(image, network, _mixing_at(0, expert, network))
@@ -104,7 +107,7 @@ def _cost(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> E
 
 
 def _mixing_at(level: int, expert: ExpertConfig, network: NetworkConfig) -> ExpertConfig:
-    """``expert`` as it is at ``level``, and all convolution at the others."""
+    """Return ``expert`` with its own split at ``level``, and all convolution at the others."""
     unmixed = Mixing(0, 1, "average", "max")
     levels = range(1, network.levels + 1)
     mixings = [expert.mixing(network, level) if each == level else unmixed for each in levels]
@@ -121,8 +124,8 @@ def _counted(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -
 
 
 def paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> int:
-    """MACs as the paper prints them: of three images, by ptflops's count of layers, which leaves latent diffusion's attention
-    out and has that of iFormer blocks."""
+    """Return MACs as the paper prints them: those of three images, by ptflops's count of layers. That count leaves out latent
+    diffusion's attention and includes that of iFormer blocks."""
     return _paper_macs(image, network, expert.network_alone(network))
 
 
@@ -195,7 +198,7 @@ def _paper_macs(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig
 
 
 def _on_meta(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -> tuple[Denoiser, dict[str, torch.Tensor]]:
-    """A network without memory, and the inputs of one image."""
+    """Return a network without memory, and the inputs of one image."""
     with torch.device("meta"):
         denoiser = Denoiser(image, network, expert)
         inputs = {"x": torch.empty(1, image.channels, image.size, image.size), "t": torch.empty(1)}
@@ -205,17 +208,18 @@ def _on_meta(image: ImageConfig, network: NetworkConfig, expert: ExpertConfig) -
 
 
 def count_macs(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
-    """MACs of ``module(**inputs)`` by ptflops, with attention.
+    """Count the MACs of ``module(**inputs)`` by ptflops, with attention.
 
-    ptflops knows matrix products and convolutions, not the fused attention call, which it would count as nothing: that would
-    bias a search toward attention. So attention runs here as the products it consists of.
+    ptflops counts matrix products and convolutions, but the fused attention call as nothing, which would bias a search toward
+    attention. So attention runs here as the products it consists of.
     """
     with sdpa_kernel(SDPBackend.MATH):
         return _ptflops(module, inputs, backend="aten")
 
 
 def _count_layers(module: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> int:
-    """MACs of the layers alone; ptflops knows a layer by its exact type, so ours that are convolutions must be named."""
+    """Count the MACs of the layers alone. ptflops recognises a layer by its exact type, so our subclasses of convolutions must
+    be named."""
     make_torchvision_importable()
     from ptflops.pytorch_ops import conv_flops_counter_hook
 

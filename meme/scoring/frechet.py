@@ -32,7 +32,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class _Moments:
-    """What can be merged: count, mean (D,) and the sum of centred outer products (D, D)."""
+    """Moments that can be merged: count, mean (D,) and the sum of centred outer products (D, D)."""
 
     count: int
     mean: np.ndarray
@@ -40,7 +40,7 @@ class _Moments:
 
 
 class RunningStatistics:
-    """Mean and covariance of features that arrive as batches (B, D), of which none is kept.
+    """Mean and covariance of features that arrive as batches (B, D), none of which is stored.
 
     Centred moments are merged pairwise (Chan, Golub, LeVeque 1983), because sums of squares lose all digits where the
     mean is large beside the spread.
@@ -50,13 +50,13 @@ class RunningStatistics:
         self._total: _Moments | None = None
 
     def add(self, batch: torch.Tensor | np.ndarray) -> None:
-        """Raises ValueError when the batch is not two-dimensional."""
+        """Add a batch. Raises ValueError when it is not two-dimensional."""
         if len(batch):
             part = _moments(batch)
             self._total = part if self._total is None else _merged(self._total, part)
 
     def result(self) -> Statistics:
-        """Raises ValueError when there was no row at all."""
+        """Return the statistics of all batches. Raises ValueError when there was no row at all."""
         if (total := self._total) is None:
             raise ValueError("statistics of no samples: at least one feature vector is needed")
         covariance = total.scatter / (total.count - 1) if total.count > 1 else np.full_like(total.scatter, np.nan)
@@ -64,9 +64,9 @@ class RunningStatistics:
 
 
 def statistics(features: Iterable[torch.Tensor | np.ndarray]) -> Statistics:
-    """Mean and covariance of features that arrive as batches (B, D); only one batch is held at a time.
+    """Return mean and covariance of features that arrive as batches (B, D). Only one batch is in memory at a time.
 
-    Equals ``np.mean`` and ``np.cov(rowvar=False)`` of all rows together.
+    They equal ``np.mean`` and ``np.cov(rowvar=False)`` of all rows together.
 
     Raises ValueError when there is no row at all or a batch is not two-dimensional.
     """
@@ -103,7 +103,7 @@ def _merged(a: _Moments, b: _Moments) -> _Moments:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """||m_a - m_b||^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Heusel et al. 2017 (1706.08500), as clean-fid computes it.
+    """Return ||m_a - m_b||^2 + Tr(S_a + S_b - 2 (S_a S_b)^(1/2)), Heusel et al. 2017 (1706.08500), as clean-fid computes it.
 
     Where clean-fid gives a number, this is that number, so a distance of equal statistics may be -1e-6. With as few
     samples as features, or fewer, the product of covariances is singular, and clean-fid may refuse over an imaginary
@@ -133,7 +133,7 @@ def _check(statistic: Statistics, which: str) -> None:
 
 @cache
 def _clean_fid_distance() -> Callable[..., Any]:
-    """``cleanfid.fid.frechet_distance``, its code unchanged, with two of the names it looks up bound anew.
+    """Return ``cleanfid.fid.frechet_distance``, with its code unchanged and two of the global names it uses replaced.
 
     ``linalg.sqrtm``: clean-fid 0.1.35 passes ``disp``, which scipy deprecates since 1.16 and removes in 1.18.
     ``print``: it prints when the product is singular. Nothing inside clean-fid itself is altered.
@@ -147,7 +147,7 @@ def _clean_fid_distance() -> Callable[..., Any]:
 
 
 def _sqrtm(matrix: np.ndarray, disp: bool = True) -> Any:
-    """scipy's square root behind its old signature: with ``disp=False`` a pair whose second part clean-fid drops."""
+    """Return scipy's square root by its old signature: with ``disp=False`` a pair, whose second part clean-fid drops."""
     with warnings.catch_warnings():
         # A singular product is the rule with few samples; what cannot be used is caught by clean-fid's own checks.
         warnings.simplefilter("ignore", linalg.LinAlgWarning)
@@ -156,7 +156,7 @@ def _sqrtm(matrix: np.ndarray, disp: bool = True) -> Any:
 
 
 def _symmetric_distance(a: Statistics, b: Statistics) -> float:
-    """The same distance by Tr (S_a S_b)^(1/2) = Tr (R S_b R)^(1/2), R = S_a^(1/2): real whatever the rank."""
+    """Return the same distance by Tr (S_a S_b)^(1/2) = Tr (R S_b R)^(1/2), R = S_a^(1/2), which is real whatever the rank."""
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     product = np.linalg.eigvalsh(root @ b.covariance @ root)

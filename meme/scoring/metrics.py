@@ -1,4 +1,4 @@
-"""How near drawn images are to data, in a feature space: all metrics of papers, from one pass over images that stream by.
+"""The distance of drawn images from data in a feature space: all metrics of papers, from one pass over streaming images.
 
 Shapes: ``B`` batch, ``C`` channels, ``H W`` space.
 """
@@ -70,25 +70,25 @@ class Measured:
 
 
 def offered_metrics(space: FeatureSpace) -> tuple[Metric, ...]:
-    """The metrics this space has the features for, in the order of ``METRICS``."""
+    """Return the metrics that this space has the features for, in the order of ``METRICS``."""
     missing = {"sfid": space.spatial_dim is None, "inception_score": space.classes is None}
     return tuple(metric for metric in METRICS if not missing.get(metric))
 
 
 def fewest_images(metric: Metric) -> int:
-    """Images, of the data and drawn, that ``metric`` needs."""
+    """Return the number of images, of the data and of the samples each, that ``metric`` needs."""
     return _FEWEST.get(metric, 2)
 
 
 def require_images(metrics: Sequence[Metric], count: int, name: str) -> None:
-    """Raises UserError where the data called ``name`` have fewer images than one of ``metrics`` needs."""
+    """Raise UserError where the data called ``name`` have fewer images than one of ``metrics`` needs."""
     for metric in metrics:
         if count < (fewest := fewest_images(metric)):
             raise UserError(f"data: {metric} needs at least {fewest} images, and {name} has {count}")
 
 
 def require_metrics(metrics: Sequence[str], space: FeatureSpace) -> None:
-    """Raises UserError for no metric, an unknown one, or one that this space does not offer."""
+    """Raise UserError for no metric, an unknown one, or one that this space does not offer."""
     if not metrics:
         raise UserError(f"metrics: name at least one of {', '.join(METRICS)}")
     for metric in metrics:
@@ -138,7 +138,7 @@ def measure(
 
 
 class _Drawn:
-    """What the metrics need to know of the samples, gathered batch by batch."""
+    """The features and statistics of the samples that the metrics need, gathered batch by batch."""
 
     def __init__(self, metrics: Sequence[Metric]):
         self.metrics = frozenset(metrics)
@@ -200,7 +200,7 @@ def protocol(
     metrics: Sequence[Metric] = ("fid",),
     inception_split: int | None = None,
 ) -> str:
-    """What a score must be quoted with, in one line; sampler and steps are the caller's to add."""
+    """Return, on one line, what a score must be quoted with. The caller adds sampler and steps."""
     text = f"{space.name} features, {samples:,} samples against all {len(images):,} images of {images.name}"
     if len(images) > FEATURES_KEPT and not {"kid", "precision", "recall"}.isdisjoint(metrics):
         text += f" (KID, precision and recall: against {FEATURES_KEPT:,} of them)"

@@ -25,10 +25,12 @@ def kernel_distances(
     subsets: int = KID_SUBSETS,
     subset_size: int = KID_SUBSET_SIZE,
 ) -> np.ndarray:
-    """Squared maximum mean discrepancy between features (N, D) and (M, D), once for each random subset: float64 (subsets,).
+    """Return the squared maximum mean discrepancy between features (N, D) and (M, D) for each random subset: float64
+    (subsets,).
 
-    Kernel (x.y / D + 1)^3, unbiased, so that it may be negative; the mean over subsets is KID (Binkowski et al. 2018,
-    1801.01401). With numpy's global state as ``draw`` it takes the subsets clean-fid's ``kernel_distance`` takes.
+    The kernel is (x.y / D + 1)^3. The estimate is unbiased, so it may be negative. Its mean over subsets is KID (Binkowski et
+    al. 2018, 1801.01401). With numpy's global state as ``draw`` it takes the subsets that clean-fid's ``kernel_distance``
+    takes.
 
     Raises ValueError for sets of fewer than 2 samples.
     """
@@ -58,7 +60,7 @@ def _off_diagonal(kernel: Tensor) -> Tensor:
 def precision_and_recall(
     real: np.ndarray, drawn: np.ndarray, device: torch.device | str = "cpu", neighbours: int = NEIGHBOURS
 ) -> tuple[float, float]:
-    """Kynkaanniemi et al. 2019 (1904.06991), of features (N, D) and (M, D): both in [0, 1].
+    """Return precision and recall (Kynkaanniemi et al. 2019, 1904.06991) of features (N, D) and (M, D), both in [0, 1].
 
     A set's manifold is the union of balls around its points that reach to their k-th nearest neighbour in the set. Precision
     is the share of drawn points on the manifold of the real ones, recall the share of real points on that of the drawn ones.
@@ -80,7 +82,7 @@ def precision_and_recall(
 
 
 def _squared_radii(features: np.ndarray, neighbours: int, device: torch.device | str) -> Tensor:
-    """(N,): squared distance of each point to its k-th nearest neighbour."""
+    """Return the squared distance of each point to its k-th nearest neighbour: (N,)."""
     radii = []
     for _, points in _blocks(features, ROWS, device):
         nearest = torch.empty(len(points), 0, dtype=torch.float64, device=device)
@@ -99,18 +101,19 @@ def _blocks(features: np.ndarray, size: int, device: torch.device | str) -> Iter
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """(R, D), (C, D) -> (R, C) by |a|^2 + |b|^2 - 2 a.b, whose rounding would leave a distance between equal points."""
+    """Return squared distances, (R, D), (C, D) to (R, C), by |a|^2 + |b|^2 - 2 a.b. Distances within its rounding are set to 0,
+    as those of equal points are."""
     norms = (a * a).sum(dim=1)[:, None] + (b * b).sum(dim=1)
     distances = torch.addmm(norms, a, b.T, alpha=-2)
     return distances.masked_fill_(distances < norms.mul_(SAME), 0)
 
 
 def inception_scores(probabilities: np.ndarray, splits: int = INCEPTION_SPLITS, split_images: int | None = None) -> np.ndarray:
-    """exp of the mean divergence of class probabilities (N, K) from their average, once for each split: float64 (splits,).
+    """Return exp of the mean divergence of class probabilities (N, K) from their average, for each split: float64 (splits,).
 
-    Salimans et al. 2016 (1606.03498): 1 where all samples look alike or none is recognised, K at best. Splits are consecutive
-    and as equal as can be; fewer than N samples make as many splits. With ``split_images`` each has that many
-    samples, and the last one what is left, as in ADM's evaluator (5,000).
+    The score (Salimans et al. 2016, 1606.03498) is 1 where all samples look alike or none is recognised, and at most K. Splits
+    are consecutive and as equal as can be; fewer than N samples make as many splits. With ``split_images``, each split has that
+    many samples, and the last one the remainder, as in ADM's evaluator (5,000).
 
     Raises ValueError for no sample.
     """

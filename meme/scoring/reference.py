@@ -1,4 +1,5 @@
-"""What of the data scores are computed against: computed once in each feature space, and kept by the data's content.
+"""The reference side of scores: statistics and features of the data, computed once in each feature space and cached by the
+data's content.
 
 Shapes: ``N`` images of the data, ``D`` features, ``S`` spatial features.
 """
@@ -26,7 +27,7 @@ FEATURES_KEPT = 50_000  # images whose features themselves are kept; statistics 
 
 @dataclass(frozen=True)
 class Reference:
-    """The parts that were asked for: other statistics are a ``KeyError``, other features None."""
+    """The requested parts. Other statistics raise ``KeyError``; other features are None."""
 
     statistics: Mapping[Part, Statistics]
     features: np.ndarray | None = None
@@ -34,22 +35,22 @@ class Reference:
 
     @property
     def pooled(self) -> Statistics:
-        """Of the features of all images."""
+        """Statistics of the features of all images."""
         return self.statistics["pooled"]
 
     @property
     def spatial(self) -> Statistics:
-        """Of the spatial features of all images."""
+        """Statistics of the spatial features of all images."""
         return self.statistics["spatial"]
 
 
 def reference_statistics(images: Images, space: FeatureSpace) -> Statistics:
-    """Statistics of the whole data set in ``space``, computed once and kept under ``cache_folder()/"statistics"``."""
+    """Return statistics of the whole data set in ``space``, computed once and cached under ``cache_folder()/"statistics"``."""
     return reference(images, space, {"pooled"}).pooled
 
 
 def reference(images: Images, space: FeatureSpace, parts: Collection[Part]) -> Reference:
-    """These parts, from the cache; what is not there is computed in a single pass over the data.
+    """Return these parts from the cache. Missing ones are computed in a single pass over the data.
 
     Files are named by what determines them: the images' content and the feature space. An unreadable one is replaced.
     """
@@ -65,7 +66,8 @@ def reference(images: Images, space: FeatureSpace, parts: Collection[Part]) -> R
 
 
 def kept_images(count: int) -> np.ndarray:
-    """Which of ``count`` images have their features kept: indices in ascending order, the same for any data of this size."""
+    """Return the indices of those of ``count`` images whose features are stored, in ascending order, the same for any data of
+    this size."""
     if count <= FEATURES_KEPT:
         return np.arange(count)
     return np.sort(torch.randperm(count, generator=generator(0, "reference features"))[:FEATURES_KEPT].numpy())

@@ -1,4 +1,4 @@
-"""What differs between devices: their names, the numbers that networks calculate with, and waiting for what was asked of them."""
+"""The differences between devices: their names, the number formats that networks calculate in, and waiting for asynchronous work."""
 
 import platform
 import subprocess
@@ -16,7 +16,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolved(device: torch.device | str, precision: Precision) -> Precision:
-    """What ``auto`` means: bf16 on a GPU of NVIDIA or AMD, fp32 elsewhere."""
+    """Return the precision that ``auto`` means: bf16 on a GPU of NVIDIA or AMD, fp32 elsewhere."""
     if precision != "auto":
         return precision
     return "bf16" if torch.device(device).type == "cuda" else "fp32"
@@ -24,9 +24,9 @@ def resolved(device: torch.device | str, precision: Precision) -> Precision:
 
 @contextmanager
 def calculating_in(device: torch.device | str, precision: Precision) -> Iterator[None]:
-    """Run networks on ``device`` in ``precision``, within the context: weights stay float32, products are rounded.
+    """Run networks on ``device`` in ``precision`` within the context. Weights stay float32; products are rounded.
 
-    The one place that makes an autocast context.
+    No other code makes an autocast context.
     """
     kind, numbers = torch.device(device).type, resolved(device, precision)
     with torch.autocast(kind, _DTYPES.get(numbers, torch.bfloat16), enabled=numbers in _DTYPES), exact_convolutions(precision):
@@ -35,7 +35,7 @@ def calculating_in(device: torch.device | str, precision: Precision) -> Iterator
 
 @contextmanager
 def exact_convolutions(precision: Precision) -> Iterator[None]:
-    """Keep convolutions on a GPU from rounding float32 to TF32, as torch lets them, where fp32 was asked for."""
+    """Keep convolutions on a GPU from rounding float32 to TF32, as torch lets them, if ``precision`` is fp32."""
     before = torch.backends.cudnn.allow_tf32
     if precision != "fp32" or not before:
         yield
@@ -48,7 +48,7 @@ def exact_convolutions(precision: Precision) -> Iterator[None]:
 
 
 def wait_for(device: torch.device | str) -> None:
-    """Wait until ``device`` has done what was asked of it, so that the time it took can be measured."""
+    """Wait until ``device`` has finished all submitted work, so that its time can be measured."""
     device = torch.device(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)

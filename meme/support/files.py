@@ -26,7 +26,7 @@ NO_FILE = "off"  # what MEME_INCEPTION may be beside a path
 
 
 def cache_folder() -> Path:
-    """``$MEME_CACHE``, else the user's cache folder for this program; ``UserError`` where there is neither."""
+    """Return ``$MEME_CACHE``, else the user's cache folder for this program. Raises ``UserError`` where there is neither."""
     if named := os.environ.get(CACHE_VARIABLE):
         return expanded(named)
     try:
@@ -53,7 +53,8 @@ def expanded(path: str | Path) -> Path:
 
 
 def settle_paths() -> None:
-    """Make the paths in our environment variables absolute, for the workers of this process: they may run elsewhere."""
+    """Make the paths in our environment variables absolute, for the workers of this process, which may run in another
+    folder."""
     for name in (CACHE_VARIABLE, INCEPTION_VARIABLE):
         if (value := os.environ.get(name)) and (name, value) != (INCEPTION_VARIABLE, NO_FILE):
             os.environ[name] = os.path.abspath(expanded(value))
@@ -61,9 +62,11 @@ def settle_paths() -> None:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on leaving without an error it is synced and renamed over ``path``, and
-    the folder synced: after a power cut there is the old file or the new one. It is locked meanwhile, by which
-    ``remove_abandoned`` tells it from what a killed process left."""
+    """Yield a temporary path beside ``path``, which replaces ``path`` when the context ends without an error.
+
+    File and folder are synced, so that a power cut leaves the old file or the new one. Meanwhile the temporary file is locked,
+    by which ``remove_abandoned`` tells it from a file left by a killed process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     partial = Path(name)
@@ -81,9 +84,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def remove_partials(folder: Path, names: str, new_seconds: float = NEW_SECONDS) -> None:
-    """Remove what processes that were killed while they wrote left in ``folder``, of files whose names match ``names``.
+    """Remove half-written files that killed processes left in ``folder``, where the names of their targets match ``names``.
 
-    ``names`` is a regular expression. Files of others stay, as do those that a process is writing.
+    ``names`` is a regular expression. Other files stay, as do those that a process is writing.
     """
     ours = re.compile(rf"\.(?:{names})\.[a-z0-9_]{{8}}\.part")
     found = (path for path in folder.glob(".*.part") if ours.fullmatch(path.name) and not path.is_symlink())
@@ -91,7 +94,7 @@ def remove_partials(folder: Path, names: str, new_seconds: float = NEW_SECONDS) 
 
 
 def remove_abandoned(partials: Iterable[Path], new_seconds: float = NEW_SECONDS) -> None:
-    """Remove those half-written files that no process is writing, here or on another host that shares the folder."""
+    """Remove the half-written files that no process is writing, here or on another host that shares the folder."""
     for partial in partials:
         with suppress(FileNotFoundError):  # its writer has finished
             if _is_abandoned(partial, new_seconds):
@@ -108,7 +111,7 @@ def _is_abandoned(partial: Path, new_seconds: float) -> bool:
 
 
 def _lock(handle: int) -> bool | None:
-    """Lock an open file until it is closed; whether that succeeded. None where the system has no such locks."""
+    """Lock an open file until it is closed. Return whether that succeeded, or None where the system has no such locks."""
     if fcntl is None:
         return None
     try:
@@ -121,13 +124,14 @@ def _lock(handle: int) -> bool | None:
 
 
 def stamp_of(facts: os.stat_result) -> str:
-    """What changes when a file is written or replaced. Programs set its time to what they like; its inode, and when that was
-    changed, they do not."""
+    """Return a stamp that changes when a file is written or replaced. It includes the inode and its time of change, since
+    programs can set a file's own time to anything."""
     return f"{facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}"
 
 
 def check_writable(folder: Path) -> None:
-    """Make ``folder`` and a file in it that is at once removed; ``UserError`` where that is not allowed, before hours of work."""
+    """Make ``folder``, and write and remove a file in it. Raises ``UserError`` where that is not allowed, before hours of
+    work."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -139,7 +143,7 @@ def check_writable(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` so that a reader sees the old file or the new one, never half of it.
 
-    Names of files that are not UTF-8 may stand in it; their odd bytes are written as escapes.
+    ``text`` may contain names of files that are not UTF-8; their odd bytes are written as escapes.
     """
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -15,11 +15,14 @@ PROBED_SECONDS = 0.5  # for which a new holder tries: whoever asks whether a loc
 
 
 class FolderLock:
-    """Held from its making to ``release``, or to the end of the process. Two processes on one folder never both hold it."""
+    """A lock that is held from construction to ``release``, or to the end of the process. Two processes never both hold it."""
 
     def __init__(self, path: Path, refusal: str):
-        """Lock the file ``path``, whose folder is made. ``UserError`` where it is held: ``refusal``, with process and host
-        in the place of ``{holder}``. ``OSError`` where the folder can't be written."""
+        """Lock the file ``path``, making its folder if need be.
+
+        Raises ``UserError`` where the lock is held: ``refusal``, with process and host in place of ``{holder}``. Raises
+        ``OSError`` where the folder cannot be written.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._holder = path.with_name(f"{path.name}.holder")
         self._lock = filelock.FileLock(path, thread_local=False)
@@ -32,7 +35,7 @@ class FolderLock:
         write_text(self._holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
 
     def release(self) -> None:
-        """Let others have the folder. May be called again."""
+        """Release the lock. A second call does nothing."""
         if self._lock.is_locked:
             self._holder.unlink(missing_ok=True)
             self._lock.release(force=True)
@@ -45,7 +48,8 @@ class FolderLock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process, here or on a host that shares the folder, holds the lock ``path``; true where that can't be seen."""
+    """Return whether a process, here or on a host that shares the folder, holds the lock ``path``; true where that cannot be
+    tested."""
     if not path.exists():
         return False
     try:
@@ -58,7 +62,7 @@ def is_held(path: Path) -> bool:
 
 
 def _read_holder(path: Path) -> str:
-    """The process that holds the lock, in words."""
+    """Describe the process that holds the lock."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(path.read_text(encoding="utf-8"))
         return f"process {int(found['pid'])} on {printable(str(found['host']))[:80]}"

@@ -16,7 +16,8 @@ LEGIBLE_SIZE = 512  # pixels a side that a grid of small images is enlarged to, 
 
 
 def grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """uint8 (N, C, H, W) as one image (H', W', C), row by row, a white line between them; missing places are white."""
+    """Arrange uint8 (N, C, H, W) as one image (H', W', C), row by row, with a white line between images. Empty places are
+    white."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     missing = -len(images) % columns
     images = torch.cat([images, images.new_full((missing, *images.shape[1:]), 255)])
@@ -25,7 +26,7 @@ def grid(images: Tensor, columns: int | None = None) -> Tensor:
 
 
 def save_grid(path: Path, images: Tensor, columns: int | None = None) -> None:
-    """Write uint8 (N, C, H, W) as a PNG; small images are enlarged without smoothing."""
+    """Write uint8 (N, C, H, W) as a PNG. Small images are enlarged without smoothing."""
     pixels = grid(images.cpu(), columns).numpy()
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     factor = max(1, LEGIBLE_SIZE // max(picture.size))

@@ -86,9 +86,9 @@ def pooled(values: ArrayLike, place: int, other: int) -> Interval:
 def behind_best(values: ArrayLike, place: int) -> Interval:
     """Return how far row ``place`` of ``values`` (K, T) lies above the lowest of the K true means, which is never less than 0.
 
-    ``place`` must not be chosen by ``values``. The lowest of the observed means is flattered by luck, so the interval is that of
-    multiple comparisons with the best (Hsu): the lower bound holds for all configs at once (Dunnett), the upper one needs to
-    hold for the best alone, whichever it is.
+    ``place`` must not be chosen by ``values``. Chance makes the lowest of the observed means too low, so the interval is that
+    of multiple comparisons with the best (Hsu): the lower bound holds for all configs at once (Dunnett), and the upper one
+    needs to hold for the best alone, whichever it is.
     """
     table = np.asarray(values, dtype=float)
     configs, seeds = table.shape

@@ -1,4 +1,4 @@
-"""What becomes of memory that this process frees: the C library keeps it, or the system has it back."""
+"""Control whether the C library keeps the memory that this process frees or returns it to the system."""
 
 import contextlib
 import ctypes
@@ -13,10 +13,10 @@ _NEVER = 2**31 - 1  # bytes
 
 @cache
 def keep_freed_memory() -> None:
-    """From here on, keep what is freed for what is asked for next, up to 2 GiB at a time.
+    """Keep freed memory, up to 2 GiB at a time, for the allocations that follow.
 
-    glibc returns large blocks to the system, and a training step frees and asks for the same ones again: each of their pages
-    is then taken from the system, cleared and mapped anew, step after step. Other C libraries are left as they are.
+    By default glibc returns large blocks to the system. A training step frees and allocates the same blocks again, so the
+    system would have to clear and map each of their pages in every step. Other C libraries are left as they are.
     """
     with _glibc() as library:
         library.mallopt(_TRIM_THRESHOLD, _NEVER)
@@ -24,7 +24,8 @@ def keep_freed_memory() -> None:
 
 
 def give_freed_memory_back() -> None:
-    """To the system: else the C library keeps it in pieces that the next expert's weights do not fit."""
+    """Return freed memory to the system. Otherwise the C library keeps it in pieces that do not fit the next expert's
+    weights."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     with _glibc() as library:
@@ -33,6 +34,6 @@ def give_freed_memory_back() -> None:
 
 @contextlib.contextmanager
 def _glibc() -> Iterator[ctypes.CDLL]:
-    """The C library; where it is not glibc, what is asked of it is left undone."""
+    """Yield the C library. Where it is not glibc, calls that it lacks are skipped."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         yield ctypes.CDLL(None)

@@ -1,6 +1,6 @@
-"""SIGTERM, as clusters and containers send it before they kill, treated as Ctrl-C: what is running ends in good order.
+"""Handle SIGTERM, which clusters and containers send before they kill, as Ctrl-C: running work ends in good order.
 
-And both put off where they would break it.
+Both can be deferred where they would break something.
 """
 
 import signal
@@ -12,22 +12,23 @@ _came = threading.Event()
 
 
 def was_terminated() -> bool:
-    """Whether the latest interruption was SIGTERM, and not Ctrl-C.
+    """Return whether the latest interruption was SIGTERM, and not Ctrl-C.
 
-    The exception does not say: libraries catch an interruption and raise one of their own, or return as if all were done.
+    The exception does not say, since libraries catch an interruption and raise one of their own, or return as if nothing had
+    happened.
     """
     return _came.is_set()
 
 
 def terminate_on_sigterm() -> None:
-    """Raise ``KeyboardInterrupt`` on SIGTERM from now on. Call it again after a library that takes the signal for itself."""
+    """Raise ``KeyboardInterrupt`` on SIGTERM from now on. Call it again after a library that installs its own handler."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _raise)
 
 
 @contextmanager
 def terminated_by_sigterm() -> Iterator[None]:
-    """``terminate_on_sigterm`` within the context."""
+    """Raise ``KeyboardInterrupt`` on SIGTERM within the context."""
     before = signal.getsignal(signal.SIGTERM)
     _came.clear()
     terminate_on_sigterm()
@@ -40,9 +41,9 @@ def terminated_by_sigterm() -> Iterator[None]:
 
 @contextmanager
 def interrupted_afterwards() -> Iterator[None]:
-    """Ctrl-C and SIGTERM that come within the context are taken at its end, when what belongs together is together again.
+    """Defer Ctrl-C and SIGTERM to the end of the context, so that its work is never left half done.
 
-    Of the main thread, which alone is interrupted by them.
+    It has an effect only in the main thread, the only one that they interrupt.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

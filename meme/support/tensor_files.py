@@ -1,4 +1,4 @@
-"""Weights as safetensors, each file with the id of what it holds in its header. Nothing is unpickled."""
+"""Weights as safetensors, each file with the id of its contents in its header. Nothing is unpickled."""
 
 import json
 import os
@@ -19,7 +19,8 @@ TENSORS_AT_ONCE = 16
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str | int]) -> None:
-    """Write ``tensors`` and ``header`` so that a reader sees all of it or nothing; ``OSError`` where the disk is full."""
+    """Write ``tensors`` and ``header`` so that a reader sees all of it or nothing. Raises ``OSError`` where the disk is
+    full."""
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
         with written_whole(path) as partial:
@@ -31,7 +32,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, str |
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """The header of a file written by ``save_tensors``, whatever its values are; ``UserError`` if it is not one."""
+    """Return the header of a file written by ``save_tensors``, without checking its values. Raises ``UserError`` if it is no
+    such file."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["meme"])
@@ -44,11 +46,11 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a file written by ``save_tensors``, those of four dimensions channels_last; ``UserError`` if it can't be
-    read.
+    """Load the tensors of a file written by ``save_tensors``, those of four dimensions as channels_last. Raises ``UserError``
+    if it cannot be read.
 
-    They are copies, made a few at a time: the file is mapped, and as long as it is open, or one view of it is kept, all pages
-    that were read count as memory of this process.
+    The tensors are copies, made a few at a time. A mapped file counts all pages that were read as memory of this process, as
+    long as it is open or one view of it exists.
     """
     tensors: dict[str, Tensor] = {}
     try:
@@ -64,7 +66,8 @@ def load_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def check_tensors(path: Path, found: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """``UserError`` unless ``found`` has the names, shapes and dtypes of ``wanted``, whatever the file's header claims."""
+    """Raise ``UserError`` unless ``found`` has the names, shapes and dtypes of ``wanted``, whatever the file's header
+    claims."""
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:
             raise _unreadable(path, f"{name} is {'missing' if name in wanted else 'not of this network'}")

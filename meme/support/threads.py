@@ -1,4 +1,4 @@
-"""How many threads this process calculates with."""
+"""The number of threads that this process calculates with."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from threadpoolctl import ThreadpoolController
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """So many, of torch and of the BLAS that NumPy and SciPy have. More than there are free cores wait for each other."""
+    """Limit torch, and the BLAS of NumPy and SciPy, to ``count`` threads. Threads beyond the free cores wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -22,5 +22,6 @@ def threads(count: int) -> Iterator[None]:
 
 @cache
 def _libraries() -> ThreadpoolController:
-    """Those loaded by now, which are all there will be; to look for them takes milliseconds, and a trial may take few more."""
+    """Return the libraries loaded by now, to which none is added later. The search for them takes milliseconds, as long as a
+    short trial."""
     return ThreadpoolController()

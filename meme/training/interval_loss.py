@@ -1,4 +1,4 @@
-"""How well one expert denoises its own interval on images it was not trained on.
+"""The loss of one expert in its own interval, on images it was not trained on.
 
 The draws are a function of (seed, images, interval) alone, so that two experts of one interval are compared on the same noise.
 Shapes: ``N`` images, ``B`` batch, ``C H W`` image.
@@ -44,11 +44,11 @@ class Part:
         return len(self.indices)
 
     def tensor(self, indices: ArrayLike) -> Tensor:
-        """As the whole's: float32 (B, C, H, W)."""
+        """Return the same as ``tensor`` of the whole: float32 (B, C, H, W)."""
         return self.whole.tensor(self.indices[np.asarray(indices, dtype=np.int64)])
 
     def mirrored(self, indices: ArrayLike) -> Tensor:
-        """As the whole's."""
+        """Return the same as ``mirrored`` of the whole."""
         return self.whole.mirrored(self.indices[np.asarray(indices, dtype=np.int64)])
 
 
@@ -62,7 +62,8 @@ class IntervalLoss:
 
 
 def hold_out(data: TrainingData) -> tuple[Part, Part]:
-    """``data`` cut into a part to train on and one to validate on: a sixteenth, at most 1,024 images, drawn once for all seeds.
+    """Split ``data`` into a part to train on and one to validate on: a sixteenth, at most 1,024 images, drawn once for all
+    seeds.
 
     A single image is in both.
     """
@@ -78,9 +79,9 @@ def hold_out(data: TrainingData) -> tuple[Part, Part]:
 def interval_loss(
     expert: nn.Module, config: Config, number: int, held_out: TrainingData, device: torch.device | str = "cpu", seed: int = 0
 ) -> IntervalLoss:
-    """Of expert ``number`` with its averaged weights, on ``held_out``.
+    """Return the interval loss of expert ``number`` with its averaged weights, on ``held_out``.
 
-    Timesteps are spread evenly over the interval and shifted from image to image; every image has equally many.
+    Timesteps are spread evenly over the interval and shifted from image to image. Every image has the same number of them.
     """
     process, (first, end) = forward_process(config.diffusion), config.expert(number).interval
     rounds = min(MOST_ROUNDS, max(FEWEST_ROUNDS, math.ceil(DRAWS / len(held_out))))

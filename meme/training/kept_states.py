@@ -16,16 +16,17 @@ class KeptStates:
         self.previous = newest.with_name(newest.name.replace(".safetensors", ".previous.safetensors"))
 
     def keep(self, save: Callable[[Path], None]) -> None:
-        """``save`` a new state; the newest becomes the previous one. Whenever this is killed, one of them is whole."""
+        """Write a new state by ``save``; the newest becomes the previous one. If the process is killed at any moment, one of
+        them is whole."""
         if self.newest.exists():
             self.newest.replace(self.previous)
         save(self.newest)
 
     def load(self, load: Callable[[Path], bool]) -> bool:
-        """``load`` the newest state, or the previous one where the newest is missing, unreadable or refused.
+        """Load the newest state by ``load``, or the previous one where the newest is missing, unreadable or refused.
 
-        ``load`` says whether it took a file's state. Return whether it took either. Raises ``UserError`` as ``load`` does,
-        where the newest is unreadable and the previous one is not taken.
+        ``load`` returns whether it accepted a file's state. Return whether it accepted either. Raises ``UserError`` as ``load``
+        does, where the newest is unreadable and the previous one is not accepted.
         """
         unreadable = None
         try:
@@ -40,11 +41,11 @@ class KeptStates:
         return False
 
     def go_back(self) -> None:
-        """Drop the newest state where there is a previous one, from which the training then goes on."""
+        """Drop the newest state where there is a previous one, so that the training resumes from that."""
         if self.previous.exists():
             self.previous.replace(self.newest)
 
     def remove_previous(self) -> None:
-        """Leave the newest state alone: remove the previous one, and what killed processes left half written."""
+        """Remove the previous state, and half-written files of killed processes. The newest state stays."""
         self.previous.unlink(missing_ok=True)
         remove_partials(self.newest.parent, re.escape(self.newest.name), new_seconds=0.0)

@@ -1,4 +1,4 @@
-"""Steps whose gradient is not finite: skipped, counted, and the end of a training that has too many in a row."""
+"""Steps whose gradient is not finite. They are skipped and counted, and too many in a row end the training."""
 
 import math
 
@@ -25,12 +25,13 @@ class LossWindow:
         self._in_a_row = 0  # skipped steps at the end of the last window
 
     def add(self, loss: Tensor, skipped: Tensor) -> None:
-        """Count one step: its loss (), and whether it was ``skipped`` (), 1 or 0. Its loss counts only if it was not."""
+        """Add one step: its loss () and whether it was ``skipped`` (), 1 or 0. The loss counts only if the step was not
+        skipped."""
         self._steps.append((loss.detach().float(), skipped))
 
     @property
     def last_was_skipped(self) -> bool:
-        """Whether the latest step was skipped. Waits for the device."""
+        """Return whether the latest step was skipped. Waits for the device."""
         return bool(self._steps[-1][1]) if self._steps else self._in_a_row > 0
 
     def mean(self, number: int, step: int, steps: int) -> float | None:
@@ -55,7 +56,7 @@ class LossWindow:
 
 
 def _runs(flags: list[bool], before: int) -> tuple[int, int]:
-    """Lengths of the longest and of the last run of true ``flags``, where ``before`` true ones came before them."""
+    """Return the lengths of the longest and of the last run of true ``flags``, given that they follow ``before`` true ones."""
     longest = run = before
     for flag in flags:
         run = run + 1 if flag else 0

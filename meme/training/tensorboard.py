@@ -1,4 +1,4 @@
-"""Losses of a training as TensorBoard reads them: one run an expert."""
+"""Losses of a training in TensorBoard's format, with one run per expert."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class LossCurves(AbstractContextManager["LossCurves", None]):
-    """Call it with every ``Progress``; written to ``folder``, where a training that goes on adds to what is there.
+    """A callback that writes every ``Progress`` to ``folder``. A resumed training adds to what is there.
 
-    ``UserError`` where TensorBoard is not installed.
+    Raises ``UserError`` where TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path):

@@ -42,7 +42,7 @@ ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names, as is "step", its cou
 
 @dataclass(frozen=True)
 class Progress:
-    """Where one expert's training stands."""
+    """The state of one expert's training, as reported."""
 
     expert: int
     """Its number from 1; 0: the trunk."""
@@ -55,7 +55,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-"""Told about progress; whatever it raises stops the training (and leaves a checkpoint where one is kept)."""
+"""Receives progress. Any exception that it raises stops the training (and leaves a checkpoint where one is kept)."""
 
 
 def train_expert(
@@ -72,11 +72,11 @@ def train_expert(
 ) -> Denoiser:
     """Train expert ``number`` and return it with its averaged weights.
 
-    With a ``folder``, a finished expert found there is returned at once, an unfinished one is continued, and the same call
-    again after any interruption ends with the same weights. The state stays beside the finished expert, so that a call with more
-    steps goes on from there. With a ``shard``, several processes make the same call, each with its own. Where the config has a
-    trunk and none is given, ``train_trunk`` is called first. Raises ``TrainingDiverged`` when too many gradients in a row, or the
-    weights, are not finite.
+    With a ``folder``, a finished expert found there is returned at once and an unfinished one is resumed; an interrupted
+    training ends with the same weights as an uninterrupted one. The state stays beside the finished expert, so that a call with
+    more steps continues from it. With a ``shard``, several processes make the same call, each with its own. Where the config
+    has a trunk and none is given, ``train_trunk`` is called first. Raises ``TrainingDiverged`` when too many gradients in a
+    row, or the weights, are not finite.
     """
     finished = expert_file(folder, number) if folder else None
     options: dict[str, Any] = {
@@ -100,9 +100,10 @@ def train_trunk(
     checkpoint_seconds: float = 60.0,
     shard: Shard = WHOLE,
 ) -> Denoiser | None:
-    """Train the network from which all experts of ``config`` start, and return it with its averaged weights; None without one.
+    """Train the network from which all experts of ``config`` start, and return it with its averaged weights. Return None where
+    the config has no trunk.
 
-    In everything else as ``train_expert``; its progress has the number 0, and its file is ``trunk.safetensors``.
+    Everything else is as in ``train_expert``; its progress has the number 0, and its file is ``trunk.safetensors``.
     """
     if not config.training.trunk_steps:
         return None
@@ -141,7 +142,7 @@ def _trained(
     checkpoint_seconds: float,
     shard: Shard,
 ) -> Denoiser:
-    """Read the network from the file ``finished``, or train it and keep it there; None: only train it."""
+    """Read the network from the file ``finished``, or train it and store it there. With None it is trained and not stored."""
     if finished is not None and is_finished(finished, config, number, data):
         return read_expert(config, number, finished, device)
     state = state_beside(finished) if finished else None
@@ -165,10 +166,10 @@ def run_training(
     shard: Shard = WHOLE,
     trunk: Denoiser | None = None,
 ) -> "Training":
-    """Return the training of expert ``number`` at its last step, continued from the file ``state`` where that holds one.
+    """Return the training of expert ``number`` at its last step, resumed from the file ``state`` where that holds one.
 
-    ``trunk`` is the network that it starts from, where the config has one. On the way, and when it is stopped, it is kept in
-    ``state``; what is there at the end is the caller's affair.
+    ``trunk`` is the network that it starts from, where the config has one. The training is saved in ``state`` from time to time
+    and when it is stopped. The caller removes or keeps the file at the end.
     """
     keep_freed_memory()
     training = Training(config, number, data, device, shard, trunk)
@@ -192,7 +193,7 @@ def run_training(
 
 
 def _run(training: "Training", on_progress: OnProgress, states: KeptStates | None, checkpoint_seconds: float) -> None:
-    """The loop: batch and noise, timestep, loss, step, average, report."""
+    """Run the loop: batch and noise, timestep, loss, step, average, report."""
     config, shard = training.config, training.shard
     expert, settings = shard.joined(training.expert), config.training
     saved_at = time.monotonic()
@@ -230,7 +231,7 @@ class AveragedExpert(AveragedModel):
 
 
 class Training:
-    """Everything that changes while one expert is trained, and what its steps need."""
+    """Everything that changes while one expert is trained, and everything its steps need."""
 
     def __init__(
         self,
@@ -258,12 +259,15 @@ class Training:
 
     @property
     def passes(self) -> int:
-        """Forward passes of one image that the steps of this process were worth, a step's gradient being worth two."""
+        """Return the cost of this process's steps in forward passes of one image; a step's gradient counts as two."""
         return PASSES_A_STEP * self.config.training.batch_size * (self.step - self.began_at)
 
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """This process's images (B, C, H, W), timesteps (B,), noise (B, C, H, W) and labels (B,), if the network takes them, of
-        this step: its rows of what is a function of (seed, step)."""
+        """Return this process's images (B, C, H, W), timesteps (B,), noise (B, C, H, W) and, if the network takes them, labels
+        (B,) of this step.
+
+        They are its rows of a batch that is a function of (seed, step).
+        """
         seed, size = self.config.training.seed, self.config.training.batch_size
         indices = batch_indices(len(self.data), size, seed, self.step)
         x_0 = self._images(indices)
@@ -281,7 +285,7 @@ class Training:
         )
 
     def _images(self, indices: np.ndarray) -> Tensor:
-        """The images (B, C, H, W), about half of them mirrored where the config has them flipped."""
+        """Return the images (B, C, H, W), about half of them mirrored if the config says so."""
         x_0 = self.data.tensor(indices)
         if self.config.training.flip:
             mirrored = flipped(len(indices), self.config.training.seed, self.step)
@@ -289,15 +293,17 @@ class Training:
         return x_0
 
     def _labels(self, indices: np.ndarray) -> Tensor:
-        """The images' classes, some of them withheld so that guidance has a network without classes to start from."""
+        """Return the images' classes, some of them replaced by "no class", which classifier-free guidance needs."""
         training, classes = self.config.training, self.config.network.classes
         withheld = dropped_labels(len(indices), training.label_dropout, training.seed, self.step)
         labels = torch.from_numpy(np.asarray(self.data.labels)[indices])
         return torch.where(withheld, classes, labels).to(self.device, non_blocking=True)
 
     def clip_gradient(self) -> Tensor:
-        """Limit the gradient's norm as the config says. Return 1 where the gradient is not finite, else 0, on the device: the
-        optimiser's next step then changes nothing."""
+        """Limit the gradient's norm as the config says. Return, on the device, 1 where the gradient is not finite, else 0.
+
+        With 1, the optimiser's next step changes nothing.
+        """
         self.scaler.unscale_(self.optimizer)
         if clip := self.config.training.gradient_clip:
             skipped = is_skipped(torch.nn.utils.clip_grad_norm_(self.weights, clip))
@@ -309,60 +315,65 @@ class Training:
 
     @property
     def skipped(self) -> int:
-        """Steps so far that changed no weight. Waits for the device."""
+        """Return the number of steps so far that changed no weight. Waits for the device."""
         taken = self.optimizer.state[self.weights].get("step", 0) if self.weights in self.optimizer.state else 0
         return self.step - int(taken)
 
     @property
     def is_finite(self) -> bool:
-        """Whether weights, averages and moments are finite numbers. Waits for the device."""
+        """Return whether weights, averages and moments are finite numbers. Waits for the device."""
         moments = [self.optimizer.state[self.weights][key] for key in ADAM_MOMENTS] if self.optimizer.state else []
         return all(bool(whole.isfinite().all()) for whole in (self.weights, self._averages, *moments))
 
     def require_finite(self) -> None:
-        """Raises ``TrainingDiverged`` where weights, averages or moments are not finite."""
+        """Raise ``TrainingDiverged`` where weights, averages or moments are not finite."""
         if not self.is_finite:
             raise TrainingDiverged(f"expert {self.number}: weights are not finite at step {self.step}")
 
     @torch.no_grad()
     def average(self) -> None:
-        """Take this step's weights into the exponential moving average, whose decay is ramped up, so that a short training is not
-        an average of its first steps. The averaged model's own update goes through the weights one by one and asks the device
-        for its count."""
+        """Add this step's weights to the exponential moving average.
+
+        The decay is ramped up, so that a short training is not an average of its first steps. The averaged model's own update
+        is avoided: it handles the weights one by one and reads its count from the device.
+        """
         warm = (1 + self.step) / (10 + self.step) if self.step else 0.0
         self._averages.lerp_(self.weights, 1 - min(self.config.training.ema_decay, warm))
         self.averaged.n_averaged += 1
 
     def keep(self, states: KeptStates) -> None:
-        """Save what there is, unless it is not good to go on from: its last step was skipped, or it is not finite."""
+        """Save the state, unless it should not be resumed from: its last step was skipped, or it is not finite."""
         if not self.window.last_was_skipped and self.is_finite:
             states.keep(self.save)
 
     def continue_from(self, path: Path) -> bool:
-        """``load`` the file at ``path`` where it holds an earlier moment of this training, and finite numbers; whether it did."""
+        """``load`` the file at ``path`` if it holds an earlier state of this training with finite numbers; return whether it
+        did."""
         is_held = 0 < _holds(path, self.config, self.number, self.data) <= self.config.training.steps
         return is_held and self.load(path)
 
     def save(self, path: Path) -> None:
-        """Weights, averaged weights, the optimiser's moments and, in fp16, the scale of the loss."""
+        """Save weights, averaged weights, the optimiser's moments and, in fp16, the scale of the loss."""
         tensors = self._networks() | self._scale()
         for key, whole in self.optimizer.state.get(self.weights, {}).items():
             tensors |= {f"optimizer.{key}.{name}": part for name, part in self._by_name(whole).items()}
         save_tensors(path, tensors, _header(self.config, self.number, self.data, self.step))
 
     def _networks(self) -> dict[str, Tensor]:
-        """Weights and averaged weights by their names in a checkpoint."""
+        """Return weights and averaged weights by their names in a checkpoint."""
         tensors = {f"expert.{name}": tensor for name, tensor in self.expert.state_dict().items()}
         return tensors | {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
 
     def _scale(self) -> dict[str, Tensor]:
-        """The scale of the loss and the steps since it changed, by their names in a checkpoint; nothing but in fp16."""
+        """Return the scale of the loss and the steps since it changed, by their names in a checkpoint; empty except in fp16."""
         state = self.scaler.state_dict()
         return {f"scaler.{name}": torch.tensor(float(state[name]), device=self.device) for name in SCALE if name in state}
 
     def load(self, path: Path) -> bool:
-        """Go on from what ``save`` wrote; return False, and change nothing, where its numbers are not finite. ``UserError``, and
-        nothing changed, where the file holds anything else."""
+        """Restore what ``save`` wrote. Return False, and change nothing, where its numbers are not finite.
+
+        Raises ``UserError``, and changes nothing, where the file holds anything else.
+        """
         tensors = load_tensors(path, str(self.device))
         fresh = {key: torch.zeros_like(self.weights) for key in ADAM_MOMENTS} | {"step": torch.zeros((), device=self.device)}
         moments = {f"optimizer.{key}.{name}": part for key in fresh for name, part in self._by_name(fresh[key]).items()}
@@ -383,15 +394,18 @@ class Training:
         return True
 
     def _by_name(self, whole: Tensor) -> dict[str, Tensor]:
-        """Each weight's part of ``whole`` (P,); of a number, which is the same for all, a copy."""
+        """Return each weight's part of ``whole`` (P,). A single number, common to all weights, is copied to each."""
         names, weights = zip(*self.expert.named_parameters(), strict=True)
         return dict(zip(names, parts(whole, weights) if whole.dim() else [whole.clone() for _ in weights], strict=True))
 
 
 @torch.no_grad()
 def in_one_piece(network: nn.Module, *, gradients: bool) -> Tensor:
-    """All weights as one vector (P,), of which they are views from now on, as their ``gradients`` are of its gradient: clipping,
-    step and average are then one operation each, and not one for every weight."""
+    """Return all weights as one vector (P,), of which they become views; with ``gradients``, their gradients become views of
+    its gradient.
+
+    Clipping, step and average are then one operation each instead of one for every weight.
+    """
     weights = list(network.parameters())
     whole = nn.Parameter(torch.empty(sum(weight.numel() for weight in weights), device=weights[0].device))
     for weight, value in zip(weights, parts(whole, weights), strict=True):
@@ -404,13 +418,14 @@ def in_one_piece(network: nn.Module, *, gradients: bool) -> Tensor:
 
 
 def parts(whole: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Views of ``whole`` (P,), one for every weight, with its shape and its order in memory."""
+    """Return views of ``whole`` (P,), one for every weight, with its shape and its order in memory."""
     ends = itertools.accumulate(weight.numel() for weight in weights)
     return [whole.detach().as_strided(w.shape, w.stride(), end - w.numel()) for w, end in zip(weights, ends, strict=True)]
 
 
 def starting_expert(config: Config, number: int, trunk: Denoiser | None = None) -> Denoiser:
-    """Return expert ``number`` before its first step: fresh, or with what the initial weights, or the trunk, have for it.
+    """Return expert ``number`` before its first step: with fresh weights, or those of the initial weights or the trunk where
+    they fit.
 
     Raises ``ValueError`` where the config has a trunk and none is given.
     """
@@ -425,7 +440,7 @@ def starting_expert(config: Config, number: int, trunk: Denoiser | None = None) 
 
 
 def learning_rate(peak: float, warmup_steps: int, step: int) -> float:
-    """Linear from peak / warmup_steps at step 0 up to ``peak``, then constant."""
+    """Return the learning rate: linear from peak / warmup_steps at step 0 up to ``peak``, then constant."""
     return peak * min(1.0, (step + 1) / warmup_steps) if warmup_steps else peak
 
 
@@ -435,7 +450,7 @@ def expert_file(folder: Path, number: int) -> Path:
 
 
 def state_file(folder: Path, number: int) -> Path:
-    """Where the state of an expert's training lies, from which it goes on."""
+    """Return the path of the state from which an expert's training resumes."""
     return state_beside(expert_file(folder, number))
 
 
@@ -445,19 +460,23 @@ def state_beside(finished: Path) -> Path:
 
 
 def steps_done(folder: Path, config: Config, number: int, data: TrainingData) -> tuple[int, int]:
-    """Steps of this training that the finished expert ``number`` in ``folder`` has, and those of its kept state; 0: none."""
+    """Return the steps of this training that the finished expert ``number`` in ``folder`` has, and those of its stored state;
+    0: none."""
     finished, state = expert_file(folder, number), state_file(folder, number)
     return _holds(finished, config, number, data), _holds(state, config, number, data)
 
 
 def save_expert(expert: Denoiser, config: Config, number: int, data: TrainingData, path: Path) -> None:
-    """Write a finished expert with what it was made of, for ``read_expert``."""
+    """Write a finished expert, with a header of what determined it, for ``read_expert``."""
     save_tensors(path, expert.state_dict(), _header(config, number, data, config.training.steps))
 
 
 def check_expert(config: Config, number: int, folder: Path) -> Path:
-    """The file of a finished expert in ``folder``; ``UserError`` if it is missing, of another architecture, or of fewer steps, as
-    where a training that was made longer has not ended."""
+    """Return the file of a finished expert in ``folder``.
+
+    Raises ``UserError`` if it is missing, of another architecture, or of fewer steps than the config has, as where a training
+    that was made longer has not ended.
+    """
     path = expert_file(folder, number)
     if not path.is_file():
         raise UserError(f"{path}: missing; train this config first (python -m meme train ...)")
@@ -474,12 +493,13 @@ def _check_architecture(config: Config, number: int, path: Path) -> None:
 
 
 def load_expert(config: Config, number: int, folder: Path, device: torch.device | str = "cpu") -> Denoiser:
-    """A finished expert from ``folder``; ``UserError`` if it is missing or of another architecture."""
+    """Load a finished expert from ``folder``. Raises ``UserError`` if it is missing or of another architecture."""
     return read_expert(config, number, check_expert(config, number, folder), device)
 
 
 def read_expert(config: Config, number: int, path: Path, device: torch.device | str = "cpu") -> Denoiser:
-    """A finished expert from the file ``path``; ``UserError`` if it can't be read or is of another architecture."""
+    """Read a finished expert from the file ``path``. Raises ``UserError`` if it cannot be read or is of another
+    architecture."""
     _check_architecture(config, number, path)
     with torch.device("meta"):
         expert = build_expert(config, number)
@@ -490,7 +510,8 @@ def read_expert(config: Config, number: int, path: Path, device: torch.device | 
 
 
 def _architecture(config: Config, number: int) -> str:
-    """Of what an expert's file must fit. Overrides count only where there are any, or files from before them would not fit."""
+    """Return the id of the architecture that an expert's file must have. Overrides enter it only where there are any, so that
+    older files still fit."""
     expert = config.canonical_expert(number)
     overrides = expert.model_dump(include=set(OVERRIDES))
     content = [config.image.model_dump(), config.network.model_dump(), list(expert.low_channels)]
@@ -498,21 +519,22 @@ def _architecture(config: Config, number: int) -> str:
 
 
 def training_id(config: Config, number: int, data: TrainingData) -> str:
-    """Of all that determines the weights of expert ``number`` but for the number of steps: architecture, interval, p, noise
-    schedule, training settings with their seed, and the data's content."""
+    """Return the id of everything that determines the weights of expert ``number`` except the number of steps: architecture,
+    interval, p, noise schedule, training settings with their seed, and the data's content."""
     header = _header(config, number, data, 0)
     return stable_id([header["architecture"], header["training"]])
 
 
 def _header(config: Config, number: int, data: TrainingData, step: int) -> dict[str, str | int]:
-    """What an expert is made of: two trainings with equal headers but for ``step`` are one training at two moments."""
+    """Return the header of an expert's file, which identifies its training. Equal headers with different ``step`` belong to one
+    training at two moments."""
     training = identified(config).training.model_dump(exclude={"steps", "initial_weights"})  # known by their digest
     made_of = [training, config.canonical_expert(number).model_dump(), config.diffusion.model_dump(), data.content_id]
     return {"architecture": _architecture(config, number), "training": stable_id(made_of), "step": step}
 
 
 def _holds(path: Path, config: Config, number: int, data: TrainingData) -> int:
-    """Steps of this very training found at ``path``; 0 where there is none, or that of another config or data."""
+    """Return the steps of this very training found at ``path``; 0 where there is none, or one of another config or data."""
     if not path.is_file():
         return 0
     found = read_header(path)

@@ -1,7 +1,7 @@
 """The trunk: one network trained on all timesteps, from which every expert of an ensemble starts.
 
-eDiff-I (Balaji et al. 2022) and TDC (Zhang et al. 2023) train their experts so. ``training.trunk_steps`` says how long the trunk
-is trained; 0, the paper's way, is no trunk.
+eDiff-I (Balaji et al. 2022) and TDC (Zhang et al. 2023) train their experts in this way. ``training.trunk_steps`` is the length
+of its training. 0 means no trunk, as in the paper.
 """
 
 import torch
@@ -67,7 +67,8 @@ def start_from_trunk(expert: nn.Module, trunk: nn.Module) -> None:
 
 
 def _slice_of(layer: nn.Module, kind: str) -> tuple | None:
-    """Return of which largest tensor (shape, index) a layer's tensor is the slice, by channels; None where it is no slice."""
+    """Return the slice that a layer's tensor is, as (shape of the largest tensor, index), by channels where the layer has that.
+    Return None where it is no slice."""
     by_channels: dict = getattr(layer, "channels_of", {})
     return by_channels.get(kind) or getattr(layer, "slice_of", {}).get(kind)
 

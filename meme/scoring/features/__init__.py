@@ -30,13 +30,13 @@ def choose_features(
     device: torch.device | str = "cpu",
     on_message: OnMessage = lambda _: None,
 ) -> FeatureSpace:
-    """The feature space of this kind for these images.
+    """Return the feature space of this kind for these images.
 
-    ``auto`` takes Inception when its weights are in place or can be fetched and images have at least 32 pixels a side,
-    else a classifier when there are labels and it learns them better than guessing, else the random network, and says which and
-    why in a message.
+    ``auto`` takes Inception when its weights are in place or can be fetched and images have at least 32 pixels a side, else a
+    classifier when there are labels and it learns them better than guessing, else the random network. A message says which was
+    taken and why.
 
-    Weights come from ``inception_weights``, else ``$MEME_INCEPTION`` ("off": neither looked for nor fetched), else
+    Weights are read from ``inception_weights``, else ``$MEME_INCEPTION`` ("off": neither looked for nor fetched), else
     clean-fid's fixed place, else our cache, else one download into our cache.
 
     Raises UserError for an unknown kind, weights that cannot be had or read, or a classifier without labels.

@@ -28,7 +28,7 @@ INITIAL_WEIGHTS = derive_seed(0, "classifier-v1")  # unlike the recipe it stays,
 BATCH = 128
 LEARNING_RATE = 1e-2
 MIN_STEPS, MAX_STEPS, EPOCHS = 300, 1200, 30
-HELD_OUT_SHARE = 10  # one image in so many judges the classifier and is never trained on
+HELD_OUT_SHARE = 10  # one image of HELD_OUT_SHARE judges the classifier and is never trained on
 MOST_CHANCE = 0.01  # probability that guessing is right as often as a classifier that is believed
 
 _METADATA = "metadata.json"
@@ -66,7 +66,7 @@ class _Classifier(nn.Module):
 
 
 def _embedding(channels: int, side: int, dim: int) -> nn.Sequential:
-    """(B, C, H, W) -> (B, dim): halve to about 4 x 4, narrow where the image is large, then average."""
+    """Return layers from (B, C, H, W) to (B, dim): halve to about 4 x 4, narrow where the image is large, then average."""
     halvings = max(1, round(np.log2(side / 4)))
     layers: list[nn.Module] = [_Normalized()]
     for level in range(halvings):
@@ -86,22 +86,23 @@ def _convolution(channels: int, width: int, stride: int) -> list[nn.Module]:
 
 
 def _middle(embedding: nn.Sequential) -> int:
-    """Before the last halving, at about 8 x 8 pixels; where the only halving is the first layer, after it."""
+    """Return the index of the last halving, whose input has about 8 x 8 pixels; where the first layer is the only halving, the
+    index after it."""
     convolutions = [index for index, layer in enumerate(embedding) if isinstance(layer, nn.Conv2d)]
     halving = [index for index in convolutions if embedding[index].stride == (2, 2)][-1]
     return halving if halving > convolutions[0] else convolutions[1]
 
 
 def can_classify(images: Images) -> bool:
-    """Whether there are labels of at least two classes."""
+    """Return whether there are labels of at least two classes."""
     return images.labels is not None and len(np.unique(images.labels)) > 1
 
 
 def beats_guessing(images: Images) -> bool:
-    """Whether the classifier of these images, which is in the cache, learned what their classes look like.
+    """Return whether the cached classifier of these images learned what their classes look like.
 
     It must be right on more of the held-out images than always naming the most frequent class would be, by more than chance
-    explains. Folders that are no classes, and classes of an image each, teach nothing, and distances would be arbitrary.
+    explains. Folders that are no classes, and classes of one image each, teach nothing, and distances would be arbitrary.
     """
     held_out = len(range(0, len(images), HELD_OUT_SHARE))
     guessing = np.bincount(images.known_labels).max() / len(images)
@@ -110,7 +111,7 @@ def beats_guessing(images: Images) -> bool:
 
 
 def held_out_accuracy(images: Images) -> float:
-    """Share of the held-out images on which the classifier in the cache is right; 0 where there is none."""
+    """Return the share of the held-out images on which the cached classifier is right; 0 where there is none."""
     try:
         return float(json.loads((_folder(images) / _METADATA).read_text(encoding="utf-8"))["held_out_accuracy"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -122,7 +123,7 @@ def _folder(images: Images) -> Path:
 
 
 def classifier_space(images: Images, device: torch.device, on_message: OnMessage) -> FeatureSpace:
-    """The space of the classifier for these images, from the cache or trained now, which ``on_message`` is told.
+    """Return the classifier's space for these images, from the cache or trained now, which ``on_message`` reports.
 
     Raises UserError when there are no labels of at least two classes.
     """
@@ -149,7 +150,7 @@ def classifier_space(images: Images, device: torch.device, on_message: OnMessage
 
 
 def _train_once(network: _Classifier, folder: Path, images: Images, on_message: OnMessage) -> None:
-    """Train ``network`` and cache it; where another process is at it already, wait and take what it leaves."""
+    """Train ``network`` and cache it. Where another process is training it already, wait and take its result."""
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder / ".lock"):
         if _restore(network, folder):
@@ -162,8 +163,8 @@ def _train_once(network: _Classifier, folder: Path, images: Images, on_message: 
 def _train_classifier(network: _Classifier, images: Images) -> float:
     """Train in place and return the held-out accuracy in [0, 1].
 
-    Always on the CPU, so that the space does not depend on the device. Another CPU or number of threads still rounds
-    differently, hence the space's id is a hash of the weights themselves.
+    Training always runs on the CPU, so that the space does not depend on the device. Another CPU or number of threads still
+    rounds differently, so the space's id is a hash of the weights themselves.
     """
     labels = torch.tensor(images.known_labels)
     order = torch.randperm(len(labels), generator=generator(0, "held-out"))
@@ -188,7 +189,7 @@ def _pixels(images: Images, indices: Tensor) -> Tensor:
 
 
 def _shifted(pixels: Tensor, draw: torch.Generator) -> Tensor:
-    """The batch moved by up to an eighth of its size, the one change that keeps any data's classes (flips do not)."""
+    """Shift the batch by up to an eighth of its size, the one change that keeps any data's classes (flips do not)."""
     height, width = pixels.shape[2:]
     reach = max(1, min(height, width) // 8)
     top, left = torch.randint(2 * reach + 1, (2,), generator=draw).tolist()
@@ -217,7 +218,7 @@ def _store(network: nn.Module, folder: Path, images: Images, accuracy: float) ->
 
 
 def _restore(network: nn.Module, folder: Path) -> bool:
-    """Load the cached weights if they are whole; False if they are missing, damaged or of another network."""
+    """Load the cached weights; return False, without loading, if they are missing, damaged or of another network."""
     weights = folder / "weights.safetensors"
     try:
         metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))

@@ -73,7 +73,7 @@ class _Trunk(nn.Module):
 
 
 def inception_space(weights: Path | None, device: torch.device) -> FeatureSpace:
-    """The space of this TorchScript file, with spatial features and classes as far as they are found in it.
+    """Return the space of this TorchScript file, with spatial features and classes if they are found in it.
 
     Raises UserError where there is no file, or it is not Inception's.
     """
@@ -121,10 +121,11 @@ def _network(inception: Any, device: torch.device) -> _Inception:
 
 
 def _trunk_with_middle(layers: nn.Module, probe: Tensor, pooled: Tensor) -> nn.Module | None:
-    """The file's layers one after the other, with a look at ``mixed_6``; None unless that is what ADM's evaluator looks at.
+    """Return the file's layers one after the other, with access to ``mixed_6``. Return None unless that is the layer that ADM's
+    evaluator uses.
 
-    That is the 1x1 convolution ``mixed_6/conv`` at 17 x 17 (Dhariwal and Nichol 2021), which is first in the block's
-    concatenation. Whether it is so here, and whether the layers do follow each other, is tried on the probe.
+    ADM uses the 1x1 convolution ``mixed_6/conv`` at 17 x 17 (Dhariwal and Nichol 2021), which is first in the block's
+    concatenation. The probe tests whether it is so here, and whether the layers do follow each other.
     """
     blocks: dict[str, Any] = dict(layers.named_children())
     if SPATIAL_BLOCK not in blocks:
@@ -146,7 +147,7 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
 
 
 def _rearranged(trunk: nn.Module, probe: Tensor) -> nn.Module:
-    """The same function in two thirds of the time on a CPU, or ``trunk`` itself where that cannot be had.
+    """Return the same function, faster by a third on a CPU, or ``trunk`` itself where that is not possible.
 
     Batch norms are folded into convolutions, and nothing forces activations out of the channels-last layout.
     """
@@ -166,11 +167,11 @@ def _rearranged(trunk: nn.Module, probe: Tensor) -> nn.Module:
 
 
 def find_inception(given: Path | None) -> Path | None:
-    """The published weights, where someone named them or in a known place; None if neither.
+    """Find the published weights where someone named them or in a known place; return None if there are none.
 
-    TorchScript is a program, so that no other file is opened; but $MEME_INCEPTION_SHA256 may name the digest of one to trust
-    beside it, a conversion of one's own say. Raises UserError where the file named, as an argument or by $MEME_INCEPTION, is
-    not there or is another.
+    TorchScript is a program, so no other file is opened. ``$MEME_INCEPTION_SHA256`` may name the digest of one more trusted
+    file, such as a conversion of one's own. Raises UserError where the file named, as an argument or by $MEME_INCEPTION, is
+    missing or is another file.
     """
     setting = os.environ.get(INCEPTION_VARIABLE)
     if given is not None:

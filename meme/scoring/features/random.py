@@ -51,7 +51,7 @@ class _RandomConvolutions(nn.Module):
 
 
 def random_space(images: Images, device: torch.device) -> FeatureSpace:
-    """The same network for all data of as many channels; it has no classes."""
+    """Return the same network for all data with the same number of channels; it has no classes."""
     channels, *sides = images.pixels.shape[1:]
     network = _RandomConvolutions(channels).to(device)
     blank = torch.zeros(1, channels, *sides, dtype=torch.uint8, device=device)

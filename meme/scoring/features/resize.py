@@ -15,9 +15,11 @@ INCEPTION_SIDE = 299  # pixels
 
 
 def resized(pixels: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> float32 (B, C, 299, 299) in [0, 255]: PIL's bicubic filter with antialiasing, never rounded.
+    """Resize uint8 (B, C, H, W) to float32 (B, C, 299, 299) in [0, 255] by PIL's bicubic filter with antialiasing, never
+    rounded.
 
-    Equal to ``cleanfid.resize.build_resizer("clean")`` image by image, up to float32 rounding (under 1e-3 of a grey level).
+    The result equals ``cleanfid.resize.build_resizer("clean")`` image by image, up to float32 rounding (under 1e-3 of a grey
+    level).
     """
     height, width = pixels.shape[2:]
     rows = pixels.float() @ _filter(width, pixels.device).T
@@ -26,7 +28,7 @@ def resized(pixels: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _filter(side: int, device: torch.device) -> Tensor:
-    """(299, side): the weights with which ``side`` pixels make up each of 299."""
+    """Return the weights with which ``side`` pixels make up each of 299: (299, side)."""
     impulses = Image.fromarray(np.eye(side, dtype=np.float32))
     # As wide as before, so that only columns are resized.
     responses = impulses.resize((side, INCEPTION_SIDE), Image.Resampling.BICUBIC)

@@ -1,4 +1,4 @@
-"""What every feature space offers: a frozen network that sees an image in up to three ways.
+"""The interface of feature spaces: a frozen network that sees an image in up to three ways.
 
 Shapes: ``B`` images, ``C`` channels, ``H W`` space, ``D`` features, ``S`` spatial features, ``K`` classes.
 """
@@ -30,12 +30,12 @@ class Views(NamedTuple):
 
     @property
     def known_spatial(self) -> Tensor:
-        """``spatial`` of a space that has it; ``ValueError`` of another."""
+        """Return ``spatial``. Raises ``ValueError`` for a space without it."""
         return _known(self.spatial, "spatial features")
 
     @property
     def known_probabilities(self) -> Tensor:
-        """``probabilities`` of a space that has them; ``ValueError`` of another."""
+        """Return ``probabilities``. Raises ``ValueError`` for a space without them."""
         return _known(self.probabilities, "class probabilities")
 
 
@@ -46,10 +46,10 @@ def _known(view: Tensor | None, name: str) -> Tensor:
 
 
 class FeatureNetwork(Protocol):
-    """What a feature space asks of its network; uint8 (B, C, H, W) on the network's device goes in."""
+    """The network of a feature space. It takes uint8 (B, C, H, W) on its own device."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Pooled features (B, D), the same numbers that ``views`` gives."""
+        """Return pooled features (B, D), the same numbers that ``views`` gives."""
 
     def views(self, pixels: Tensor) -> Views: ...
 
@@ -58,9 +58,9 @@ class FeatureNetwork(Protocol):
 class FeatureSpace:
     """A frozen network that turns images into features.
 
-    kind: what was chosen, never ``auto``; name: shown beside every score; feature_id: hash of everything that determines the
-    features; dim: D; spatial_dim: S, None without spatial features; classes: K, None without class probabilities; chunk: images
-    the network sees at a time, of however many are given.
+    kind: the chosen kind, never ``auto``; name: shown beside every score; feature_id: hash of everything that determines the
+    features; dim: D; spatial_dim: S, None without spatial features; classes: K, None without class probabilities; chunk: number
+    of images per pass of the network.
     """
 
     kind: FeatureKind
@@ -71,17 +71,18 @@ class FeatureSpace:
     device: torch.device
     spatial_dim: int | None = None
     classes: int | None = None
-    chunk: int = 32  # a CPU's caches hold the activations of so many small images; 0.5 GiB of Inception's
+    chunk: int = 32  # a CPU's caches hold the activations of this number of small images; 0.5 GiB of Inception's
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) -> float32 (B, D) on this space's device."""
+        """Return pooled features of uint8 (B, C, H, W): float32 (B, D) on this space's device."""
         with _exact_convolutions():
             return torch.cat([self.network(part).float() for part in pixels.to(self.device).split(self.chunk)])
 
     @torch.no_grad()
     def views(self, pixels: Tensor) -> Views:
-        """uint8 (B, C, H, W) -> all views in one pass, float32 on this space's device; the pooled one equals ``self(pixels)``."""
+        """Return all views of uint8 (B, C, H, W) in one pass, float32 on this space's device; the pooled one equals
+        ``self(pixels)``."""
         with _exact_convolutions():
             parts = [self.network.views(part) for part in pixels.to(self.device).split(self.chunk)]
         return Views(
@@ -102,6 +103,6 @@ def _exact_convolutions():
 
 
 def file_sha256(path: Path) -> str:
-    """Hex digest of a file's contents."""
+    """Return the hex digest of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
