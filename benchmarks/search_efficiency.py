@@ -10,8 +10,8 @@ s mod 3.
 
 Effort is counted in trainings of one expert at proxy length. Each ratio is the median over seeds of joint TPE's total effort,
 over the effort of factorised search until its best score is as good as joint TPE's last. A run that never reaches it counts as
-twice joint TPE's effort. ``steps_ratio`` charges joint TPE every training, which plain Optuna would make. ``made_ratio`` charges only
-different trainings, as ours takes the others from the bank. ``passes_ratio`` counts passes of an image through an expert, a
+twice joint TPE's effort. ``steps_ratio`` charges joint TPE every training, which plain Optuna would make. ``made_ratio`` charges
+only different trainings, as ours takes the others from the bank. ``passes_ratio`` counts passes of an image through an expert, a
 training step's gradient as two, and adds those of scoring as if cascades shared no sampler steps. ``regret`` is the excess of the
 best score over that of the table's best cascade, in percent. The last line is one JSON object. Curves with bands over seeds are
 written to --out as CSV and PNG. ``--quick``: 3 seeds.
