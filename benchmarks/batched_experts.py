@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--preset", default="digits-meme")
     parser.add_argument("--experts", type=int, default=4)
     parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=10, help="that each way takes in a turn")
+    parser.add_argument("--steps", type=int, default=10, help="training steps of each way in a turn")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()

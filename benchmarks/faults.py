@@ -380,9 +380,9 @@ def run(kills: int, ray_share: float, seed: int, folder: Path, tally: Tally) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--ray-share", type=float, default=0.1, help="share of the kills that are of searches on Ray")
-    parser.add_argument("--seed", type=int, default=0, help="of victims and moments")
-    parser.add_argument("--keep", type=Path, help="where to keep the studies and their logs (default: nowhere)")
+    parser.add_argument("--ray-share", type=float, default=0.1, help="share of the kills in searches on Ray")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of victims and moments")
+    parser.add_argument("--keep", type=Path, help="folder for the studies and their logs (default: a temporary one)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.keep or Path(scratch)

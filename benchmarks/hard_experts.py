@@ -152,7 +152,7 @@ def draw(result: dict[str, dict[str, float]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a folder or zip of images (default: what the preset names)")
+    parser.add_argument("--data", help="a folder or zip of images (default: the preset's)")
     parser.add_argument("--preset", default="tiny-meme")
     parser.add_argument("--lengths", type=int, nargs="+", default=[182, 364, 750, 1500, 4000])
     parser.add_argument("--trunks", type=int, nargs="+", default=[0])
@@ -160,8 +160,8 @@ def main() -> None:
     parser.add_argument("--sampling-steps", type=int, nargs="+", default=[20])
     parser.add_argument("--bank", type=Path, default=ROOT / "results" / "hard-experts", help="folder of the trained experts")
     parser.add_argument("--records", type=Path, default=ROOT / "results" / "hard-experts.csv")
-    parser.add_argument("--figure", type=Path, help="where to draw the effects")
-    parser.add_argument("--report", action="store_true", help="print from the records, train nothing")
+    parser.add_argument("--figure", type=Path, help="file for a plot of the effects")
+    parser.add_argument("--report", action="store_true", help="print the records and train nothing")
     parser.add_argument("--quick", action="store_true", help="digits, two short lengths, records in the bank's folder")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

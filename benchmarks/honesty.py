@@ -246,8 +246,8 @@ def _show(found: dict[str, float]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=10_000, help="of each truth")
-    parser.add_argument("--searches", type=int, default=3, help="whose space crashes in part")
+    parser.add_argument("--repeats", type=int, default=10_000, help="repetitions of each truth")
+    parser.add_argument("--searches", type=int, default=3, help="searches with a space that crashes in part")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="a tenth of the repetitions, one search")
     options = parser.parse_args()

@@ -35,7 +35,7 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="ffhq-meme", help="whose network the experts have (a first stage is left out)")
+    parser.add_argument("--preset", default="ffhq-meme", help="preset of the experts' network (without its first stage)")
     parser.add_argument("--experts", type=int, nargs="+", default=[2, 4, 6])
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=2)

@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--steps", type=int, nargs="+", help="training lengths, rising (default: the preset's proxy)")
     parser.add_argument("--dimensions", nargs="+", default=list(PAPER))
-    parser.add_argument("--candidates", type=int, default=4, help="of every expert")
+    parser.add_argument("--candidates", type=int, default=4, help="candidates of every expert")
     parser.add_argument("--cascades", type=int, default=24)
     parser.add_argument("--training-seeds", type=int, default=3)
     parser.add_argument("--sampling-seeds", type=int, default=2)

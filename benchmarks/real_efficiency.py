@@ -63,12 +63,12 @@ def ratio(joint: pd.DataFrame, factorised: pd.DataFrame, count: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--budget", type=int, default=50, help="of the joint search, in whole ensembles")
-    parser.add_argument("--share", type=float, default=0.4, help="of that budget for the factorised search")
+    parser.add_argument("--budget", type=int, default=50, help="budget of the joint search, in whole ensembles")
+    parser.add_argument("--share", type=float, default=0.4, help="share of that budget for the factorised search")
     parser.add_argument("--at-once", type=int, default=1, help="searches that run at the same time")
-    parser.add_argument("--out", type=Path, default=Path("results/real-efficiency"), help="for the studies and curves.csv")
+    parser.add_argument("--out", type=Path, default=Path("results/real-efficiency"), help="folder for the studies and curves.csv")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("options", nargs="*", help="of run_search.py, for both, after --")
+    parser.add_argument("options", nargs="*", help="options of run_search.py for both searches, after --")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seeds, arguments.budget, arguments.options = 1, 8, [*arguments.options, *QUICK]

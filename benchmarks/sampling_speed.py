@@ -79,7 +79,7 @@ def ratio(numerators: list[Seconds], denominators: list[Seconds], clock: Callabl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8, help="of DDIM, over all timesteps; must divide 1000")
+    parser.add_argument("--steps", type=int, default=8, help="DDIM steps over all timesteps; must divide 1000")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)

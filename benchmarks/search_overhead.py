@@ -72,8 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=int, default=50)
     parser.add_argument("--engine", default="ray", choices=("ray", "local"))
-    parser.add_argument("--study", type=Path, help="where to keep the study (default: nowhere)")
-    parser.add_argument("options", nargs="*", help="of run_search.py, after --")
+    parser.add_argument("--study", type=Path, help="folder for the study (default: a temporary one)")
+    parser.add_argument("options", nargs="*", help="options of run_search.py, after --")
     arguments = parser.parse_args()
     options = ["--budget", str(arguments.budget), "--engine", arguments.engine, *arguments.options]
     with tempfile.TemporaryDirectory() as scratch:

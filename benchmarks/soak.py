@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--engine", default="local", choices=("ray", "local"))
     parser.add_argument("--strategy", default="joint", choices=("joint", "factorised"))
-    parser.add_argument("--study", type=Path, help="where to keep the study (default: nowhere)")
+    parser.add_argument("--study", type=Path, help="folder for the study (default: a temporary one)")
     arguments = parser.parse_args()
     options = {"--budget": arguments.trials, "--engine": arguments.engine, "--strategy": arguments.strategy, "--workers": 2}
     options |= {"--dimensions": "p", "--sampler": "random", "--proxy-steps": 1, "--samples": 2, "--audit-factor": 0}

@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--peers-keep-memory", action="store_true", help="all sides keep what they free, not ours alone")
+    parser.add_argument("--peers-keep-memory", action="store_true", help="make all sides keep freed memory, not only ours")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = {}

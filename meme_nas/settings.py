@@ -109,7 +109,7 @@ class SearchSettings(Settings):
     """Each proposal ignores the results of the last N trials, so up to N can run at a time without changing what is proposed.
     None: the number that run at a time, at least 2; a study that is continued keeps its own."""
     features: Literal["auto", "inception", "classifier", "random"] | None = None
-    """Feature space of the FID. None: the preset's; auto: Inception if its weights can be had, else by the data."""
+    """Feature space of the FID. None: the preset's. auto: Inception if its weights are available, else chosen by the data."""
     inception_weights: Place | None = None
     """Inception's TorchScript file, for machines with no network (or the environment variable MEME_INCEPTION)."""
     seed: Annotated[int, Field(ge=0)] = 0

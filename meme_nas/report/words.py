@@ -147,7 +147,7 @@ def notes(summary: Summary) -> list[str]:
 
 
 def _latency_devices(summary: Summary) -> str:
-    """Return that the latencies are of several kinds of device; nothing where they are not, or are not minimised."""
+    """Return a sentence on latencies of several kinds of device; empty if there is one kind, or latency is not minimised."""
     outcomes = [trial.outcome for trial in summary.trials if trial.outcome and trial.outcome.latency_ms is not None]
     kinds = sorted({outcome.latency_device or UNRECORDED_DEVICE for outcome in outcomes})
     if "latency_ms" not in summary.objectives or len(kinds) < 2:

@@ -248,7 +248,7 @@ def _seeded(config: Config, seed: int) -> Config:
 
 
 def outcome_of(task: Task, scores: Sequence[Score], begun_at: float, training_seconds: float) -> Outcome:
-    """Return scores, one a training seed, as the outcome of ``task``, without a latency."""
+    """Return the outcome of ``task`` from ``scores``, one for each training seed. It has no latency yet."""
     measured = {name: [score.measured[name].value for score in scores] for name in scores[0].measured}
     return Outcome(
         task.number,
