@@ -2,20 +2,20 @@
 
 The model of a cascade s, in which expert n is candidate m_n(s)::
 
-    y_s = sum_n c_n(m_n(s)) + e_s
-    c_n ~ GP(0, a k_n)                      prior of a contribution, see ``meme_nas.surrogate.kernel``
-    E[c_n | y]      = k_n K^-1 y            posterior mean, called credit
-    var[c_n | y]    = a (k_n(m, m) - k_n K^-1 k_n^T)
+    y_s           = sum_n c_n(m_n(s)) + e_s
+    c_n           ~ GP(0, a k_n)                        prior of a contribution, see ``meme_nas.surrogate.kernel``
+    E[c_n | y]    = k_n K^-1 y                          posterior mean; times the scores' deviation, the credit
+    var[c_n | y]  = a (k_n(m, m) - k_n K^-1 k_n^T)      posterior variance
 
-=======  =============================================================================================================
-y (S,)   The scores or their logarithms, standardised
-c_n (M,) Contributions of the candidates of expert n: smooth in the choices, linear in the interval loss, plus an
-         independent term of each candidate, such as the luck of its training
-e_s      Residual: the part of the score that is no sum over experts
-k_n      Prior covariance of the contributions of expert n, here between its candidates and the cascades, (M, S)
-K (S, S) Covariance of the scores: the sum of k_n over experts, plus the variance of the residual
-a        Factor of all variances, at its maximum-likelihood value
-=======  =============================================================================================================
+========  ===================================================================================================================
+y (S,)    The scores or their logarithms, standardised
+c_n (M,)  Contributions of the candidates of expert n: smooth in the choices, linear in the interval loss, plus an
+          independent term of each candidate, such as the luck of its training
+e_s       Residual: the part of the score that is no sum over experts
+k_n       Prior covariance of the contributions of expert n, over a; without arguments, between candidates and cascades (M, S)
+K (S, S)  Covariance of the scores, over a: the sum of k_n over experts, plus the variance of the residual
+a         Factor of all variances, at its maximum-likelihood value
+========  ===================================================================================================================
 
 FID's logarithm is nearly additive over experts, which is why the model is a sum. For the same reason the best cascade under any
 draw from the posterior is found expert by expert.
