@@ -222,7 +222,7 @@ class Busy:
 def test_latency_is_measured_on_a_node_though_trials_hold_all_of_it(cluster, tmp_path):
     ray_cluster.join(cluster.address)
     trials = [Busy.remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
-    assert all(ray.get([trial.begun.remote() for trial in trials], timeout=120))
+    assert all(ray.get([trial.begun.remote() for trial in trials], timeout=300))
     network, other = (timed_network(preset("digits-meme"), number, "cpu") for number in (1, 2))
     meter = LatencyMeter(tmp_path, "cpu", 1, Measured(tmp_path / "seen"))
     measuring = ray_cluster.MeasuringNode(meter, cluster.address, 1, lambda: 0, tmp_path, DeviceKind("cpu", "of no node"))

@@ -1,4 +1,4 @@
-"""The differences between devices: their names, the number formats that networks calculate in, and waiting for asynchronous work."""
+"""Differences between devices: names, number formats of calculations, and waiting for asynchronous work."""
 
 import platform
 import subprocess

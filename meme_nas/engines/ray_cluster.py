@@ -28,6 +28,7 @@ HANDED_ON = (CACHE_VARIABLE, INCEPTION_VARIABLE, "MEME_INCEPTION_SHA256")
 REACH_SECONDS = 10
 NODE_SECONDS = 120  # time for a node to answer, including the set-up of its environment
 ATTEMPTS = 2  # tries of a measurement whose process dies
+METER_SECONDS = 600  # time for it to start: beside busy trials, at Ray's niceness, imports alone take minutes
 SEES_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # so that an actor without GPU resources still sees the GPUs
 
 
@@ -239,7 +240,7 @@ class MeasuringNode:
                 ray.kill(actor)
         if chosen is None:
             device = f" and a device like {self._kind.name}" if self._kind else ""
-            raise UserError(f"latency_ms: no node of the cluster has room for a trial{device}, on which it could be measured")
+            raise UserError(f"latency_ms: can't be measured: no node of the cluster that answers has room for a trial{device}")
         self._actor, self._kind = chosen
 
     def _started(self) -> list[tuple[Any, DeviceKind]]:
@@ -250,8 +251,11 @@ class MeasuringNode:
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             actor = _MeasuringActor.options(scheduling_strategy=place, **options).remote(self._meter)  # type: ignore[attr-defined]
             try:
-                found.append((actor, ray.get(actor.kind.remote(), timeout=NODE_SECONDS)))
-            except ray.exceptions.RayError:  # the node has died
+                found.append((actor, ray.get(actor.kind.remote(), timeout=METER_SECONDS)))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+            except ray.exceptions.RayError:  # the node has died, or does not answer
+                ray.kill(actor)
                 continue
             if found[-1][1] == (self._kind or self._wanted or found[-1][1]):
                 break
