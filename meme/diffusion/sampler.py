@@ -1,4 +1,4 @@
-"""Images from noise: a plain function over any ``denoise(x, t, labels)``, independent of experts.
+"""Images from noise: a plain function over any ``denoise(x, t, labels)``, whoever implements it.
 
 Shapes: ``B`` batch, ``C H W`` image.
 """
@@ -144,7 +144,7 @@ def draw_images(
 
     Where the network takes classes, image i is of class i modulo their number. ``decode`` turns denoised latents into images in
     [-1, 1]. ``segments`` cut ``sampling_timesteps`` into runs. All batches pass one run before the next begins, and their
-    states are stored on disk meanwhile, so that ``denoise`` needs to load an expert only once per run.
+    states are stored on disk meanwhile, so that ``denoise`` loads whatever a run needs only once.
     """
     size = config.sampling.batch_size
     segments = segments or [sampling_timesteps(config.diffusion, config.sampling)]
