@@ -211,7 +211,7 @@ def data(
     follow_links: bool = False,
     output: Output = Output(),  # noqa: B008
 ) -> None:
-    """Say what a data set holds: images, sizes, modes, classes, unreadable files; and the command to start with.
+    """Describe a data set: its images, sizes, modes, classes and unreadable files, and the command to start with.
 
     Example: python -m meme data path/to/images
 
@@ -236,7 +236,7 @@ def analyze(
     seed: int = 0,
     machine: Machine = Machine(),
 ) -> None:
-    """Frequency analysis: the paper's Fig. 2 (latents), 3 (features) or 6 (experts), as PNG and CSV.
+    """Write the frequency analysis: the paper's Fig. 2 (latents), 3 (features) or 6 (experts), as PNG and CSV.
 
     Example: python -m meme analyze experts results/digits-meme/winner
 

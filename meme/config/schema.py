@@ -46,7 +46,7 @@ class FirstStageConfig(Settings):
     source: str = ""
     """A folder as diffusers writes it, or a name on the Hugging Face hub."""
     subfolder: str = ""
-    """Where in the source the autoencoder lies, if it is part of a pipeline."""
+    """Subfolder of the source that holds the autoencoder, if it is part of a pipeline."""
     downsample: Positive = 4
     """Pixels a side that one latent stands for (f)."""
     image_channels: Literal[1, 3] = 3
