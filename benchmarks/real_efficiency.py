@@ -55,7 +55,7 @@ def searched(folder: Path, strategy: str, budget: int, seed: int, options: list[
 
 
 def ratio(joint: pd.DataFrame, factorised: pd.DataFrame, count: str) -> float:
-    """Return joint search's total effort ``count``, over that of factorised search until it is as good."""
+    """Return joint search's total effort, the column ``count``, over that of factorised search until its ``best`` is as good."""
     spent, as_good = joint[count].iloc[-1], factorised[factorised["best"] <= joint["best"].iloc[-1]]
     return float(spent / (as_good[count].iloc[0] if len(as_good) else 2 * spent))
 

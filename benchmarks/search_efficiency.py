@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from digits_table.make import CANDIDATES, FOLDER, LEVEL_1, LEVEL_2, PROBABILITIES, SEEDS, STEPS, config_of
+from real_efficiency import ratio
 from scipy.stats import kendalltau
 
 from meme.config.schema import Config
@@ -186,18 +187,12 @@ def replay(name: str, seed: int, budget: int, table: Table) -> pd.DataFrame:
     return frame.assign(strategy=name, seed=seed)
 
 
-def ratio(whole: pd.DataFrame, run: pd.DataFrame, count: str = "trainings") -> float:
-    """Return the total effort ``count`` of ``whole``, over that of ``run`` until it is as good."""
-    spent, reached = whole[count].iloc[-1], run.loc[run["best"] <= whole["best"].iloc[-1], count]
-    return float(spent / (reached.iloc[0] if len(reached) else 2 * spent))
-
-
 def summary(runs: pd.DataFrame) -> dict:
     by = dict(list(runs.groupby(["strategy", "seed"])))
     seeds = sorted(runs["seed"].unique())
     result = {}
     for name in STRATEGIES:
-        ratios = [ratio(by["joint TPE", seed], by[name, seed]) for seed in seeds]
+        ratios = [ratio(by["joint TPE", seed], by[name, seed], "trainings") for seed in seeds]
         with_bank = {
             count: [ratio(by["joint TPE with bank", s], by[name, s], count) for s in seeds] for count in ("trainings", "passes")
         }

@@ -22,7 +22,6 @@ from meme.support.files import written_whole
 from meme_nas.record.effort import effort_of
 from meme_nas.record.folder import LOCK, trial_folder
 from meme_nas.record.ranking import front, winner
-from meme_nas.record.study import read_everything
 from meme_nas.record.trial_log import TrialRecord
 from meme_nas.report.claims import audit_words, confirmed_words, dominant_words, judged_words, unconfirmed_words
 from meme_nas.report.costs import costs_of
@@ -85,7 +84,7 @@ def conclude(
     for trial in finalists.chosen:
         restore_ensemble(trial_folder(folder, trial.number), bank, pick_device(settings.device))
     facts = facts_of(settings, basis.images, basis.space)
-    effort = effort_of(read_everything(folder), settings.training_seeds)
+    effort = effort_of(search.every_trial, settings.training_seeds)
     facts["the search took"] = effort_text(effort)
     if chosen.probabilities:
         facts["p of the winner"] = chosen.probabilities.said()

@@ -32,5 +32,5 @@ class Measured:
 
     @staticmethod
     def seen(folder: Path) -> list[dict]:
-        """What surrounded the calls, in order."""
+        """Return the conditions of all calls, in order."""
         return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]

@@ -40,7 +40,7 @@ def searched(settings, objective: Callable[[Task], Outcome] = score, workers: in
 
 
 def record_of_choices(study: Study) -> list:
-    """What was tried, log by log: kind, choices and state."""
+    """Return kind, choices and state of all trials, log by log."""
     rungs = [study.rung(number) for number in range(3)]
     logs = [rung.experts(number).records for rung in rungs for number in range(1, 5)] + [rung.trials for rung in rungs]
     return [[(trial.kind, trial.choices, trial.state) for trial in log] for log in logs]

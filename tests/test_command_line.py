@@ -21,7 +21,7 @@ from meme_nas.settings import SearchSettings
 
 @pytest.fixture
 def printed(monkeypatch, capsys):
-    """What a command prints that ends by itself with status 0."""
+    """Return the output of a command, which must end with status 0."""
     monkeypatch.setenv("COLUMNS", "100")
 
     def printed(run, *words):

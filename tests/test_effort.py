@@ -1,4 +1,4 @@
-"""What a search spent, counted from its record."""
+"""Effort of a search, counted from its record."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def trials_of(settings, objective=score) -> list:
     search = Joint(settings, study) if settings.strategy_name == "joint" else factorised(settings, study)
     while not search.done:
         search.record(attempt(objective, search.next_task()))
-    return [*search.study.trials, *(trial for number in range(1, 5) for trial in search.study.experts(number).records)]
+    return search.every_trial
 
 
 def test_joint_search_is_charged_for_every_training_and_makes_those_that_differ():
@@ -64,6 +64,7 @@ def test_a_training_that_goes_on_is_charged_with_what_it_adds():
     short, long = ([trial for n in range(1, 5) for trial in log.experts(n).records] for log in (search.below.study, search.study))
     assert len(short) > len(long) > 0
     whole = effort_of([*long, *short])
+    assert effort_of(search.every_trial).charged == whole.charged
     assert whole.charged == whole.made == pytest.approx((len(short) + len(long)) / 2)
 
 
@@ -75,7 +76,7 @@ def test_a_failed_training_is_charged():
 
 
 def test_both_strategies_are_told_of_before_a_search():
-    """Whether they take the same: in training they do, in scoring they do not."""
+    """They take the same passes in training, and not in scoring."""
     settings = SearchSettings(budget=10, device="cpu")
     joint = planned(SearchSettings(budget=10, device="cpu", strategy="joint"))
     own = planned(settings)

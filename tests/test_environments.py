@@ -404,3 +404,9 @@ def test_an_outcome_is_not_a_fault():
 def test_the_feature_space_of_a_worker_is_that_of_the_driver():
     images = open_images("digits", size=8, channels=1)
     assert choose_features("random", images).feature_id == open_basis(tiny("digits"), "cpu", None).ids.features
+
+
+def test_a_process_that_a_test_starts_keeps_what_it_compiles():
+    """Also on a machine where PYTHONDONTWRITEBYTECODE is set, on which each would compile torch for 7 s."""
+    code = "import sys; assert not sys.dont_write_bytecode"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -137,25 +137,16 @@ def test_the_sampler_does_not_know_experts_nor_the_ensemble_sampling():
     assert "meme.diffusion.sampler" not in imported(ROOT / "meme" / "diffusion" / "ensemble.py")
 
 
-def test_settings_and_command_line_import_without_torch():
-    """``--help`` would take seconds."""
-    code = "import sys, meme.config.presets, meme.cli.verbs, meme_nas.settings, run_search; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_search_spaces_import_without_torch():
-    code = "import sys, search_spaces.space; assert not {'torch', 'optuna', 'ray'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_objectives_of_the_tests_import_without_torch_and_optuna():
-    """Every worker that a test starts imports them."""
-    code = "import sys, toys; assert not {'torch', 'optuna'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-def test_a_process_that_a_test_starts_keeps_what_it_compiles():
-    code = "import sys; assert not sys.dont_write_bytecode"
+@pytest.mark.parametrize(
+    "modules, absent",
+    [
+        ("meme.config.presets, meme.cli.verbs, meme_nas.settings, run_search", {"torch"}),  # or --help would take seconds
+        ("search_spaces.space", {"torch", "optuna", "ray"}),
+        ("toys", {"torch", "optuna"}),  # which every worker imports that a test starts
+    ],
+)
+def test_what_is_imported_often_imports_no_large_library(modules, absent):
+    code = f"import sys, {modules}; found = {absent!r} & set(sys.modules); assert not found, found"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

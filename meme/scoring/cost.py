@@ -136,7 +136,7 @@ class TimedNetwork:
     image: ImageConfig
     network: NetworkConfig
     expert: ExpertConfig
-    """With interval and p that all experts of the same network share."""
+    """Its interval and p are placeholders, the same for all experts of one network."""
     images: int
     """In a batch."""
     precision: Precision

@@ -71,6 +71,11 @@ class Strategy:
         return {}
 
     @property
+    def every_trial(self) -> list[TrialRecord]:
+        """All trials of the search: those that score ensembles, and those that train single experts."""
+        return list(self.study.trials)
+
+    @property
     def exhausted(self) -> bool:
         """True if the space has fewer new points within the limits than the budget pays for."""
         raise NotImplementedError

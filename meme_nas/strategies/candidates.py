@@ -54,6 +54,7 @@ class Roster:
     @property
     def is_complete(self) -> bool:
         """True if every point of the space that can keep the limits has been a candidate."""
+        self._catch_up()
         return len(self._first) >= size(self.domains) or (bool(self._listed) and next(self.untried(), None) is None)
 
     def untried(self) -> Iterator[Choices]:

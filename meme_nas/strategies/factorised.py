@@ -92,6 +92,10 @@ class Factorised(Strategy):
         return min(self.affordable, self.most)
 
     @property
+    def every_trial(self) -> list[TrialRecord]:
+        return [*super().every_trial, *(trial for number in self.numbers for trial in self._log(number))]
+
+    @property
     def exhausted(self) -> bool:
         """True if the budget pays for more candidates than there are."""
         return self.most < self.affordable

@@ -104,6 +104,10 @@ class HigherRung(Factorised):
         return max(1, self.below.candidates // KEPT)
 
     @property
+    def every_trial(self) -> list[TrialRecord]:
+        return [*super().every_trial, *self.below.every_trial]
+
+    @property
     def exhausted(self) -> bool:
         return self.below.exhausted
 
